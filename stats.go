@@ -212,6 +212,11 @@ type stamps struct {
 const (
 	stampFree = 0
 	stampVoid = -1
+
+	// stride keeps the cells of jobs that follow each other on different cache
+	// lines, and keeps one cell that is held for long (by a job on its way to a
+	// worker that does not get a processor) from displacing all that come after.
+	stride = 9
 )
 
 func newStamps(places int) *stamps {
@@ -222,8 +227,9 @@ func (s *stamps) len() int { return len(s.cells) }
 
 func (s *stamps) claim(number uint64, now int64) *atomic.Int64 {
 	mask := uint64(len(s.cells) - 1)
-	for i := number; ; i++ {
-		if c := &s.cells[i&mask]; !timing || c.CompareAndSwap(stampFree, now) {
+	for i := number * stride; ; i++ {
+		c := &s.cells[i&mask]
+		if !timing || c.Load() == stampFree && c.CompareAndSwap(stampFree, now) {
 			return c
 		}
 	}
@@ -246,7 +252,7 @@ func (d *Dispatcher) oldestAge() time.Duration {
 // apart, from 1 ns to 39 hours; what is longer counts in the last one.
 type Histogram struct {
 	Count   uint64
-	Sum     float64 // of the durations, in seconds
+	Sum     float64 // of the durations, in nanoseconds
 	buckets [buckets]uint64
 }
 
@@ -259,7 +265,7 @@ const (
 func (h *Histogram) add(ns int64) {
 	ns = max(ns, 0) // the queue's clock was read before the worker's, on another processor
 	h.Count++
-	h.Sum += float64(ns) / 1e9
+	h.Sum += float64(ns)
 	h.buckets[bucket(uint64(ns))]++
 }
 
@@ -290,7 +296,7 @@ func (h *Histogram) Mean() time.Duration {
 	if h.Count == 0 {
 		return 0
 	}
-	return time.Duration(math.Round(h.Sum / float64(h.Count) * 1e9))
+	return time.Duration(math.Round(h.Sum / float64(h.Count)))
 }
 
 // Quantile returns the duration that a share q of the durations do not exceed,
