@@ -1,0 +1,214 @@
+// Package server is what main.go wires besides the queue: the configuration,
+// the demo's business, and an HTTP server that bounds its connections and stops
+// in an order that loses nothing.
+package server
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast"
+)
+
+// A Config is the configuration of the server.
+type Config struct {
+	Addr       string            // listen address
+	Workers    int               // jobs that run at once; 0: paused
+	Queue      int               // jobs that wait; 0: hand-over only
+	Overflow   holdfast.Overflow // what happens beyond that
+	JobTimeout time.Duration     // 0: none
+	Drain      time.Duration     // time to stop; 0: without limit
+	MaxBody    int64             // bytes
+	MaxConns   int               // open connections
+	LogJobs    bool              // log each request that has run
+}
+
+// Dispatcher returns the configuration of the dispatcher.
+func (c Config) Dispatcher() holdfast.Config {
+	none := func(n int) int {
+		if n == 0 {
+			return -1
+		}
+		return n
+	}
+	return holdfast.Config{Workers: none(c.Workers), Queue: none(c.Queue), Overflow: c.Overflow, JobTimeout: c.JobTimeout}
+}
+
+// ParseConfig reads the configuration from the arguments, then the environment,
+// then the defaults; an empty variable counts as unset. It returns
+// flag.ErrHelp after -h and an empty Config after -version; both have then been
+// written to out. Any other error names what is wrong and what is allowed.
+func ParseConfig(args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
+	var c Config
+	connLimit, connDefault := maxConns()
+	settings := []struct {
+		name, env string
+		value     flag.Value
+		byDefault string
+		usage     string
+	}{
+		{"addr", "ADDR", (*text)(&c.Addr), ":8099", "listen on `host:port`"},
+		{"workers", "MAX_WORKERS", &number{&c.Workers, 0, 1_000_000}, "100", "run `n` jobs at once; 0 starts paused"},
+		{"queue", "MAX_QUEUE", &number{&c.Queue, 0, 10_000_000}, "200", "let `n` jobs wait; 0 accepts a job only if a worker is idle"},
+		{"overflow", "OVERFLOW", &overflow{&c.Overflow}, "block", "beyond that `block`, reject or drop-oldest"},
+		{"job-timeout", "JOB_TIMEOUT", (*duration)(&c.JobTimeout), "0", "cancel a job that runs for longer than `d`; 0 never does"},
+		{"drain", "DRAIN_TIMEOUT", (*duration)(&c.Drain), "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
+		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
+		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
+		{"log-jobs", "LOG_JOBS", (*boolean)(&c.LogJobs), "false", "log each job when it has run: `true` or false"},
+	}
+
+	flags := flag.NewFlagSet("holdfast", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	showVersion := flags.Bool("version", false, "")
+	for _, s := range settings {
+		if err := s.value.Set(s.byDefault); err != nil {
+			panic(fmt.Sprintf("default of -%s: %v", s.name, err))
+		}
+		flags.Var(s.value, s.name, s.usage)
+	}
+	flags.Usage = func() {
+		fmt.Fprintf(out, "Holdfast %s: POST /aaa works at once, POST /bbb queues the work.\n\n", version)
+		fmt.Fprintf(out, "Usage: go run main.go [flags]\n\n")
+		for _, s := range settings {
+			arg, usage := flag.UnquoteUsage(flags.Lookup(s.name))
+			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, usage, s.env, s.byDefault)
+		}
+		fmt.Fprintf(out, "  %-20s print the version\n\n", "-version")
+		fmt.Fprintf(out, "A flag goes before its environment variable, that before the default.\nSizes are bytes or end in KiB, MiB or GiB; durations are like 30s, 5m or 1h30m.\n")
+	}
+	if err := flags.Parse(args); err != nil {
+		return Config{}, err
+	}
+	if flags.NArg() > 0 {
+		return Config{}, fmt.Errorf("argument %q; want flags only, see -h", flags.Arg(0))
+	}
+	if *showVersion {
+		fmt.Fprintf(out, "holdfast %s\n", version)
+		return Config{}, nil
+	}
+	given := make(map[string]bool)
+	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	for _, s := range settings {
+		value := getenv(s.env)
+		if value == "" || given[s.name] {
+			continue
+		}
+		if err := s.value.Set(value); err != nil {
+			return Config{}, fmt.Errorf("invalid value %q for %s: %w", value, s.env, err)
+		}
+	}
+	return c, nil
+}
+
+type text string
+
+func (t *text) String() string     { return string(*t) }
+func (t *text) Set(s string) error { *t = text(s); return nil }
+
+type boolean bool
+
+func (b *boolean) String() string { return strconv.FormatBool(bool(*b)) }
+
+func (b *boolean) Set(s string) error {
+	if s != "true" && s != "false" {
+		return errors.New("want true or false")
+	}
+	*b = s == "true"
+	return nil
+}
+
+// IsBoolFlag lets the flag stand without a value.
+func (b *boolean) IsBoolFlag() bool { return true }
+
+type number struct {
+	n           *int
+	least, most int
+}
+
+func (v *number) String() string {
+	if v.n == nil {
+		return ""
+	}
+	return strconv.Itoa(*v.n)
+}
+
+func (v *number) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < v.least || n > v.most {
+		return fmt.Errorf("want a whole number from %d to %d", v.least, v.most)
+	}
+	*v.n = n
+	return nil
+}
+
+type overflow struct{ *holdfast.Overflow }
+
+func (v *overflow) String() string {
+	if v.Overflow == nil {
+		return ""
+	}
+	return v.Overflow.String()
+}
+
+func (v *overflow) Set(s string) error {
+	if v.UnmarshalText([]byte(s)) != nil {
+		return errors.New("want block, reject or drop-oldest")
+	}
+	return nil
+}
+
+type duration time.Duration
+
+func (v *duration) String() string { return time.Duration(*v).String() }
+
+func (v *duration) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return errors.New("want a duration of 0 or more, such as 500ms, 30s or 1h")
+	}
+	*v = duration(d)
+	return nil
+}
+
+// A Size is a number of bytes, at least 1. Its text form is a whole number,
+// followed by KiB, MiB or GiB or by nothing.
+type Size int64
+
+var units = []struct {
+	suffix string
+	bytes  int64
+}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}}
+
+// String returns the size in the greatest unit in which it is a whole number.
+func (v *Size) String() string {
+	for _, u := range units {
+		if int64(*v)%u.bytes == 0 && *v != 0 {
+			return strconv.FormatInt(int64(*v)/u.bytes, 10) + u.suffix
+		}
+	}
+	return "0"
+}
+
+// Set sets the size from its text form; a text that is none changes nothing.
+func (v *Size) Set(s string) error {
+	for _, u := range units {
+		digits, ok := strings.CutSuffix(s, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(digits, 10, 63)
+		if err != nil || n == 0 || int64(n) > math.MaxInt64/u.bytes {
+			break
+		}
+		*v = Size(int64(n) * u.bytes)
+		return nil
+	}
+	return errors.New("want a size of at least 1 byte, such as 65536, 64KiB or 1MiB")
+}

@@ -1,0 +1,93 @@
+package server
+
+import (
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const tooManyProblem = `{"title":"Service Unavailable","status":503,"detail":"too many connections; try again later"}` + "\n"
+
+// tooMany answers a connection beyond the limit. It is written without having
+// read a request, so it is the same for all.
+var tooMany = "HTTP/1.1 503 Service Unavailable\r\n" +
+	"Content-Type: application/problem+json\r\n" +
+	"Content-Length: " + strconv.Itoa(len(tooManyProblem)) + "\r\n" +
+	"Retry-After: 1\r\n" +
+	"Connection: close\r\n" +
+	"\r\n" + tooManyProblem
+
+// Descriptors that are kept free of connections: for the listener, the standard
+// streams and the poller, and for connections that are being refused.
+const (
+	reserved = 16
+	refusers = 16
+)
+
+// connLimit is a listener that has at most max connections open and answers
+// those beyond with a short 503. Without it a server that runs out of
+// descriptors retries to accept ever more slowly, and clients see it hang.
+type connLimit struct {
+	net.Listener
+	max      int64
+	open     atomic.Int64
+	refusing atomic.Int64
+}
+
+func (l *connLimit) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) <= l.max {
+			return &countedConn{Conn: c, closed: sync.OnceFunc(func() { l.open.Add(-1) })}, nil
+		}
+		l.open.Add(-1)
+		if l.refusing.Add(1) > refusers {
+			l.refusing.Add(-1)
+			c.Close()
+			continue
+		}
+		go func() {
+			defer l.refusing.Add(-1)
+			refuse(c)
+		}()
+	}
+}
+
+// refuse answers and closes. It takes in what the client sends until the client
+// closes, for a second at most: closed with data unread, a connection is reset,
+// and the client loses the answer.
+func refuse(c net.Conn) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Second))
+	if _, err := io.WriteString(c, tooMany); err != nil {
+		return
+	}
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
+	io.Copy(io.Discard, io.LimitReader(c, 1<<20))
+}
+
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.closed()
+	return c.Conn.Close()
+}
+
+// connsFor returns the connections that a limit of open files leaves room for,
+// and how many of them to use: some are left to what the handlers open.
+func connsFor(files uint64) (most, byDefault int) {
+	most = int(min(files, 1<<20)) - reserved - refusers
+	most = max(most, 1)
+	return most, max(most-most/8, 1)
+}

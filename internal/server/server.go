@@ -1,0 +1,173 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"holdfast"
+	"holdfast/internal/problem"
+)
+
+// Time-outs of a connection. None of them limits how long a handler may take.
+const (
+	headerTimeout = 10 * time.Second // to send a header
+	idleTimeout   = 2 * time.Minute  // between requests
+	writeTimeout  = 30 * time.Second // to take a piece of a response
+	bodyTimeout   = 10 * time.Second // to send a body, besides the time that bodyRate allows
+	bodyRate      = 16 << 10         // bytes a second
+
+	// lastAnswers is how long connections may stay after the last job has ended
+	// or been cut off, for responses to be written.
+	lastAnswers = time.Second
+)
+
+// A Server serves a handler beside a dispatcher and stops both in order.
+type Server struct {
+	dispatcher *holdfast.Dispatcher
+	http       *http.Server
+	maxConns   int
+	maxBody    int64
+	log        *slog.Logger
+
+	stopping atomic.Bool
+	active   atomic.Int64 // requests in handlers
+}
+
+// New returns a Server for the routes of mux, to which it adds /healthz and
+// /readyz. Requests for a route that mux does not have, and all but those two
+// while the server stops, are answered with a problem.
+func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
+	s := &Server{dispatcher: d, maxConns: c.MaxConns, maxBody: c.MaxBody, log: log}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if s.stopping.Load() {
+			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
+			return
+		}
+		io.WriteString(w, "ready\n")
+	})
+	s.http = &http.Server{
+		Handler:           s.guard(problem.Mux(mux)),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateIdle {
+				// The last response's deadline must not hit the next one.
+				c.SetWriteDeadline(time.Time{})
+			}
+		},
+	}
+	return s
+}
+
+// Work returns h as a route that takes on new work: while the server stops it
+// answers 503.
+func (s *Server) Work(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.stopping.Load() {
+			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// guard bounds the time for which a slow client can hold a connection. The
+// server's own ReadTimeout and WriteTimeout can't: they run from the request's
+// header on, and so would cut off whoever waits for a long answer.
+func (s *Server) guard(next http.Handler) http.Handler {
+	toSend := bodyTimeout + time.Duration(float64(s.maxBody)/bodyRate*float64(time.Second))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.active.Add(1)
+		defer s.active.Add(-1)
+		conn := http.NewResponseController(w)
+		if r.Body != http.NoBody {
+			// Holds beyond the handler, until the server has got rid of a body
+			// that nobody read.
+			conn.SetReadDeadline(time.Now().Add(toSend))
+			r.Body = &sentBody{r.Body, conn}
+		}
+		defer func() { conn.SetWriteDeadline(time.Now().Add(writeTimeout)) }()
+		next.ServeHTTP(&promptWriter{w, conn}, r)
+	})
+}
+
+// sentBody lifts the read deadline when the body has arrived: from then on the
+// server reads only to notice that the client leaves.
+type sentBody struct {
+	io.ReadCloser
+	conn *http.ResponseController
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.conn.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+// promptWriter gives the client a time-out for each piece.
+type promptWriter struct {
+	http.ResponseWriter
+	conn *http.ResponseController
+}
+
+func (w *promptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *promptWriter) Write(p []byte) (int, error) {
+	w.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return w.ResponseWriter.Write(p)
+}
+
+// Run serves on l until ctx ends or serving fails, then stops: at once it is no
+// longer ready and accepts no work; until the jobs have ended, or for drain if
+// that is not 0, it goes on answering; then the connections are closed. The
+// error is nil if everything that was accepted has ended by itself.
+func (s *Server) Run(ctx context.Context, l net.Listener, drain time.Duration) error {
+	var serving error
+	failed := make(chan error, 1)
+	go func() { failed <- s.http.Serve(&connLimit{Listener: l, max: int64(s.maxConns)}) }()
+	select {
+	case serving = <-failed:
+		s.log.Info("stopping, since serving failed", "drain", drain)
+	case <-ctx.Done():
+		s.log.Info("stopping", "drain", drain)
+	}
+	s.stopping.Store(true)
+
+	limit, cancel := context.WithCancel(context.Background())
+	if drain > 0 {
+		limit, cancel = context.WithTimeout(context.Background(), drain)
+	}
+	defer cancel()
+	report, err := s.dispatcher.Shutdown(limit)
+
+	// Requests outside the pool have the rest of the time.
+	answers := limit
+	if deadline, ok := limit.Deadline(); ok && time.Until(deadline) < lastAnswers {
+		var enough context.CancelFunc
+		answers, enough = context.WithTimeout(context.Background(), lastAnswers)
+		defer enough()
+	}
+	var cut int64
+	if s.http.Shutdown(answers) != nil {
+		if cut = s.active.Load(); cut > 0 {
+			err = errors.Join(err, fmt.Errorf("holdfast: %d requests cut off", cut))
+		}
+		s.http.Close()
+	}
+	s.log.Info("stopped", "finished", report.Finished, "cut_off", report.Running, "never_started", len(report.NeverStarted), "requests_cut_off", cut)
+	return errors.Join(serving, err)
+}

@@ -1,0 +1,121 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"holdfast/internal/problem"
+)
+
+// maxSleep is the longest sleep_time, a day.
+const maxSleep = 86400
+
+// The demo's business is to sleep. It stands for whatever takes its time.
+
+type sleepKey struct{}
+
+// Sleep sleeps for the time that [Checked] has found in the request, or until
+// the request's context ends, and answers {"sleep_time":n}.
+func Sleep(w http.ResponseWriter, r *http.Request) {
+	seconds := r.Context().Value(sleepKey{}).(int64)
+	done := time.NewTimer(time.Duration(seconds) * time.Second)
+	defer done.Stop()
+	select {
+	case <-done.C:
+	case <-r.Context().Done():
+		problem.Write(w, http.StatusServiceUnavailable, "the sleep was interrupted")
+		return
+	}
+	body := fmt.Appendf(nil, "{\"sleep_time\":%d}\n", seconds)
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Write(body)
+}
+
+// Logged logs each request that h has run, with the id of its job if it is one.
+func Logged(log *slog.Logger, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r)
+		log.Info("ran", "path", r.URL.Path, "job", r.Header.Get("Job-Id"))
+	})
+}
+
+// Checked passes requests with a valid body on to next, with the body unread,
+// and answers all others itself: what is wrong with a request must be said
+// before it is accepted as a job.
+func Checked(maxBody int64, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			problem.WriteUnread(w, err)
+			return
+		}
+		seconds, err := parseSleep(body)
+		if err != nil {
+			problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
+			return
+		}
+		r = r.WithContext(context.WithValue(r.Context(), sleepKey{}, seconds))
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(w, r)
+	})
+}
+
+// parseSleep reads {"sleep_time": n}. It goes through the tokens by itself, since
+// json.Unmarshal takes what nobody means: other capitals, a name twice, null.
+func parseSleep(body []byte) (int64, error) {
+	if len(bytes.TrimSpace(body)) == 0 {
+		return 0, errors.New("the body is empty")
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.UseNumber()
+	if open, err := dec.Token(); err != nil {
+		return 0, errors.New("the body is not JSON")
+	} else if open != json.Delim('{') {
+		return 0, errors.New("the body is not a JSON object")
+	}
+	var seconds int64
+	found := false
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			return 0, errors.New("the body is not JSON")
+		}
+		if name != "sleep_time" {
+			return 0, fmt.Errorf("%.40q is not known", name)
+		}
+		if found {
+			return 0, errors.New("sleep_time is given twice")
+		}
+		found = true
+		value, err := dec.Token()
+		if err != nil {
+			return 0, errors.New("the body is not JSON")
+		}
+		number, ok := value.(json.Number)
+		if !ok {
+			return 0, errors.New("sleep_time is not a number")
+		}
+		if seconds, err = strconv.ParseInt(string(number), 10, 64); err != nil || seconds < 0 || seconds > maxSleep {
+			return 0, fmt.Errorf("sleep_time %.40s is out of range or not whole", number)
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return 0, errors.New("the body is not JSON")
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return 0, errors.New("something follows the object")
+	}
+	if !found {
+		return 0, errors.New("sleep_time is missing")
+	}
+	return seconds, nil
+}

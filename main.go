@@ -1,0 +1,85 @@
+//go:build ignore
+
+// Holdfast's server: POST /aaa works at once, POST /bbb queues the same work.
+//
+// A folder holds one package, and this folder's is the library, so this file is
+// run by its name: go run main.go.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"holdfast"
+	"holdfast/internal/server"
+)
+
+// version is stamped by make build.
+var version = "devel"
+
+const guide = `Holdfast: hold a load that cannot be served at once.
+
+Work at once; the answer comes when it is done:
+    curl -d '{"sleep_time":1}' http://localhost:8099/aaa
+Queue the same work; the answer comes at once:
+    curl -d '{"sleep_time":1}' http://localhost:8099/bbb
+Is the server alive, and does it accept work?
+    curl http://localhost:8099/healthz
+    curl http://localhost:8099/readyz
+`
+
+func main() {
+	config, err := server.ParseConfig(os.Args[1:], os.Getenv, version, os.Stdout)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "holdfast:", err)
+		os.Exit(2)
+	case config == server.Config{}: // -version
+		return
+	}
+	if err := run(config, slog.Default()); err != nil {
+		slog.Error(err.Error())
+		os.Exit(1)
+	}
+}
+
+func run(config server.Config, log *slog.Logger) error {
+	d, err := holdfast.New(config.Dispatcher())
+	if err != nil {
+		return err
+	}
+	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{MaxBody: config.MaxBody})
+
+	mux := http.NewServeMux()
+	s := server.New(d, mux, config, log)
+	work := func(h http.Handler) http.Handler { return s.Work(server.Checked(config.MaxBody, h)) }
+	var sleep http.Handler = http.HandlerFunc(server.Sleep)
+	if config.LogJobs {
+		sleep = server.Logged(log, sleep)
+	}
+	mux.Handle("POST /aaa", work(sleep))
+	mux.Handle("POST /bbb", work(jobs.Async(sleep)))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, guide) })
+
+	l, err := net.Listen("tcp", config.Addr)
+	if err != nil {
+		return err
+	}
+	log.Info("holdfast "+version, "addr", l.Addr().String(), "workers", config.Workers, "queue", config.Queue, "overflow", config.Overflow)
+
+	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer restore()
+	context.AfterFunc(ctx, restore) // a second signal ends the process at once
+	return s.Run(ctx, l, config.Drain)
+}
