@@ -118,8 +118,14 @@ func (d *Dispatcher) freePlace() {
 	}
 }
 
-// settle lets waiting submitters in and notices the end of a shutdown. Whoever
-// frees a place, or makes room in the queue, while slow is set calls it.
+// roomMade follows the taking of a job from the queue, unless freePlace does.
+func (d *Dispatcher) roomMade() {
+	if d.word.Load()&slow != 0 {
+		d.settle()
+	}
+}
+
+// settle lets waiting submitters in, or notices the end of a shutdown.
 func (d *Dispatcher) settle() {
 	d.mu.Lock()
 	d.settleLocked()

@@ -339,9 +339,7 @@ func (d *Dispatcher) dispatch() {
 			}
 			idle <- e
 			idle = nil
-			if d.word.Load()&slow != 0 {
-				d.settle() // there is room in the queue
-			}
+			d.roomMade()
 		case <-d.wake:
 		case <-ended:
 			ended = nil

@@ -95,6 +95,8 @@ func (w *worker) next() bool {
 			if job != nil {
 				job.tell()
 			}
+		} else if taken {
+			d.roomMade()
 		}
 		if begun {
 			return true

@@ -56,12 +56,12 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"addr", "ADDR", (*text)(&c.Addr), ":8099", "listen on `host:port`"},
 		{"workers", "MAX_WORKERS", &number{&c.Workers, 0, 1_000_000}, "100", "run `n` jobs at once; 0 starts paused"},
 		{"queue", "MAX_QUEUE", &number{&c.Queue, 0, 10_000_000}, "200", "let `n` jobs wait; 0 accepts a job only if a worker is idle"},
-		{"overflow", "OVERFLOW", &overflow{&c.Overflow}, "block", "beyond that `block`, reject or drop-oldest"},
+		{"overflow", "OVERFLOW", &overflow{&c.Overflow}, "block", "when all that is taken, apply `policy` block, reject or drop-oldest"},
 		{"job-timeout", "JOB_TIMEOUT", (*duration)(&c.JobTimeout), "0", "cancel a job that runs for longer than `d`; 0 never does"},
 		{"drain", "DRAIN_TIMEOUT", (*duration)(&c.Drain), "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
 		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
-		{"log-jobs", "LOG_JOBS", (*boolean)(&c.LogJobs), "false", "log each job when it has run: `true` or false"},
+		{"log-jobs", "LOG_JOBS", (*boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
 	}
 
 	flags := flag.NewFlagSet("holdfast", flag.ContinueOnError)
@@ -73,17 +73,21 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		}
 		flags.Var(s.value, s.name, s.usage)
 	}
-	flags.Usage = func() {
+	flags.Usage = func() {}
+	usage := func() {
 		fmt.Fprintf(out, "Holdfast %s: POST /aaa works at once, POST /bbb queues the work.\n\n", version)
 		fmt.Fprintf(out, "Usage: go run main.go [flags]\n\n")
 		for _, s := range settings {
-			arg, usage := flag.UnquoteUsage(flags.Lookup(s.name))
-			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, usage, s.env, s.byDefault)
+			arg, text := flag.UnquoteUsage(flags.Lookup(s.name))
+			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, s.byDefault)
 		}
 		fmt.Fprintf(out, "  %-20s print the version\n\n", "-version")
 		fmt.Fprintf(out, "A flag goes before its environment variable, that before the default.\nSizes are bytes or end in KiB, MiB or GiB; durations are like 30s, 5m or 1h30m.\n")
 	}
 	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			usage()
+		}
 		return Config{}, err
 	}
 	if flags.NArg() > 0 {

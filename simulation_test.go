@@ -1,0 +1,586 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// The first seed is fixed; a run that fails is repeated with -seed, never
+// answered with another one.
+var (
+	schedules = flag.Int("schedules", 2000, "schedules of TestSimulation")
+	firstSeed = flag.Uint64("seed", 1, "first seed of TestSimulation")
+)
+
+// TestSimulation drives the real dispatcher in virtual time through random
+// schedules: submits of all kinds and policies, cancels, panics, Goexits,
+// resizes, nested submits, and a shutdown at some moment. Each step starts its
+// operations at the same time. At every point of rest, when nothing can happen
+// but by the passing of time, the guarantees are checked against the
+// simulation's own counts.
+func TestSimulation(t *testing.T) {
+	for n := range *schedules {
+		seed := *firstSeed + uint64(n)
+		s := &simulation{seed: seed, rng: rand.New(rand.NewPCG(seed, 0))}
+		func() {
+			defer func() {
+				if v := recover(); v != nil { // a deadlock of the bubble
+					t.Fatalf("seed %d: %v\n%s", seed, v, s.events())
+				}
+			}()
+			synctest.Test(t, func(t *testing.T) {
+				s.run()
+				if s.failure != "" {
+					t.Errorf("seed %d: %s\n%s", seed, s.failure, s.events())
+				}
+			})
+		}()
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// A simJob is what the simulation knows of one submit.
+type simJob struct {
+	id        int
+	kind      string // go, submit or do
+	policy    Overflow
+	step      int // in which the call began
+	accepted  int // step at whose rest the call was first seen accepted; -1: not yet
+	returned  bool
+	err       error
+	handle    *Job
+	startedAt int // position in the order of starts; 0: not started
+	ended     bool
+	meddled   bool // canceled by somebody, or given a context that ends
+}
+
+type simulation struct {
+	seed    uint64
+	rng     *rand.Rand
+	d       *Dispatcher
+	workers int
+	places  int
+	step    int
+	failure string
+	alone   bool // the step had one operation
+
+	mu       sync.Mutex
+	log      []string
+	jobs     []*simJob
+	starts   int
+	running  int
+	allowed  int // jobs that may run: the workers, after a shrink what ran then
+	panics   int
+	shutdown bool
+	report   *Report
+}
+
+func (s *simulation) logf(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log = append(s.log, fmt.Sprintf("%d: ", s.step)+fmt.Sprintf(format, args...))
+}
+
+func (s *simulation) events() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.log, "\n")
+}
+
+func (s *simulation) fail(format string, args ...any) {
+	if s.failure == "" {
+		s.failure = fmt.Sprintf("step %d: ", s.step) + fmt.Sprintf(format, args...)
+	}
+}
+
+func (s *simulation) run() {
+	s.workers, s.places = s.rng.IntN(5), s.rng.IntN(5)
+	cfg := Config{
+		Workers:  none(s.workers),
+		Queue:    none(s.places),
+		Overflow: Overflow(s.rng.IntN(3)),
+		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+	if s.rng.IntN(4) == 0 {
+		cfg.JobTimeout = time.Duration(1+s.rng.IntN(20)) * time.Millisecond
+	}
+	var err error
+	if s.d, err = New(cfg); err != nil {
+		s.fail("%v", err)
+		return
+	}
+	s.allowed = s.workers
+	s.logf("workers %d, queue %d, %v, time-out %v", s.workers, s.places, cfg.Overflow, cfg.JobTimeout)
+
+	steps := 5 + s.rng.IntN(25)
+	stop := s.rng.IntN(2 * steps) // half of the schedules are shut down at the end only
+	before := s.d.Stats()
+	for s.step = 1; s.step <= steps && s.failure == ""; s.step++ {
+		ops := 1 + s.rng.IntN(6)
+		s.alone = ops == 1
+		for range ops {
+			s.operate(cfg)
+		}
+		if s.step == stop {
+			s.stop()
+		}
+		synctest.Wait()
+		before = s.check(before)
+		if s.rng.IntN(2) == 0 {
+			time.Sleep(time.Duration(s.rng.IntN(8000)) * time.Microsecond)
+			synctest.Wait()
+			s.alone = false
+			before = s.check(before)
+		}
+	}
+	if !s.shutdown {
+		s.stop()
+	}
+	time.Sleep(time.Hour) // every job has ended by then, and every context
+	synctest.Wait()
+	s.final()
+}
+
+func none(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+// operate starts one random operation.
+func (s *simulation) operate(cfg Config) {
+	switch n := s.rng.IntN(20); {
+	case n < 13:
+		s.submit(cfg)
+	case n < 15 && s.rng.IntN(2) == 0:
+		n := s.rng.IntN(6)
+		s.logf("resize %d", n)
+		s.alone = false
+		s.mu.Lock()
+		s.workers = n
+		s.allowed = max(n, s.allowed)
+		s.mu.Unlock()
+		if err := s.d.Resize(n); err != nil && !(s.shutdown && errors.Is(err, ErrClosed)) {
+			s.fail("Resize: %v", err)
+		}
+	case n < 17:
+		if j := s.anyHandle(); j != nil {
+			j.meddled = true
+			s.logf("cancel %d", j.id)
+			go j.handle.Cancel()
+		}
+	case n < 18:
+		if j := s.anyHandle(); j != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.rng.IntN(10))*time.Millisecond)
+			go func() {
+				defer cancel()
+				err := j.handle.Wait(ctx)
+				if ctx.Err() == nil && !errors.Is(err, j.handle.Err()) {
+					s.mu.Lock()
+					s.fail("Wait of %d: %v, Err: %v", j.id, err, j.handle.Err())
+					s.mu.Unlock()
+				}
+			}()
+		}
+	default:
+		go func() {
+			st := s.d.Stats()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.conserved(st)
+		}()
+	}
+}
+
+func (s *simulation) anyHandle() *simJob {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.jobs) == 0 {
+		return nil
+	}
+	if j := s.jobs[s.rng.IntN(len(s.jobs))]; j.handle != nil {
+		return j
+	}
+	return nil
+}
+
+func (s *simulation) newJob(kind string, policy Overflow) *simJob {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j := &simJob{id: len(s.jobs), kind: kind, policy: policy, step: s.step, accepted: -1}
+	s.jobs = append(s.jobs, j)
+	return j
+}
+
+func (s *simulation) returned(j *simJob, handle *Job, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j.returned, j.handle, j.err = true, handle, err
+}
+
+// submit starts a submit of a random kind, policy, context and function.
+func (s *simulation) submit(cfg Config) {
+	kind := []string{"go", "submit", "do"}[s.rng.IntN(3)]
+	policy := cfg.Overflow
+	var overflow []Overflow
+	if s.rng.IntN(2) == 0 {
+		policy = Overflow(s.rng.IntN(3))
+		overflow = append(overflow, policy)
+	}
+	j := s.newJob(kind, policy)
+	ctx, cancel := context.Background(), context.CancelFunc(func() {})
+	switch s.rng.IntN(4) {
+	case 0:
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(1+s.rng.IntN(10000))*time.Microsecond)
+		j.meddled = kind == "do"
+	case 1:
+		ctx = context.WithValue(ctx, "key", "value")
+	}
+	fn := s.function(j, cfg)
+	s.logf("%s %d %v", kind, j.id, policy)
+	go func() {
+		defer cancel()
+		var handle *Job
+		var err error
+		switch kind {
+		case "go":
+			err = s.d.Go(ctx, fn, overflow...)
+		case "submit":
+			handle, err = s.d.Submit(ctx, fn, overflow...)
+		case "do":
+			err = s.d.Do(ctx, fn, overflow...)
+		}
+		s.returned(j, handle, err)
+	}()
+}
+
+// function returns a job's function: how it works and how it ends is random.
+func (s *simulation) function(j *simJob, cfg Config) func(context.Context) error {
+	work := time.Duration(s.rng.IntN(10000)) * time.Microsecond
+	if s.rng.IntN(3) == 0 {
+		work = 0
+	}
+	stubborn := s.rng.IntN(3) == 0
+	ending := s.rng.IntN(10)
+	nest := s.rng.IntN(6) == 0
+	var nested func(context.Context) error
+	var nestedJob *simJob
+	if nest {
+		nestedJob = &simJob{kind: "go", policy: Block, accepted: -1}
+		nested = func(ctx context.Context) error { s.begin(nestedJob); defer s.end(nestedJob); return nil }
+	}
+	return func(ctx context.Context) error {
+		s.begin(j)
+		defer s.end(j)
+		if nest {
+			if err := s.d.Do(ctx, func(context.Context) error { return nil }); err != ErrNested {
+				panic(fmt.Sprintf("nested Do: %v", err))
+			}
+			s.mu.Lock()
+			nestedJob.id, nestedJob.step = len(s.jobs), s.step
+			s.jobs = append(s.jobs, nestedJob)
+			s.mu.Unlock()
+			s.returned(nestedJob, nil, s.d.Go(ctx, nested, Block))
+		}
+		if stubborn {
+			time.Sleep(work)
+		} else {
+			select {
+			case <-time.After(work):
+			case <-ctx.Done():
+			}
+		}
+		switch ending {
+		case 0:
+			s.mu.Lock()
+			s.panics++
+			s.mu.Unlock()
+			panic("simulated")
+		case 1:
+			runtime.Goexit()
+		case 2:
+			return errors.New("simulated")
+		case 3:
+			return ctx.Err()
+		}
+		return nil
+	}
+}
+
+func (s *simulation) begin(j *simJob) {
+	s.logf("start %d", j.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j.startedAt > 0 {
+		s.fail("job %d started twice", j.id)
+	}
+	s.starts++
+	s.running++
+	j.startedAt = s.starts
+}
+
+func (s *simulation) end(j *simJob) {
+	s.logf("end %d", j.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running--
+	j.ended = true
+}
+
+func (s *simulation) stop() {
+	s.mu.Lock()
+	s.shutdown = true
+	s.mu.Unlock()
+	for range 1 + s.rng.IntN(2) {
+		ctx, cancel := context.WithCancel(context.Background())
+		limit := time.Duration(s.rng.IntN(20)) * time.Millisecond
+		if s.rng.IntN(2) == 0 {
+			ctx, cancel = context.WithTimeout(ctx, limit)
+		}
+		s.logf("shutdown")
+		go func() {
+			defer cancel()
+			report, err := s.d.Shutdown(ctx)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if err == nil && (report.Running > 0 || len(report.NeverStarted) > 0) {
+				s.fail("no error for %+v", report)
+			}
+			if s.report != nil && (s.report.Running != report.Running || s.report.Finished != report.Finished) {
+				s.fail("reports differ: %+v, %+v", *s.report, report)
+			}
+			s.report = &report
+		}()
+	}
+}
+
+// conserved checks what holds in every snapshot. s.mu must be held.
+func (s *simulation) conserved(st Stats) {
+	if sum := uint64(st.Queued+st.Running) + outcomes(st); st.Accepted != sum {
+		s.fail("accepted %d, sum %d: %s", st.Accepted, sum, counts(st))
+	}
+	if st.Queued < 0 || st.Queued > s.places || st.Vacated < 0 {
+		s.fail("queued beyond %d: %s", s.places, counts(st))
+	}
+	if st.Running < 0 || st.Running > s.allowed {
+		s.fail("running beyond %d: %s", s.allowed, counts(st))
+	}
+}
+
+func outcomes(st Stats) uint64 {
+	return st.Succeeded + st.Failed + st.Panicked + st.Canceled + st.Dropped + st.Abandoned
+}
+
+// counts is a snapshot without the histograms, for messages.
+func counts(st Stats) string {
+	return fmt.Sprintf("workers %d, accepted %d, queued %d, running %d, vacated %d, blocked %d, canceled %d, dropped %d, abandoned %d",
+		st.Workers, st.Accepted, st.Queued, st.Running, st.Vacated, st.Blocked, st.Canceled, st.Dropped, st.Abandoned)
+}
+
+// check holds the guarantees against the simulation's counts at a point of rest.
+func (s *simulation) check(before Stats) Stats {
+	st := s.d.Stats()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conserved(st)
+	if st.Running != s.running {
+		s.fail("G6: %d run, statistics say %d", s.running, st.Running)
+	}
+	if s.running > s.allowed {
+		s.fail("G2: %d run, allowed %d", s.running, s.allowed)
+	}
+	s.allowed = max(s.workers, min(s.allowed, s.running))
+
+	if !s.shutdown && st.Queued > 0 && st.Running < s.workers {
+		s.fail("G13: idle worker beside a queued job: %s", counts(st))
+	}
+	used := st.Queued + st.Running + st.Vacated
+	if st.Blocked > 0 && used < s.workers+s.places {
+		s.fail("G13: blocked submitter beside a free place: %s", counts(st))
+	}
+
+	// Who has been accepted, who waits. A call of Do that has not returned and
+	// not started may be either; one that returned with its context's error may
+	// have been either.
+	var accepted, unclear, waiting, unstarted int
+	var known [states]uint64
+	for _, j := range s.jobs {
+		switch {
+		case j.kind == "do" && !j.returned && j.startedAt == 0:
+			waiting++ // queued or blocked
+		case j.kind == "do" && j.returned && j.startedAt == 0:
+			switch {
+			case errors.Is(j.err, ErrDropped):
+				known[Dropped]++
+				accepted++
+			case errors.Is(j.err, ErrAbandoned):
+				known[Abandoned]++
+				accepted++
+			case errors.Is(j.err, context.DeadlineExceeded):
+				unclear++
+			}
+		case !j.returned && j.startedAt == 0:
+			waiting++ // blocked
+		case j.returned && j.err != nil && j.kind != "do":
+		default:
+			accepted++
+			if j.accepted < 0 {
+				j.accepted = s.step
+			}
+			if j.handle != nil {
+				state := j.handle.State()
+				known[state]++
+				if (j.startedAt > 0 && !j.ended) != (state == Running) && j.startedAt > 0 == !j.ended {
+					s.fail("job %d started %d, ended %v, but is %v", j.id, j.startedAt, j.ended, state)
+				}
+				if state.Ended() != isClosed(j.handle.Done()) {
+					s.fail("G5: job %d is %v, Done closed: %v", j.id, state, isClosed(j.handle.Done()))
+				}
+				if state == Queued {
+					unstarted++
+				}
+			} else if j.startedAt == 0 {
+				unstarted++ // or dropped or abandoned, which nobody is told of
+			}
+		}
+	}
+	all := int(st.Accepted) + st.Blocked
+	if low := accepted + waiting; all < low || all > low+unclear {
+		s.fail("G6: %d accepted, %d wait, %d unclear: %s", accepted, waiting, unclear, counts(st))
+	}
+	untold := int(st.Dropped + st.Abandoned - known[Dropped] - known[Abandoned])
+	if got := st.Queued + st.Blocked + untold; got != unstarted+waiting {
+		s.fail("G6: %d unstarted, %d wait, %d dropped or abandoned untold: %s", unstarted, waiting, untold, counts(st))
+	}
+	if int(st.Panicked) > s.panics {
+		s.fail("G6: %d panics, statistics say %d", s.panics, st.Panicked)
+	}
+	s.ordered()
+	if s.alone {
+		s.exact(before, st)
+	}
+	return st
+}
+
+// ordered checks G3 and the fairness of G4: a job that was accepted before the
+// call of another began has started if that one has, and a blocked call that
+// began before another has been accepted if that one has.
+func (s *simulation) ordered() {
+	lastStarted, lastBlocked := -1, -1 // greatest step of a call whose job has started, or was let in under Block
+	for _, j := range s.jobs {
+		if j.startedAt > 0 {
+			lastStarted = max(lastStarted, j.step)
+		}
+		if j.policy == Block && (j.startedAt > 0 || j.handle != nil || j.kind == "go" && j.returned && j.err == nil) {
+			lastBlocked = max(lastBlocked, j.step)
+		}
+	}
+	for _, j := range s.jobs {
+		if j.handle != nil && j.handle.State() == Queued && j.accepted < lastStarted {
+			s.fail("G3: job %d is queued since step %d, one of step %d has started", j.id, j.accepted, lastStarted)
+		}
+		if j.policy == Block && j.kind != "do" && !j.returned && j.startedAt == 0 && j.step < lastBlocked {
+			s.fail("G4: job %d waits for a place since step %d, one of step %d has one", j.id, j.step, lastBlocked)
+		}
+	}
+}
+
+// exact checks a step that had one operation: what a submit got follows from
+// the places that were taken.
+func (s *simulation) exact(before, st Stats) {
+	j := s.jobs
+	if len(j) == 0 || j[len(j)-1].step != s.step || s.shutdown {
+		return
+	}
+	last := j[len(j)-1]
+	if last.kind == "go" && last.returned && slices.ContainsFunc(j[:len(j)-1], func(o *simJob) bool { return o.step == s.step }) {
+		return // submitted by a job that has just started
+	}
+	full := before.Queued+before.Running+before.Vacated >= s.workers+s.places
+	refused := errors.Is(last.err, ErrQueueFull)
+	switch last.policy {
+	case Reject:
+		if refused != full {
+			s.fail("G1: job %d refused %v, but full is %v: %s", last.id, refused, full, counts(before))
+		}
+	case DropOldest:
+		dropped := int(st.Dropped - before.Dropped)
+		switch {
+		case dropped > 1 || dropped == 1 && !full:
+			s.fail("G4: one call dropped %d: %s", dropped, counts(before))
+		case full && before.Queued > 0 && before.Vacated == 0 && dropped != 1:
+			s.fail("G4: nothing dropped by %d: %s", last.id, counts(before))
+		case full && before.Queued == 0 && before.Vacated == 0 && !refused:
+			s.fail("G4: job %d not refused with nothing to drop: %s", last.id, counts(before))
+		}
+	}
+	if before.Blocked > st.Blocked+1 {
+		s.fail("a submit let others in: %s", counts(before))
+	}
+}
+
+// final checks what holds when everything has ended.
+func (s *simulation) final() {
+	st := s.d.Stats()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conserved(st)
+	if st.Queued+st.Running+st.Blocked+st.Vacated != 0 || st.OldestAge != 0 {
+		s.fail("left after the shutdown: %s", counts(st))
+	}
+	if s.report == nil {
+		s.fail("Shutdown has not returned")
+		return
+	}
+	var started uint64
+	for _, j := range s.jobs {
+		if !j.returned {
+			s.fail("job %d: %s has not returned", j.id, j.kind)
+		}
+		if j.startedAt > 0 {
+			started++
+			if !j.ended {
+				s.fail("job %d has not ended", j.id)
+			}
+		}
+		if j.handle == nil {
+			continue
+		}
+		state, err := j.handle.State(), j.handle.Err()
+		ran := j.startedAt > 0
+		switch {
+		case !isClosed(j.handle.Done()):
+			s.fail("G5: job %d: Done is open", j.id)
+		case ran && (state == Dropped || state == Abandoned), !ran && state < Canceled:
+			s.fail("G5: job %d started %v, but ended as %v", j.id, ran, state)
+		case (err == nil) != (state == Succeeded):
+			s.fail("G5: job %d ended as %v with error %v", j.id, state, err)
+		case state == Canceled && !j.meddled && len(s.report.NeverStarted)+s.report.Running == 0:
+			s.fail("G7: job %d canceled by nobody", j.id)
+		}
+	}
+	if uint64(s.panics) != st.Panicked {
+		s.fail("G9: %d panics, statistics say %d", s.panics, st.Panicked)
+	}
+	if n := uint64(len(s.report.NeverStarted)); n != st.Abandoned {
+		s.fail("G12: %d never started, statistics say %d abandoned", n, st.Abandoned)
+	}
+	if st.Wait.Count != started || st.Run.Count != started {
+		s.fail("G14: %d started, histograms have %d and %d", started, st.Wait.Count, st.Run.Count)
+	}
+}
