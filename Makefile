@@ -1,0 +1,49 @@
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*/go.mod'))
+FUZZTIME := 20s
+STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.PHONY: help run build test check bench load fuzz soak
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+run: ## run the demo server on :8099
+	go run main.go
+
+build: ## build bin/holdfast with its version
+	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/holdfast main.go
+
+test: ## run the tests of the root module
+	go test ./...
+
+check: ## everything that must hold before a commit lands, but for fuzzing
+	go test -race -shuffle=on ./...
+	go vet ./... && go vet main.go
+	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
+	$(STATICCHECK) ./... && $(STATICCHECK) main.go
+	go mod tidy -diff
+	test "$$(go list -m all)" = holdfast # the root has no dependency
+	@set -e; for m in $(MODULES); do echo "== $$m"; (cd $$m && \
+		go mod tidy -diff && go vet ./... && $(STATICCHECK) ./... && go test -race -shuffle=on ./...); done
+
+bench: ## measure beside the peers; writes the tables and bench/ratios.svg
+	cd bench && go run .
+
+load: build ## ab on /aaa and /bbb, with and without keep-alive (ab is in apache2-utils)
+	@bin/holdfast -addr 127.0.0.1:8099 & pid=$$!; trap "kill $$pid" EXIT; sleep 1; set -e; \
+	for n in 200 2000; do for path in aaa bbb; do for k in "" -k; do \
+		echo "== ab -n $$n -c 100 $$k /$$path"; \
+		ab -q -n $$n -c 100 $$k -p testdata/sleep.json -T application/json http://127.0.0.1:8099/$$path | \
+			grep -E 'Time taken|Complete|Failed|Non-2xx|Requests per|  50%|  99%|100%'; \
+	done; done; done
+
+fuzz: ## run each fuzz target for FUZZTIME
+	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+		echo "== $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+soak: ## a million schedules, a thousand stops under load, fuzzing for minutes
+	go test -run TestSimulation -timeout 2h . -schedules 1000000
+	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
+	$(MAKE) fuzz FUZZTIME=5m
