@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -65,6 +64,7 @@ type simJob struct {
 	handle    *Job
 	startedAt int // position in the order of starts; 0: not started
 	ended     bool
+	nested    bool // submitted by a job
 	meddled   bool // canceled by somebody, or given a context that ends
 }
 
@@ -281,7 +281,7 @@ func (s *simulation) function(j *simJob, cfg Config) func(context.Context) error
 	var nested func(context.Context) error
 	var nestedJob *simJob
 	if nest {
-		nestedJob = &simJob{kind: "go", policy: Block, accepted: -1}
+		nestedJob = &simJob{kind: "go", policy: Block, accepted: -1, nested: true}
 		nested = func(ctx context.Context) error { s.begin(nestedJob); defer s.end(nestedJob); return nil }
 	}
 	return func(ctx context.Context) error {
@@ -508,8 +508,8 @@ func (s *simulation) exact(before, st Stats) {
 		return
 	}
 	last := j[len(j)-1]
-	if last.kind == "go" && last.returned && slices.ContainsFunc(j[:len(j)-1], func(o *simJob) bool { return o.step == s.step }) {
-		return // submitted by a job that has just started
+	if last.nested {
+		return // the step's operation was another one
 	}
 	full := before.Queued+before.Running+before.Vacated >= s.workers+s.places
 	refused := errors.Is(last.err, ErrQueueFull)
