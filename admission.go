@@ -202,7 +202,7 @@ func (d *Dispatcher) send(e entry, number uint64) {
 func (d *Dispatcher) mark(e *entry, number uint64, now int64) {
 	e.stamp = d.stamps.Load().claim(number, now)
 	if e.job != nil {
-		e.job.waiting = e.stamp
+		e.job.stamp = e.stamp
 	}
 }
 

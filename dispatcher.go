@@ -101,7 +101,10 @@ type Dispatcher struct {
 	swept chan struct{} // closed when a sweep has emptied the queue; at the latest with ended
 	gone  chan struct{} // closed by the dispatcher's goroutine at its end
 
-	word       atomic.Uint64          // decides admission
+	_    [64]byte
+	word atomic.Uint64 // decides admission; every job writes it, so it has its cache line to itself
+	_    [64]byte
+
 	surplus    atomic.Int64           // workers alive beyond the target; raised with every shard locked
 	sweeping   atomic.Bool            // no job may start any more; set with every shard locked
 	stamps     atomic.Pointer[stamps] // the newest of oldStamps

@@ -110,7 +110,8 @@ func (d *Dispatcher) retryAfter() int {
 		}
 	})
 	d.mu.Unlock()
-	seconds := float64(queued) * run.Mean().Seconds() / float64(max(workers, 1))
+	// One division, and of whole numbers: rounded twice, 7 s can be 7.000000000000001.
+	seconds := float64(queued) * float64(run.Mean()) / (float64(max(workers, 1)) * float64(time.Second))
 	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
 }
 

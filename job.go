@@ -76,19 +76,19 @@ func (e *PanicError) Unwrap() error {
 // number of goroutines at once, also from within the job, and after its end.
 type Job struct {
 	// Written before the job is sent to the queue, only read afterwards.
-	d       *Dispatcher
-	parent  context.Context // the submitter's context
-	waiter  bool            // the submitter waits, so the job is canceled with parent
-	waiting *atomic.Int64   // the job's stamp, see stamps
+	d      *Dispatcher
+	parent context.Context // the submitter's context
+	stamp  *atomic.Int64   // see stamps
+	waiter bool            // the submitter waits, so the job is canceled with parent
 
 	mu       sync.Mutex // protects the following fields
-	fn       func(context.Context) error
 	state    State
+	told     bool // done is closed, or is to be made closed
+	fn       func(context.Context) error
 	err      error
 	done     chan struct{} // made by the first Done, closed by tell
-	told     bool          // done is closed, or is to be made closed
 	cause    error         // why the job was canceled while it ran
-	deadline time.Time     // zero: none
+	deadline int64         // on the dispatcher's clock; 0: none
 	ctx      context.Context
 	cancel   context.CancelCauseFunc // nil until ctx is made
 }
@@ -168,7 +168,7 @@ func (j *Job) cancelWith(cause error) {
 	switch {
 	case queued:
 		j.endLocked(Canceled, cause)
-		j.waiting.Store(stampVoid)
+		j.stamp.Store(stampVoid)
 		s.vacated++
 		s.endUnstarted(Canceled)
 	case j.state == Running && j.cause == nil:
@@ -195,7 +195,7 @@ func (j *Job) begin(now int64) (func(context.Context) error, context.Context, bo
 	}
 	j.state = Running
 	if t := j.d.jobTimeout; t > 0 {
-		j.deadline = j.d.epoch.Add(time.Duration(now) + t)
+		j.deadline = now + int64(t)
 	}
 	return j.fn, (*jobContext)(j), true
 }
@@ -209,7 +209,7 @@ func (j *Job) finish(state State, err error, now int64) State {
 	if cause == nil && j.waiter {
 		cause = j.parent.Err()
 	}
-	if cause == nil && !j.deadline.IsZero() && !j.d.epoch.Add(time.Duration(now)).Before(j.deadline) {
+	if cause == nil && j.deadline > 0 && now >= j.deadline {
 		cause = context.DeadlineExceeded
 	}
 	if cause != nil && state != Panicked {
@@ -285,8 +285,8 @@ func (c *jobContext) live() context.Context {
 		parent = context.WithoutCancel(parent)
 	}
 	ctx, cancel := context.WithCancelCause(parent)
-	if !c.deadline.IsZero() {
-		late, stop := context.WithDeadline(ctx, c.deadline)
+	if c.deadline > 0 {
+		late, stop := context.WithDeadline(ctx, c.d.epoch.Add(time.Duration(c.deadline)))
 		base := cancel
 		ctx, cancel = late, func(cause error) { base(cause); stop() }
 	}

@@ -227,7 +227,7 @@ func (s *stamps) len() int { return len(s.cells) }
 
 func (s *stamps) claim(number uint64, now int64) *atomic.Int64 {
 	mask := uint64(len(s.cells) - 1)
-	for i := number * stride; ; i++ {
+	for i := number; ; i += stride {
 		c := &s.cells[i&mask]
 		if !timing || c.Load() == stampFree && c.CompareAndSwap(stampFree, now) {
 			return c

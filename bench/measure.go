@@ -1,0 +1,203 @@
+package main
+
+import (
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A load is what one measurement puts on a contender.
+type load struct {
+	job       *job
+	jobs      int
+	producers int
+	workers   int
+	open      int // handles that a producer keeps before it waits for the oldest
+}
+
+// places is the length of the queue of contenders that have one.
+const places = 1024
+
+// A sample is what one measurement found, per job.
+type sample struct{ NS, Allocs float64 }
+
+// measure runs one load on a new pool, from the first submit until the last job
+// has ended.
+//
+// No job counts itself: on two cores one shared counter would cost as much as
+// half a channel operation, and an empty job would not be empty.
+func measure(c contender, l load) sample {
+	p := c.open(l.workers, places)
+	hold(p, l.workers)() // all workers have been started
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+
+	begin := time.Now()
+	share := max(l.jobs/l.producers, 1)
+	var producers sync.WaitGroup
+	for range l.producers {
+		producers.Go(func() { produce(p, l.job, share, l.open) })
+	}
+	producers.Wait()
+	release := drain(p, l.workers)
+	elapsed := time.Since(begin)
+
+	runtime.ReadMemStats(&after)
+	release()
+	p.close()
+	n := float64(share * l.producers)
+	return sample{NS: float64(elapsed) / n, Allocs: float64(after.Mallocs-before.Mallocs) / n}
+}
+
+func produce(p pool, j *job, n, open int) {
+	handles := make([]any, min(open, n))
+	for i := range n {
+		if open == 0 {
+			p.submit(j)
+			continue
+		}
+		oldest := &handles[i%len(handles)]
+		if *oldest != nil {
+			p.wait(*oldest)
+		}
+		*oldest = p.submit(j)
+	}
+	for _, h := range handles {
+		p.wait(h)
+	}
+}
+
+// drain blocks until every job submitted before has ended, and occupies all
+// workers until release is called: as jobs start in order, workers that are all
+// held by later jobs have finished the earlier ones.
+func drain(p pool, workers int) (release func()) {
+	if p.flush != nil {
+		p.flush()
+	}
+	return hold(p, workers)
+}
+
+// hold occupies all workers until release is called.
+func hold(p pool, workers int) (release func()) {
+	var begun, ended sync.WaitGroup
+	begun.Add(workers)
+	ended.Add(workers)
+	gate := make(chan struct{})
+	j := newJob(func() {
+		begun.Done()
+		<-gate
+		ended.Done()
+	})
+	for range workers {
+		p.submit(j)
+	}
+	begun.Wait()
+	return func() { close(gate); ended.Wait() }
+}
+
+// interleave runs n entries in rounds, A B C, then B C A, so that whatever the
+// machine does meanwhile hits all alike. The result has for each entry one
+// outcome per round.
+func interleave[T any](rounds, n int, run func(entry int) T) [][]T {
+	out := make([][]T, n)
+	for r := range rounds {
+		for i := range n {
+			entry := (i + r) % n
+			out[entry] = append(out[entry], run(entry))
+		}
+	}
+	return out
+}
+
+// each returns f of each round of a, and of the same round of b.
+func each[T any](a, b []T, f func(a, b T) float64) []float64 {
+	out := make([]float64, len(a))
+	for i := range a {
+		out[i] = f(a[i], b[i])
+	}
+	return out
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}
+
+// busy returns a job that computes for d. It does not sleep, and does not read
+// the clock either, which would cost as much as what is measured.
+func busy(d time.Duration) *job {
+	const probe = 1 << 20
+	best := time.Hour // undisturbed by what else runs
+	for range 10 {
+		begin := time.Now()
+		spin(probe)
+		best = min(best, time.Since(begin))
+	}
+	n := int(probe * d / best)
+	return newJob(func() { spin(n) })
+}
+
+// freeCores returns how many cores work for this process. Where something else
+// keeps one busy, the contenders do not meet each other's cores as they would,
+// and the figures mean little.
+func freeCores() float64 {
+	const n = 1 << 28
+	cores := runtime.GOMAXPROCS(0)
+	begin := time.Now()
+	spin(n)
+	one := time.Since(begin)
+	begin = time.Now()
+	var all sync.WaitGroup
+	for range cores {
+		all.Go(func() { spin(n) })
+	}
+	all.Wait()
+	return float64(cores) * float64(one) / float64(time.Since(begin))
+}
+
+//go:noinline
+func spin(n int) uint64 {
+	x := uint64(1)
+	for range n {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+	}
+	return x
+}
+
+// A footprint is what jobs that wait cost.
+type footprint struct {
+	Bytes      float64 // per job, besides its closure
+	Goroutines int
+}
+
+// weigh submits jobs while all workers are held. It leaves them there: call it
+// at the end of a process.
+func weigh(c contender, workers, waiting int) footprint {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	goroutines := runtime.NumGoroutine()
+
+	p := c.open(workers, waiting)
+	hold(p, workers)
+	never := make(chan struct{})
+	j := newJob(func() { <-never })
+	for range waiting {
+		p.submit(j)
+	}
+	for n := -1; n != runtime.NumGoroutine(); { // old dispatch is still taking jobs out
+		n = runtime.NumGoroutine()
+		time.Sleep(100 * time.Millisecond)
+	}
+
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	used := int64(after.HeapAlloc+after.StackInuse) - int64(before.HeapAlloc+before.StackInuse)
+	footprint := footprint{float64(used) / float64(waiting), runtime.NumGoroutine() - goroutines}
+	runtime.KeepAlive(p)
+	return footprint
+}

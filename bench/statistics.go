@@ -1,0 +1,96 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// A statistic is what one process found about the Holdfast that it was built
+// with, and about a bare channel beside it.
+type statistic struct{ Holdfast, Channel sample }
+
+// statistics measures for 2 and for 200 producers.
+func statistics() []statistic {
+	var found []statistic
+	entrants := named("Holdfast Go", "bare channel")
+	for _, producers := range bothProducers {
+		var s [2]sample
+		for range 2 { // the first warms the process up
+			for i, c := range entrants {
+				s[i] = measure(c, load{job: newJob(func() {}), jobs: *jobs, producers: producers, workers: workers})
+			}
+		}
+		found = append(found, statistic{s[0], s[1]})
+	}
+	return found
+}
+
+// compareStatistics states what the statistics of Holdfast cost. They have no
+// switch, since a program that runs without them cannot be looked into; so this
+// builds Holdfast without them.
+func compareStatistics(dir string) {
+	variants := []struct {
+		name string
+		off  []string
+	}{
+		{"all statistics", nil},
+		{"without timing", []string{"timing"}},
+		{"without timing and counting", []string{"timing", "counting"}},
+	}
+	binaries := make([]string, len(variants))
+	for i, v := range variants {
+		log.Printf("building Holdfast, %s", v.name)
+		binaries[i] = build(filepath.Join(dir, fmt.Sprint(i)), v.off)
+	}
+	log.Print("measuring them")
+	found := interleave(*rounds, len(variants), func(e int) (s []statistic) {
+		must(json.Unmarshal(command(binaries[e], "-only=statistics", fmt.Sprint("-jobs=", *jobs)), &s))
+		return s
+	})
+	for p, producers := range bothProducers {
+		of := func(pick func(statistic) sample, variant int) (s []sample) {
+			for _, round := range found[variant] {
+				s = append(s, pick(round[p]))
+			}
+			return s
+		}
+		holdfast := func(s statistic) sample { return s.Holdfast }
+		channel := func(s statistic) sample { return s.Channel }
+		fmt.Printf("\n### Statistics, empty job, %d producers\n\n", producers)
+		fmt.Print("| Holdfast Go | cost | ns per job | saves, ns | bare channel in the same process, ns | Holdfast / bare channel |\n|---|---|---|---|---|---|\n")
+		full := of(holdfast, 0)
+		for v, variant := range variants {
+			mine, bare := of(holdfast, v), of(channel, v)
+			saves := median(each(full, mine, func(full, mine sample) float64 { return full.NS - mine.NS }))
+			fmt.Printf("| %s | %s | %.0f | %.0f | %.0f | %s |\n", variant.name, ratio(mine, full), medianNS(mine), saves, medianNS(bare), ratio(mine, bare))
+		}
+	}
+}
+
+// build builds this program with the named constants of Holdfast's stats.go set
+// to false, through an overlay: the file itself stays as it is.
+func build(dir string, off []string) (binary string) {
+	original := filepath.Join(strings.TrimSpace(string(command("go", "list", "-f", "{{.Dir}}", "holdfast"))), "stats.go")
+	source, err := os.ReadFile(original)
+	must(err)
+	for _, name := range off {
+		constant := regexp.MustCompile(`(?m)^(\s*` + name + `\s*=\s*)true\b`)
+		if !constant.Match(source) {
+			panic(fmt.Sprintf("%s has no constant %s that is true", original, name))
+		}
+		source = constant.ReplaceAll(source, []byte("${1}false"))
+	}
+	replaced, overlay, binary := filepath.Join(dir, "stats.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "bench")
+	text, err := json.Marshal(map[string]map[string]string{"Replace": {original: replaced}})
+	must(err)
+	must(os.Mkdir(dir, 0o755))
+	must(os.WriteFile(replaced, source, 0o644))
+	must(os.WriteFile(overlay, text, 0o644))
+	command("go", "build", "-overlay", overlay, "-o", binary, "holdfast/bench")
+	return binary
+}
