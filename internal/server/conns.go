@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"io"
 	"net"
 	"strconv"
@@ -82,6 +83,15 @@ type countedConn struct {
 func (c *countedConn) Close() error {
 	defer c.closed()
 	return c.Conn.Close()
+}
+
+// CloseWrite lets the server end a connection without a reset that takes the
+// answer with it.
+func (c *countedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // connsFor returns the connections that a limit of open files leaves room for,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -60,7 +61,9 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		// The server's own answer to OPTIONS * reads a body, and past guard.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ConnState: func(c net.Conn, state http.ConnState) {
 			if state == http.StateIdle {
 				// The last response's deadline must not hit the next one.
@@ -72,13 +75,14 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 }
 
 // Work returns h as a route that takes on new work: while the server stops it
-// answers 503.
+// answers 503. A Job-Id that a client has made up does not get to h.
 func (s *Server) Work(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.stopping.Load() {
 			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
 			return
 		}
+		r.Header.Del("Job-Id")
 		h.ServeHTTP(w, r)
 	})
 }
@@ -87,19 +91,24 @@ func (s *Server) Work(h http.Handler) http.Handler {
 // server's own ReadTimeout and WriteTimeout can't: they run from the request's
 // header on, and so would cut off whoever waits for a long answer.
 func (s *Server) guard(next http.Handler) http.Handler {
-	toSend := bodyTimeout + time.Duration(float64(s.maxBody)/bodyRate*float64(time.Second))
+	toSend := bodyTimeout + time.Duration(min(s.maxBody/bodyRate, math.MaxInt32))*time.Second
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.active.Add(1)
 		defer s.active.Add(-1)
-		conn := http.NewResponseController(w)
+		prompt := &promptWriter{ResponseWriter: w, conn: http.NewResponseController(w)}
 		if r.Body != http.NoBody {
 			// Holds beyond the handler, until the server has got rid of a body
 			// that nobody read.
-			conn.SetReadDeadline(time.Now().Add(toSend))
-			r.Body = &sentBody{r.Body, conn}
+			prompt.bodyBy = time.Now().Add(toSend)
+			prompt.conn.SetReadDeadline(prompt.bodyBy)
+			// In a copy: by its own request's Body the server decides what to do
+			// with one that nobody reads, such as not to wait for it before the
+			// answer if the client expects 100 Continue.
+			r = r.WithContext(r.Context())
+			r.Body = &sentBody{r.Body, prompt}
 		}
-		defer func() { conn.SetWriteDeadline(time.Now().Add(writeTimeout)) }()
-		next.ServeHTTP(&promptWriter{w, conn}, r)
+		defer prompt.extend()
+		next.ServeHTTP(prompt, r)
 	})
 }
 
@@ -107,13 +116,14 @@ func (s *Server) guard(next http.Handler) http.Handler {
 // server reads only to notice that the client leaves.
 type sentBody struct {
 	io.ReadCloser
-	conn *http.ResponseController
+	prompt *promptWriter
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF {
-		b.conn.SetReadDeadline(time.Time{})
+		b.prompt.arrived.Store(true)
+		b.prompt.conn.SetReadDeadline(time.Time{})
 	}
 	return n, err
 }
@@ -121,14 +131,32 @@ func (b *sentBody) Read(p []byte) (int, error) {
 // promptWriter gives the client a time-out for each piece.
 type promptWriter struct {
 	http.ResponseWriter
-	conn *http.ResponseController
+	conn    *http.ResponseController
+	bodyBy  time.Time   // when the request's body has to be there; zero: no body
+	arrived atomic.Bool // it is there
 }
 
 func (w *promptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *promptWriter) Write(p []byte) (int, error) {
-	w.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	w.extend()
 	return w.ResponseWriter.Write(p)
+}
+
+// FlushError is what an http.ResponseController calls.
+func (w *promptWriter) FlushError() error {
+	w.extend()
+	return w.conn.Flush()
+}
+
+// extend lets the time for the next piece begin: now, or if the body is not
+// there yet, when it has to be, since the server waits for it before it answers.
+func (w *promptWriter) extend() {
+	from := time.Now()
+	if !w.arrived.Load() && w.bodyBy.After(from) {
+		from = w.bodyBy
+	}
+	w.conn.SetWriteDeadline(from.Add(writeTimeout))
 }
 
 // Run serves on l until ctx ends or serving fails, then stops: at once it is no

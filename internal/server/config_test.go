@@ -1,0 +1,269 @@
+package server
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast"
+)
+
+// parse is ParseConfig with an environment of its own.
+func parse(env map[string]string, args ...string) (Config, string, error) {
+	var out strings.Builder
+	c, err := ParseConfig(args, func(name string) string { return env[name] }, "v1.2.3", &out)
+	return c, out.String(), err
+}
+
+// settings has, for each setting, two good values with what they mean, and bad
+// values with what their error must say.
+func settings() []setting {
+	most, conns := maxConns()
+	return []setting{
+		{"addr", "ADDR", "127.0.0.1:1", "[::1]:2", nil, "",
+			func(c Config) any { return c.Addr }, ":8099", "127.0.0.1:1", "[::1]:2"},
+		{"workers", "MAX_WORKERS", "0", "1000000", []string{"-1", "1000001", "x", "1.5", "1e3", "0x10", "1_000", " 1", "99999999999999999999"}, "a whole number from 0 to 1000000",
+			func(c Config) any { return c.Workers }, 100, 0, 1_000_000},
+		{"queue", "MAX_QUEUE", "0", "10000000", []string{"-1", "10000001", "many"}, "a whole number from 0 to 10000000",
+			func(c Config) any { return c.Queue }, 200, 0, 10_000_000},
+		{"overflow", "OVERFLOW", "reject", "drop-oldest", []string{"drop", "Block", "0", "block "}, "block, reject or drop-oldest",
+			func(c Config) any { return c.Overflow }, holdfast.Block, holdfast.Reject, holdfast.DropOldest},
+		{"job-timeout", "JOB_TIMEOUT", "1500ms", "1h30m", []string{"-1s", "1", "1d", "soon"}, "a duration of 0 or more, such as 500ms",
+			func(c Config) any { return c.JobTimeout }, time.Duration(0), 1500 * time.Millisecond, 90 * time.Minute},
+		{"drain", "DRAIN_TIMEOUT", "0", "1ns", []string{"-1ns", "30", "∞"}, "a duration of 0 or more, such as 500ms",
+			func(c Config) any { return c.Drain }, 30 * time.Second, time.Duration(0), time.Nanosecond},
+		{"max-body", "MAX_BODY", "1", "64KiB", []string{"0", "-1", "0KiB", "1kb", "1MB", "1.5MiB", "MiB", "1 MiB", "8589934592GiB", "9223372036854775808"}, "a size of at least 1 byte, such as 65536, 64KiB",
+			func(c Config) any { return c.MaxBody }, int64(1 << 20), int64(1), int64(64 << 10)},
+		{"max-conns", "MAX_CONNS", "1", fmt.Sprint(most), []string{"0", "-1", fmt.Sprint(most + 1), "all"}, fmt.Sprintf("a whole number from 1 to %d", most),
+			func(c Config) any { return c.MaxConns }, conns, 1, most},
+		{"log-jobs", "LOG_JOBS", "true", "false", []string{"1", "yes", "True"}, "true or false",
+			func(c Config) any { return c.LogJobs }, false, true, false},
+	}
+}
+
+type setting struct {
+	flag, env         string
+	first, second     string
+	bad               []string
+	allowed           string
+	get               func(Config) any
+	byDefault         any
+	isFirst, isSecond any
+}
+
+func TestConfigPrecedence(t *testing.T) {
+	for _, s := range settings() {
+		for _, test := range []struct {
+			what, env string
+			args      []string
+			want      any
+		}{
+			{"nothing", "", nil, s.byDefault}, // an empty variable is an unset one
+			{"variable", s.first, nil, s.isFirst},
+			{"variable", s.second, nil, s.isSecond},
+			{"flag", "", []string{"-" + s.flag + "=" + s.first}, s.isFirst},
+			{"flag", "", []string{"--" + s.flag + "=" + s.second}, s.isSecond},
+			{"flag before variable", s.first, []string{"-" + s.flag + "=" + s.second}, s.isSecond},
+			{"flag before variable", s.second, []string{"-" + s.flag + "=" + s.first}, s.isFirst},
+			{"the last flag", "", []string{"-" + s.flag + "=" + s.first, "-" + s.flag + "=" + s.second}, s.isSecond},
+		} {
+			c, out, err := parse(map[string]string{s.env: test.env}, test.args...)
+			if err != nil || out != "" || s.get(c) != test.want {
+				t.Errorf("%s, %s %q, %q: %v, %v, printed %q; want %v", test.what, s.env, test.env, test.args, s.get(c), err, out, test.want)
+			}
+		}
+	}
+
+	// A flag that was given the default's value was given nevertheless.
+	if c, _, err := parse(map[string]string{"MAX_WORKERS": "7"}, "-workers", "100"); err != nil || c.Workers != 100 {
+		t.Errorf("%d workers, %v; want 100 from the flag", c.Workers, err)
+	}
+	if c, _, err := parse(nil, "-log-jobs"); err != nil || !c.LogJobs {
+		t.Errorf("-log-jobs alone: %v, %v; want it set", c.LogJobs, err)
+	}
+	// All at once, each into a field of its own.
+	env, args := map[string]string{}, []string{}
+	for _, s := range settings() {
+		env[s.env] = s.first
+		args = append(args, "-"+s.flag+"="+s.second)
+	}
+	fromEnv, _, err1 := parse(env)
+	fromArgs, _, err2 := parse(env, args...)
+	for _, s := range settings() {
+		if s.get(fromEnv) != s.isFirst || s.get(fromArgs) != s.isSecond || err1 != nil || err2 != nil {
+			t.Errorf("%s: %v and %v, want %v and %v (%v, %v)", s.flag, s.get(fromEnv), s.get(fromArgs), s.isFirst, s.isSecond, err1, err2)
+		}
+	}
+}
+
+func TestConfigBadValues(t *testing.T) {
+	for _, s := range settings() {
+		for _, bad := range s.bad {
+			for name, err := range map[string]error{
+				"-" + s.flag: func() error { _, _, err := parse(nil, "-"+s.flag+"="+bad); return err }(),
+				s.env:        func() error { _, _, err := parse(map[string]string{s.env: bad}); return err }(),
+			} {
+				if err == nil {
+					t.Errorf("%s=%q is accepted", name, bad)
+					continue
+				}
+				for _, want := range []string{name, fmt.Sprintf("%q", bad), "want " + s.allowed} {
+					if !strings.Contains(err.Error(), want) {
+						t.Errorf("%s=%q: %q does not say %q", name, bad, err, want)
+					}
+				}
+				if strings.Contains(err.Error(), "\n") {
+					t.Errorf("%s=%q: %q is more than one line", name, bad, err)
+				}
+			}
+		}
+		// A bad variable does not matter where the flag is given.
+		if len(s.bad) > 0 {
+			c, _, err := parse(map[string]string{s.env: s.bad[0]}, "-"+s.flag+"="+s.first)
+			if err != nil || s.get(c) != s.isFirst {
+				t.Errorf("%s given and %s bad: %v, %v; want %v", s.flag, s.env, s.get(c), err, s.isFirst)
+			}
+		}
+	}
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"8099"}, `argument "8099"; want flags only`},
+		{[]string{"-workers", "5", "serve", "-queue", "3"}, `argument "serve"; want flags only`},
+		{[]string{"-log-jobs", "true"}, `argument "true"; want flags only`},
+		{[]string{"-port", "1"}, "-port"},
+		{[]string{"-workers"}, "-workers"},
+		{[]string{"-workers="}, "want a whole number"}, // an empty flag is a bad one
+		{[]string{"-version", "-workers=x"}, "want a whole number"},
+	} {
+		if _, out, err := parse(nil, test.args...); err == nil || !strings.Contains(err.Error(), test.want) || out != "" {
+			t.Errorf("%q: %v, printed %q; want an error with %q", test.args, err, out, test.want)
+		}
+	}
+}
+
+func TestConfigHelp(t *testing.T) {
+	for _, arg := range []string{"-h", "-help", "--help"} {
+		_, out, err := parse(map[string]string{"MAX_WORKERS": "bad"}, arg)
+		if !errors.Is(err, flag.ErrHelp) {
+			t.Fatalf("%s: %v, want flag.ErrHelp", arg, err)
+		}
+		if !strings.Contains(out, "v1.2.3") {
+			t.Errorf("%s does not tell the version", arg)
+		}
+		lines := strings.Split(out, "\n")
+		for _, s := range settings() {
+			byDefault := fmt.Sprint(s.byDefault)
+			switch s.flag {
+			case "job-timeout":
+				byDefault = "0"
+			case "max-body":
+				byDefault = "1MiB"
+			}
+			n := 0
+			for _, line := range lines {
+				if strings.HasPrefix(line, "  -"+s.flag+" ") {
+					n++
+					if want := "(" + s.env + "; default " + byDefault + ")"; !strings.HasSuffix(line, want) {
+						t.Errorf("%q does not end in %q", line, want)
+					}
+				}
+			}
+			if n != 1 {
+				t.Errorf("%s has %d lines for -%s, want 1", arg, n, s.flag)
+			}
+		}
+	}
+}
+
+func TestConfigVersion(t *testing.T) {
+	c, out, err := parse(nil, "-version", "-workers", "5")
+	if c != (Config{}) || out != "holdfast v1.2.3\n" || err != nil {
+		t.Errorf("%+v, %q, %v; want the zero Config and the version", c, out, err)
+	}
+}
+
+// In the package 0 is the default and -1 is none; on the command line 0 is none.
+func TestConfigDispatcher(t *testing.T) {
+	got := Config{Overflow: holdfast.DropOldest, JobTimeout: time.Minute}.Dispatcher()
+	want := holdfast.Config{Workers: -1, Queue: -1, Overflow: holdfast.DropOldest, JobTimeout: time.Minute}
+	if got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	got = Config{Workers: 1, Queue: 2}.Dispatcher()
+	if want = (holdfast.Config{Workers: 1, Queue: 2}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	// The bounds of the command line are the engine's.
+	_, workers := holdfast.New(holdfast.Config{Workers: 1_000_001})
+	_, queue := holdfast.New(holdfast.Config{Queue: 10_000_001})
+	if workers == nil || !strings.Contains(workers.Error(), "1 to 1000000,") || queue == nil || !strings.Contains(queue.Error(), "1 to 10000000,") {
+		t.Errorf("the dispatcher has other bounds: %v; %v", workers, queue)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]Size{
+		"1": 1, "1023": 1023, "1KiB": 1 << 10, "3KiB": 3 << 10, "1MiB": 1 << 20, "1GiB": 1 << 30, "1024GiB": 1 << 40,
+		"9223372036854775807": math.MaxInt64, "8589934591GiB": (1<<33 - 1) << 30,
+	} {
+		var v Size
+		if err := v.Set(text); err != nil || v != want {
+			t.Errorf("Set(%q): %d, %v; want %d", text, v, err, want)
+		}
+		if got := want.String(); got != text {
+			t.Errorf("String of %d: %q, want %q", want, got, text)
+		}
+	}
+	for text, want := range map[string]Size{"1024": 1 << 10, "1024KiB": 1 << 20, "0064KiB": 64 << 10} {
+		var v Size
+		if err := v.Set(text); err != nil || v != want {
+			t.Errorf("Set(%q): %d, %v; want %d", text, v, err, want)
+		}
+	}
+}
+
+func FuzzSize(f *testing.F) {
+	for _, seed := range []string{
+		"", "0", "1", "-1", "+1", "1024", "1KiB", "64KiB", "1MiB", "3GiB", "1023GiB", "KiB", "1kib", "1 KiB", "1.5KiB", "1e3", "0x10", "1_0",
+		"1KiBKiB", "00012MiB", "9223372036854775807", "9223372036854775808", "18446744073709551616", "8589934591GiB", "8589934592GiB", "9007199254740991KiB", "9007199254740992KiB", "١",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		const before = Size(12345)
+		v := before
+		if err := v.Set(text); err != nil {
+			if v != before {
+				t.Errorf("Set(%q) is an error and changes the size to %d", text, v)
+			}
+			return
+		}
+		if v < 1 {
+			t.Errorf("Set(%q) = %d", text, v)
+		}
+		var again Size
+		if err := again.Set(v.String()); err != nil || again != v {
+			t.Errorf("%q is %d, its text %q is %d, %v", text, v, v.String(), again, err)
+		}
+	})
+}
+
+func TestConnsFor(t *testing.T) {
+	for _, test := range []struct {
+		files           uint64
+		most, byDefault int
+	}{
+		{0, 1, 1}, {32, 1, 1}, {33, 1, 1}, {64, 32, 28}, {1024, 992, 868}, {20000, 19968, 17472},
+		{1 << 20, 1<<20 - 32, 917476}, {math.MaxUint64, 1<<20 - 32, 917476},
+	} {
+		if most, byDefault := connsFor(test.files); most != test.most || byDefault != test.byDefault {
+			t.Errorf("connsFor(%d) = %d, %d; want %d, %d", test.files, most, byDefault, test.most, test.byDefault)
+		}
+	}
+}

@@ -1,0 +1,304 @@
+package server
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// limited accepts from a listener in memory, up to max connections at once, and
+// passes what it accepts on.
+func limited(t *testing.T, max int) (*memory, *connLimit, <-chan net.Conn) {
+	l := listenMemory()
+	limit := &connLimit{Listener: l, max: int64(max)}
+	accepted := make(chan net.Conn, 1000)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := limit.Accept()
+			if err != nil {
+				if !errors.Is(err, net.ErrClosed) {
+					t.Errorf("Accept: %v", err)
+				}
+				return
+			}
+			accepted <- c
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+	})
+	return l, limit, accepted
+}
+
+func mustDial(t *testing.T, l *memory) (net.Conn, <-chan struct{}) {
+	t.Helper()
+	c, server, err := l.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c, server.(*watchedConn).closed
+}
+
+// refusal reads the answer of a connection beyond the limit to its end.
+func refusal(t *testing.T, r io.Reader) {
+	t.Helper()
+	buffered := bufio.NewReader(r)
+	res, err := http.ReadResponse(buffered, nil)
+	if err != nil {
+		t.Fatalf("no answer beyond the limit: %v", err)
+	}
+	body, err := io.ReadAll(res.Body) // fails if there is less than Content-Length
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer{res.StatusCode, res.Header, string(body), res.Close}.check(t, 503)
+	if !res.Close || res.Header.Get("Retry-After") != "1" || res.ContentLength != int64(len(body)) {
+		t.Errorf("header %v, want Connection: close, Retry-After: 1 and the length", res.Header)
+	}
+	if rest, err := io.ReadAll(buffered); len(rest) > 0 || err != nil {
+		t.Errorf("%q and %v follow the answer", rest, err)
+	}
+}
+
+func TestConnLimit(t *testing.T) {
+	for _, max := range []int{1, 2, 7} {
+		synctest.Test(t, func(t *testing.T) {
+			l, limit, accepted := limited(t, max)
+			var open []net.Conn
+			for range max {
+				mustDial(t, l)
+				open = append(open, <-accepted)
+			}
+			for round := range 3 {
+				c, closed := mustDial(t, l)
+				refusal(t, c)
+				<-closed
+				synctest.Wait()
+				if len(accepted) > 0 {
+					t.Fatalf("round %d: more than %d accepted", round, max)
+				}
+
+				// The end of a connection makes room for one, however often
+				// it is closed.
+				for range 3 {
+					open[0].Close()
+				}
+				mustDial(t, l)
+				open = append(open[1:], <-accepted)
+				if n := limit.open.Load(); n != int64(max) {
+					t.Fatalf("round %d: %d counted as open, want %d", round, n, max)
+				}
+			}
+			c, _ := mustDial(t, l)
+			refusal(t, c)
+			for _, c := range open {
+				c.Close()
+			}
+			synctest.Wait()
+			if n, m := limit.open.Load(), limit.refusing.Load(); n != 0 || m != 0 {
+				t.Errorf("%d open and %d being refused after the end", n, m)
+			}
+		})
+	}
+}
+
+// Of clients that do not take their refusal only so many are waited for, and
+// only for so long.
+func TestRefusersBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, limit, accepted := limited(t, 1)
+		mustDial(t, l)
+		kept := <-accepted
+		began := time.Now()
+		const n = 200
+		var closed []<-chan struct{}
+		for range n {
+			_, c := mustDial(t, l)
+			closed = append(closed, c)
+		}
+		synctest.Wait()
+		at := func() (n int) {
+			for _, c := range closed {
+				if isClosed(c) {
+					n++
+				}
+			}
+			return n
+		}
+		if got := at(); got != n-refusers {
+			t.Errorf("%d of %d connections closed at once, want all but %d", got, n, refusers)
+		}
+		for _, c := range closed {
+			<-c
+		}
+		if d := time.Since(began); d != time.Second {
+			t.Errorf("the last refusal took %v, want a second", d)
+		}
+		synctest.Wait()
+		if m := limit.refusing.Load(); m != 0 {
+			t.Errorf("%d being refused after the end", m)
+		}
+		// Then refusals are complete again.
+		c, _ := mustDial(t, l)
+		refusal(t, c)
+		kept.Close()
+	})
+}
+
+// A refused client that goes on sending is listened to for a while, not for
+// ever.
+func TestRefusedSender(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, _, accepted := limited(t, 1)
+		mustDial(t, l)
+		kept := <-accepted
+		defer kept.Close()
+		for _, every := range []time.Duration{0, 100 * time.Millisecond} {
+			c, closed := mustDial(t, l)
+			var sender sync.WaitGroup
+			sender.Go(func() {
+				for {
+					if _, err := c.Write(make([]byte, 1000)); err != nil {
+						return
+					}
+					time.Sleep(every)
+				}
+			})
+			began := time.Now()
+			refusal(t, c)
+			<-closed
+			if d := time.Since(began); d > time.Second {
+				t.Errorf("sending every %v: closed after %v", every, d)
+			}
+			sender.Wait()
+		}
+	})
+}
+
+// tcp returns both ends of a connection.
+func tcp(t *testing.T) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); s.Close() })
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	return c.(*net.TCPConn), s.(*net.TCPConn)
+}
+
+// On a real connection the answer arrives although the client's request was
+// never read: it is not lost to a reset.
+func TestRefuseTCP(t *testing.T) {
+	for _, size := range []int{0, 1, 100_000} {
+		c, s := tcp(t)
+		if _, err := io.WriteString(c, request("POST", "/bbb", strings.Repeat("x", size))); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() { refuse(s); close(done) }()
+		refusal(t, c)
+		c.Close() // ends the refusal at once
+		<-done
+	}
+}
+
+// The server's own refusals, too, end in an end of file, not in a reset.
+func TestCountedConnCloseWrite(t *testing.T) {
+	c, s := tcp(t)
+	closed := 0
+	var conn net.Conn = &countedConn{Conn: s, closed: func() { closed++ }}
+	half, ok := conn.(interface{ CloseWrite() error })
+	if !ok {
+		t.Fatal("a counted connection hides CloseWrite from net/http")
+	}
+	if err := half.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the client reads %d bytes, %v; want EOF", n, err)
+	}
+	io.WriteString(c, "x")
+	if n, err := conn.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Errorf("the server reads %d bytes, %v; want 1", n, err)
+	}
+	if closed != 0 {
+		t.Error("half closed counts as closed")
+	}
+
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	if err := (&countedConn{Conn: b}).CloseWrite(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("CloseWrite of a pipe: %v", err)
+	}
+}
+
+// Many come and go at once: never more than max, and at the end none.
+func TestConnLimitConcurrent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const max, dialers, each = 10, 40, 50
+		l, limit, accepted := limited(t, max)
+		var serving atomic.Int64
+		stop := make(chan struct{})
+		for range max + 1 {
+			go func() {
+				for {
+					select {
+					case c := <-accepted:
+						if n := serving.Add(1); n > max {
+							t.Errorf("%d connections at once", n)
+						}
+						io.WriteString(c, "!")
+						serving.Add(-1)
+						c.Close()
+						c.Close()
+					case <-stop:
+						return
+					}
+				}
+			}()
+		}
+		var wg sync.WaitGroup
+		for range dialers {
+			wg.Go(func() {
+				for range each {
+					c, _, err := l.dial()
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					io.Copy(io.Discard, c)
+					c.Close()
+				}
+			})
+		}
+		wg.Wait()
+		close(stop)
+		synctest.Wait()
+		if n, m := limit.open.Load(), limit.refusing.Load(); n != 0 || m != 0 {
+			t.Errorf("%d open and %d being refused after the end", n, m)
+		}
+	})
+}
