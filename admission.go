@@ -263,10 +263,13 @@ func (d *Dispatcher) discard(e entry, state State, err error) (left leftover, ok
 	s := d.others()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	left = leftover{accepted: e.stamp.Swap(stampFree), fn: e.fn}
-	if j := e.job; j != nil {
+	j := e.job
+	if j != nil {
 		j.mu.Lock()
 		defer j.mu.Unlock()
+	}
+	left = leftover{accepted: unclaim(e.stamp), fn: e.fn}
+	if j != nil {
 		if j.state != Queued {
 			s.vacated--
 			return leftover{}, false

@@ -52,13 +52,12 @@ func (j *Jobs) Async(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// To the end: before that the server does not notice a client that
 		// leaves while the request waits for a place.
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, j.maxBody))
-		if err != nil {
-			problem.WriteUnread(w, err)
+		body, ok := problem.ReadBody(w, r, j.maxBody)
+		if !ok {
 			return
 		}
 		id := rand.Text() // 130 bits of randomness, of constant length
-		err = j.d.Go(r.Context(), func(ctx context.Context) error {
+		err := j.d.Go(r.Context(), func(ctx context.Context) error {
 			request := r.WithContext(ctx)
 			request.Header = r.Header.Clone()
 			request.Header.Set("Job-Id", id)

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 )
@@ -501,8 +502,7 @@ func TestAsyncPanic(t *testing.T) {
 		case "panic":
 			panic("deliberate")
 		case "nil":
-			var m map[string]int
-			m["x"] = 1
+			panic(nil)
 		}
 	}))
 	for _, body := range []string{"panic", "nil", "last"} {
@@ -515,7 +515,7 @@ func TestAsyncPanic(t *testing.T) {
 		t.Error(err)
 	}
 	text := log.String()
-	if strings.Count(text, "level=ERROR") != 2 || !strings.Contains(text, "deliberate") || !strings.Contains(text, "nil map") || !strings.Contains(text, "handlers_test.go") {
+	if strings.Count(text, "level=ERROR") != 2 || !strings.Contains(text, "deliberate") || !strings.Contains(text, "panic called with nil") || !strings.Contains(text, "handlers_test.go") {
 		t.Errorf("want two records with the panics and their stacks:\n%s", text)
 	}
 	if st := d.Stats(); st.Panicked != 2 || st.Succeeded != 1 {
@@ -559,6 +559,17 @@ func TestAsyncBody(t *testing.T) {
 			asyncAccepted(t, rec)
 			t.Errorf("the handler read %d bytes, want %d", got, test.size)
 		}
+	}
+
+	// What says that it is too large is not read.
+	{
+		d, _ := asyncDispatcher(t, Config{Workers: 1})
+		h := NewJobs(d, JobsConfig{MaxBody: 10}).Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a job ran") }))
+		req := httptest.NewRequest("POST", "/bbb", iotest.ErrReader(errors.New("read")))
+		req.ContentLength = 11
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, req)
+		asyncRefused(t, rec, 413, "at most 10 bytes", "")
 	}
 
 	// Of a request that breaks off there is no job.

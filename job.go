@@ -185,19 +185,21 @@ func (j *Job) cancelWith(cause error) {
 	}
 }
 
-// begin moves a queued job to Running and returns its function and context,
-// or reports false if the job has ended in the queue.
-func (j *Job) begin(now int64) (func(context.Context) error, context.Context, bool) {
+// begin moves a queued job to Running and returns its function and context and
+// when it was accepted, or reports false if it has ended in the queue.
+func (j *Job) begin(now int64) (fn func(context.Context) error, ctx context.Context, accepted int64, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	// Not before the lock: Cancel writes the stamp while the job is queued.
+	accepted = unclaim(j.stamp)
 	if j.state != Queued {
-		return nil, nil, false
+		return nil, nil, 0, false
 	}
 	j.state = Running
 	if t := j.d.jobTimeout; t > 0 {
 		j.deadline = now + int64(t)
 	}
-	return j.fn, (*jobContext)(j), true
+	return j.fn, (*jobContext)(j), accepted, true
 }
 
 // finish decides the outcome of a running job from what its function returned
@@ -258,7 +260,17 @@ type jobContext Job
 
 func (c *jobContext) Deadline() (time.Time, bool) { return c.live().Deadline() }
 func (c *jobContext) Done() <-chan struct{}       { return c.live().Done() }
-func (c *jobContext) Err() error                  { return c.live().Err() }
+
+// Err makes no context only to find that nothing has happened.
+func (c *jobContext) Err() error {
+	c.mu.Lock()
+	calm := c.ctx == nil && c.cause == nil && c.deadline == 0 && !c.waiter && !c.state.Ended()
+	c.mu.Unlock()
+	if calm {
+		return nil
+	}
+	return c.live().Err()
+}
 
 func (c *jobContext) Value(key any) any {
 	if key == (ownerKey{}) {

@@ -129,7 +129,10 @@ func (s *simulation) run() {
 	steps := 5 + s.rng.IntN(25)
 	stop := s.rng.IntN(2 * steps) // half of the schedules are shut down at the end only
 	before := s.d.Stats()
-	for s.step = 1; s.step <= steps && s.failure == ""; s.step++ {
+	for n := 1; n <= steps && s.failure == ""; n++ {
+		s.mu.Lock()
+		s.step = n
+		s.mu.Unlock()
 		ops := 1 + s.rng.IntN(6)
 		s.alone = ops == 1
 		for range ops {

@@ -213,10 +213,11 @@ const (
 	stampFree = 0
 	stampVoid = -1
 
-	// stride keeps the cells of jobs that follow each other on different cache
-	// lines, and keeps one cell that is held for long (by a job on its way to a
-	// worker that does not get a processor) from displacing all that come after.
-	stride = 9
+	// stride is how far away the next cell is looked for. One cell that is held
+	// for long, by a job on its way to a worker that does not get a processor,
+	// would otherwise displace all that come after. It is odd, so that every cell
+	// is reached.
+	stride = 67
 )
 
 func newStamps(places int) *stamps {
@@ -233,6 +234,14 @@ func (s *stamps) claim(number uint64, now int64) *atomic.Int64 {
 			return c
 		}
 	}
+}
+
+// unclaim frees a cell and returns the time that it had.
+func unclaim(cell *atomic.Int64) int64 {
+	if !timing {
+		return 1
+	}
+	return cell.Swap(stampFree)
 }
 
 func (d *Dispatcher) oldestAge() time.Duration {

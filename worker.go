@@ -146,12 +146,12 @@ func (w *worker) begin(e entry, now int64) bool {
 	if w.d.sweeping.Load() {
 		return false
 	}
-	accepted := e.stamp.Swap(stampFree)
+	var accepted int64
 	if e.job == nil {
-		w.fn, w.ctx = e.fn, w.d.ctx
+		w.fn, w.ctx, accepted = e.fn, w.d.ctx, unclaim(e.stamp)
 	} else {
 		var ok bool
-		if w.fn, w.ctx, ok = e.job.begin(now); !ok {
+		if w.fn, w.ctx, accepted, ok = e.job.begin(now); !ok {
 			w.shard.vacated--
 			return false
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 )
@@ -31,14 +32,37 @@ func Write(w http.ResponseWriter, status int, detail string) {
 	w.Write(body)
 }
 
-// WriteUnread answers a request whose body could not be read because of err: 413
-// if it is larger than an http.MaxBytesReader allows, else 400.
-func WriteUnread(w http.ResponseWriter, err error) {
-	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		Write(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is too large; want at most %d bytes", tooLarge.Limit))
-		return
+// ReadBody returns the body of a request, or answers it and returns false: with
+// 413 if the body has more than limit bytes, and with 400 if it breaks off.
+func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
+	tooLarge := r.ContentLength > limit // said before a client that expects 100 Continue sends it
+	var err error
+	if !tooLarge {
+		body, err = io.ReadAll(http.MaxBytesReader(unwrap(w), r.Body, limit))
+		_, tooLarge = errors.AsType[*http.MaxBytesError](err)
 	}
-	Write(w, http.StatusBadRequest, "the body could not be read to its end")
+	switch {
+	case tooLarge:
+		Write(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is too large; want at most %d bytes", limit))
+	case err != nil:
+		Write(w, http.StatusBadRequest, "the body could not be read to its end")
+	default:
+		return body, true
+	}
+	return nil, false
+}
+
+// unwrap returns the server's own ResponseWriter. To no other does a
+// MaxBytesReader tell that the connection is to be closed, so that the server
+// gives a client that is still sending the time to read its answer.
+func unwrap(w http.ResponseWriter) http.ResponseWriter {
+	for {
+		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return w
+		}
+		w = outer.Unwrap()
+	}
 }
 
 // Mux returns a handler that serves with mux and answers with a problem where

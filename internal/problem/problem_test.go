@@ -3,13 +3,13 @@ package problem
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 // details reads an answer that has to be a problem with the status.
@@ -56,22 +56,63 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-func TestWriteUnread(t *testing.T) {
+func TestReadBody(t *testing.T) {
 	for _, test := range []struct {
-		err    error
-		status int
-		detail string
+		name   string
+		body   io.Reader
+		length int64 // as the header says; -1: not at all
+		status int   // 0: none
+		says   string
 	}{
-		{&http.MaxBytesError{Limit: 77}, http.StatusRequestEntityTooLarge, "at most 77 bytes"},
-		{fmt.Errorf("reading: %w", &http.MaxBytesError{Limit: 77}), http.StatusRequestEntityTooLarge, "at most 77 bytes"},
-		{io.ErrUnexpectedEOF, http.StatusBadRequest, "could not be read"},
-		{errors.New("read tcp 10.0.0.1: secret"), http.StatusBadRequest, "could not be read"},
+		{"empty", strings.NewReader(""), 0, 0, ""},
+		{"at the limit", strings.NewReader("0123456789"), 10, 0, ""},
+		{"at the limit, no length", strings.NewReader("0123456789"), -1, 0, ""},
+		{"over the limit", strings.NewReader("0123456789x"), -1, 413, "at most 10 bytes"},
+		{"far over the limit", strings.NewReader(strings.Repeat("x", 1000)), -1, 413, "at most 10 bytes"},
+		{"said to be over the limit", iotest.ErrReader(errors.New("was read")), 11, 413, "at most 10 bytes"},
+		{"broken off", io.MultiReader(strings.NewReader("01"), iotest.ErrReader(io.ErrUnexpectedEOF)), 5, 400, "could not be read"},
+		{"error", iotest.ErrReader(errors.New("read tcp 10.0.0.1: secret")), -1, 400, "could not be read"},
 	} {
-		rec := httptest.NewRecorder()
-		WriteUnread(rec, test.err)
-		if got := details(t, rec.Result(), test.status); !strings.Contains(got, test.detail) || strings.Contains(got, "secret") {
-			t.Errorf("%v: detail %q, want %q in it", test.err, got, test.detail)
+		t.Run(test.name, func(t *testing.T) {
+			r := httptest.NewRequest("POST", "/", test.body)
+			r.ContentLength = test.length
+			rec := httptest.NewRecorder()
+			body, ok := ReadBody(rec, r, 10)
+			if test.status == 0 {
+				if want := strings.Repeat("0123456789", len(body)/10); !ok || string(body) != want || rec.Body.Len() > 0 || test.length > 0 && len(body) == 0 {
+					t.Errorf("%q, %v; answered %q", body, ok, rec.Body)
+				}
+				return
+			}
+			if got := details(t, rec.Result(), test.status); ok || body != nil || !strings.Contains(got, test.says) || strings.Contains(got, "secret") {
+				t.Errorf("%q, %v; says %q, want %q in it", body, ok, got, test.says)
+			}
+		})
+	}
+}
+
+// wrapped hides net/http's writer, as a middleware's does.
+type wrapped struct{ http.ResponseWriter }
+
+func (w wrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Whoever sends too much gets an answer, and then the connection is closed.
+func TestReadBodyCloses(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := ReadBody(wrapped{wrapped{w}}, r, 10); ok {
+			t.Error("the body was accepted")
 		}
+	}))
+	defer s.Close()
+	// Without a length, and small enough for the server to read what is left.
+	res, err := s.Client().Post(s.URL, "text/plain", struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 1000))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	details(t, res, 413)
+	if !res.Close {
+		t.Errorf("header %v, want Connection: close", res.Header)
 	}
 }
 

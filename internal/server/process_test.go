@@ -115,7 +115,7 @@ func (p *process) text() string {
 func launch(t *testing.T, env []string, name string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, cmd: exec.Command(name, args...), ended: make(chan struct{}), lines: make(chan struct{}, 1)}
-	p.cmd.Env = append(env, "PATH="+os.Getenv("PATH"))
+	p.cmd.Env = append(env, "PATH="+os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0")
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -311,7 +311,9 @@ func TestProcessRefusesBrokenRequests(t *testing.T) {
 		{"header too large", request("GET", "/", "", "X: "+strings.Repeat("x", 80<<10)), "431"},
 		{"HTTP/3.0", "GET / HTTP/3.0\r\nHost: x\r\n\r\n", "505"},
 		{"large body", request("POST", "/bbb", "", "Content-Length: 1000000000") + strings.Repeat(" ", 2<<10), "413"},
-		{"large body, expecting", request("PUT", "/bbb", "", "Content-Length: 1000000000", "Expect: 100-continue"), "405"},
+		{"large body, expecting", request("POST", "/bbb", "", "Content-Length: 1000000000", "Expect: 100-continue"), "413"},
+		{"large body to nobody, expecting", request("PUT", "/bbb", "", "Content-Length: 1000000000", "Expect: 100-continue"), "405"},
+		{"large chunked body, expecting", request("POST", "/bbb", "", "Transfer-Encoding: chunked", "Expect: 100-continue") + "fffff\r\n" + strings.Repeat(" ", 512<<10), "100"},
 	} {
 		c := p.connect()
 		c.send(test.send)

@@ -134,6 +134,7 @@ type promptWriter struct {
 	conn    *http.ResponseController
 	bodyBy  time.Time   // when the request's body has to be there; zero: no body
 	arrived atomic.Bool // it is there
+	from    time.Time   // of the present write deadline
 }
 
 func (w *promptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -156,6 +157,10 @@ func (w *promptWriter) extend() {
 	if !w.arrived.Load() && w.bodyBy.After(from) {
 		from = w.bodyBy
 	}
+	if from.Sub(w.from) < writeTimeout/30 {
+		return // to the second is close enough, and setting a deadline is dear
+	}
+	w.from = from
 	w.conn.SetWriteDeadline(from.Add(writeTimeout))
 }
 

@@ -566,6 +566,8 @@ func TestUnreadBody(t *testing.T) {
 		{"OPTIONS * chunked", request("OPTIONS", "*", "", "Transfer-Encoding: chunked"), 404, toSend},
 		// A client that waits for 100 Continue gets the answer instead.
 		{"404 expecting", request("POST", "/nowhere", "", "Content-Length: 100", "Expect: 100-continue"), 404, 0},
+		{"413", request("POST", "/bbb", "", "Content-Length: 1048577"), 413, 0},
+		{"413 expecting", request("POST", "/bbb", "", "Content-Length: 1048577", "Expect: 100-continue"), 413, 0},
 		{"405 expecting", request("PUT", "/bbb", "", "Content-Length: 100", "Expect: 100-continue"), 405, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {

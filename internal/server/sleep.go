@@ -26,11 +26,7 @@ type sleepKey struct{}
 // the request's context ends, and answers {"sleep_time":n}.
 func Sleep(w http.ResponseWriter, r *http.Request) {
 	seconds := r.Context().Value(sleepKey{}).(int64)
-	done := time.NewTimer(time.Duration(seconds) * time.Second)
-	defer done.Stop()
-	select {
-	case <-done.C:
-	case <-r.Context().Done():
+	if !rest(r.Context(), time.Duration(seconds)*time.Second) {
 		problem.Write(w, http.StatusServiceUnavailable, "the sleep was interrupted")
 		return
 	}
@@ -38,6 +34,21 @@ func Sleep(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Write(body)
+}
+
+// rest sleeps for d, and reports whether ctx has let it.
+func rest(ctx context.Context, d time.Duration) bool {
+	if d == 0 {
+		return ctx.Err() == nil
+	}
+	done := time.NewTimer(d)
+	defer done.Stop()
+	select {
+	case <-done.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Logged logs each request that h has run, with the id of its job if it is one.
@@ -53,9 +64,8 @@ func Logged(log *slog.Logger, h http.Handler) http.Handler {
 // before it is accepted as a job.
 func Checked(maxBody int64, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-		if err != nil {
-			problem.WriteUnread(w, err)
+		body, ok := problem.ReadBody(w, r, maxBody)
+		if !ok {
 			return
 		}
 		seconds, err := parseSleep(body)

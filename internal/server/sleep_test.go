@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -146,13 +147,9 @@ func TestBodyLimit(t *testing.T) {
 	// Of a body that breaks off nothing is done.
 	h := Checked(100, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the handler was reached") }))
 	rec := httptest.NewRecorder()
-	h.ServeHTTP(rec, httptest.NewRequest("POST", "/bbb", io.MultiReader(strings.NewReader(sleepFor(0)), brokenReader{})))
+	h.ServeHTTP(rec, httptest.NewRequest("POST", "/bbb", io.MultiReader(strings.NewReader(sleepFor(0)), iotest.ErrReader(io.ErrUnexpectedEOF))))
 	recorded(rec).check(t, 400)
 }
-
-type brokenReader struct{}
-
-func (brokenReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 func TestSleepRoutes(t *testing.T) {
 	mux := http.NewServeMux()
