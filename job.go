@@ -298,7 +298,7 @@ func (c *jobContext) live() context.Context {
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	if c.deadline > 0 {
-		late, stop := context.WithDeadline(ctx, c.d.epoch.Add(time.Duration(c.deadline)))
+		late, stop := context.WithDeadline(ctx, c.d.at(c.deadline))
 		base := cancel
 		ctx, cancel = late, func(cause error) { base(cause); stop() }
 	}

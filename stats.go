@@ -198,6 +198,9 @@ func (d *Dispatcher) now() int64 {
 	return max(int64(time.Since(d.epoch)), 0) + 1
 }
 
+// at returns the time that the dispatcher's clock calls now.
+func (d *Dispatcher) at(now int64) time.Time { return d.epoch.Add(time.Duration(now - 1)) }
+
 // stamps hold the times at which the queued jobs were accepted, one cell for
 // each, since a channel does not tell the age of its first element. A cell is
 // free, has the time, or is void: in use by a job that was canceled.
