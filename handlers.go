@@ -1,11 +1,10 @@
 package holdfast
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
-	"io"
+	"maps"
 	"math"
 	"net/http"
 	"strconv"
@@ -59,9 +58,9 @@ func (j *Jobs) Async(h http.Handler) http.Handler {
 		id := rand.Text() // 130 bits of randomness, of constant length
 		err := j.d.Go(r.Context(), func(ctx context.Context) error {
 			request := r.WithContext(ctx)
-			request.Header = r.Header.Clone()
+			request.Header = maps.Clone(r.Header)
 			request.Header.Set("Job-Id", id)
-			request.Body = io.NopCloser(bytes.NewReader(body))
+			request.Body = problem.NewBody(body)
 			h.ServeHTTP(&discarded{header: make(http.Header)}, request)
 			return nil
 		})

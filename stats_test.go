@@ -1,97 +1,413 @@
 package holdfast
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"math"
 	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-func TestBucketsCoverEachDurationOnce(t *testing.T) {
-	for i := range buckets - 1 {
-		if got := bucket(uint64(upper(i))); got != i {
-			t.Fatalf("the upper bound %d of bucket %d falls into %d", upper(i), i, got)
+func TestHistogramBuckets(t *testing.T) {
+	// Every bucket begins where the one before it ends, and none is wider than an
+	// eighth of its least value.
+	next := int64(0)
+	for i := range buckets {
+		if got := bucket(uint64(next)); got != i {
+			t.Fatalf("bucket(%d) = %d, want %d", next, got, i)
 		}
-		if got := bucket(uint64(upper(i)) + 1); got != i+1 {
-			t.Fatalf("%d falls into bucket %d, want %d", upper(i)+1, got, i+1)
+		last := upper(i)
+		if last < next || bucket(uint64(last)) != i {
+			t.Fatalf("bucket %d ends at %d, begins at %d", i, last, next)
 		}
+		if last-next > next/8 {
+			t.Fatalf("bucket %d is %d to %d", i, next, last)
+		}
+		next = last + 1
 	}
-	if got := bucket(math.MaxUint64); got != buckets-1 {
-		t.Errorf("the greatest duration falls into bucket %d, want the last", got)
+	if next != 1<<maxBits {
+		t.Errorf("the last bucket ends at %d", next)
+	}
+	if limit := time.Duration(next); limit < 39*time.Hour || limit > 40*time.Hour {
+		t.Errorf("the last bucket ends at %v, the doc says 39 h", limit)
+	}
+	for _, ns := range []uint64{1 << maxBits, math.MaxInt64, math.MaxUint64} {
+		if bucket(ns) != buckets-1 {
+			t.Errorf("bucket(%d) = %d", ns, bucket(ns))
+		}
 	}
 }
 
-func TestHistogramQuantiles(t *testing.T) {
+func TestHistogramEmpty(t *testing.T) {
 	var h Histogram
-	if h.Quantile(0.5) != 0 || h.Mean() != 0 {
-		t.Errorf("empty: %v, %v", h.Quantile(0.5), h.Mean())
-	}
-	for n := 1; n <= 100; n++ {
-		h.add(int64(n) * int64(time.Millisecond))
-	}
-	h.add(-5) // a clock that lags counts as no time
-	if got, want := h.Mean(), 50*time.Millisecond; got != want {
-		t.Errorf("mean %v, want %v", got, want)
-	}
-	for q, want := range map[float64]time.Duration{0: 0, -1: 0, math.NaN(): 0, 0.5: 50 * time.Millisecond, 0.99: 99 * time.Millisecond, 1: 100 * time.Millisecond, 7: 100 * time.Millisecond} {
-		if got := h.Quantile(q); got < want || got > want+want/8 {
-			t.Errorf("quantile %v is %v, want %v to an eighth more", q, got, want)
-		}
+	if h.Mean() != 0 || h.Quantile(0.5) != 0 || h.Quantile(1) != 0 {
+		t.Errorf("mean %v, quantiles %v, %v", h.Mean(), h.Quantile(0.5), h.Quantile(1))
 	}
 }
 
-func FuzzHistogram(f *testing.F) {
-	f.Add(uint64(1), 0.5)
-	f.Add(uint64(7), 0.99)
-	f.Add(uint64(math.MaxUint64), 1.0)
-	f.Fuzz(func(t *testing.T, seed uint64, q float64) {
-		rng := rand.New(rand.NewPCG(seed, 1))
-		var h Histogram
-		least, most := int64(math.MaxInt64), int64(0)
-		for range 1 + rng.IntN(50) {
-			ns := int64(rng.Uint64() >> (17 + rng.IntN(47))) // up to 39 hours
-			h.add(ns)
-			least, most = min(least, ns), max(most, ns)
+func TestHistogramQuantileBounds(t *testing.T) {
+	var h Histogram
+	for _, ns := range []int64{10, 20, 30, -5} {
+		h.add(ns)
+	}
+	for _, c := range []struct {
+		q    float64
+		want int64
+	}{{-1, 0}, {math.NaN(), 0}, {math.Inf(-1), 0}, {0, 0}, {0.25, 0}, {0.26, 10}, {0.5, 10}, {0.75, 20}, {1, 30}, {2, 30}, {math.Inf(1), 30}} {
+		if got := int64(h.Quantile(c.q)); got != upper(bucket(uint64(c.want))) {
+			t.Errorf("Quantile(%v) = %d, want about %d", c.q, got, c.want)
 		}
+	}
+	if h.Count != 4 || h.Sum != 60 || h.Mean() != 15 {
+		t.Errorf("count %d, sum %v, mean %v: a negative duration counts as 0", h.Count, h.Sum, h.Mean())
+	}
+}
+
+// checkQuantiles holds h against the durations that were added to it.
+func checkQuantiles(t *testing.T, h *Histogram, durations []int64) {
+	t.Helper()
+	slices.Sort(durations)
+	for i, want := range durations {
+		q := (float64(i) + 0.5) / float64(len(durations)) // rank i+1
 		got := int64(h.Quantile(q))
-		if got < least || got > most+most/8 {
-			t.Errorf("quantile %v is %d, of durations from %d to %d", q, got, least, most)
+		if want >= 1<<maxBits {
+			want = 1<<maxBits - 1
 		}
-		if h.Quantile(q) > h.Quantile(1) {
-			t.Errorf("quantile %v is beyond the greatest", q)
+		if got < want || got > want+want/8 {
+			t.Fatalf("Quantile(%v) of %d = %d, want %d or an eighth more at most", q, len(durations), got, want)
 		}
-	})
+	}
 }
 
-func FuzzOverflow(f *testing.F) {
-	for _, s := range []string{"block", "reject", "drop-oldest", "", "Block", "drop_oldest", "block "} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		o := Overflow(77)
-		if err := o.UnmarshalText([]byte(s)); err != nil {
-			if o != 77 {
-				t.Errorf("%q is refused, but changes the policy to %v", s, o)
+func TestHistogramQuantileIsTooHighByAnEighthAtMost(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		var h, a, b Histogram
+		var durations []int64
+		for range 1 + rng.IntN(100) {
+			ns := rng.Int64() >> (16 + rng.IntN(47)) // any magnitude up to 39 h
+			durations = append(durations, ns)
+			h.add(ns)
+			if rng.IntN(2) == 0 {
+				a.add(ns)
+			} else {
+				b.add(ns)
 			}
-			return
 		}
+		checkQuantiles(t, &h, durations)
+		a.merge(&b)
+		checkQuantiles(t, &a, durations)
+		if a.Count != h.Count || math.Abs(a.Sum-h.Sum) > h.Sum/1e9 {
+			t.Fatalf("merged: %d with %v, want %d with %v", a.Count, a.Sum, h.Count, h.Sum)
+		}
+		for q := 0.0; q < 1; q += 0.01 {
+			if h.Quantile(q) > h.Quantile(q+0.01) {
+				t.Fatalf("Quantile(%v) > Quantile(%v)", q, q+0.01)
+			}
+		}
+	}
+}
+
+func TestStateStrings(t *testing.T) {
+	want := []string{"queued", "running", "succeeded", "failed", "panicked", "canceled", "dropped", "abandoned", "State(8)"}
+	for i, name := range want {
+		if s := State(i); s.String() != name || s.Ended() != (i >= 2) {
+			t.Errorf("State(%d) is %q, ended %v", i, s, s.Ended())
+		}
+	}
+	if State(255).String() != "State(255)" {
+		t.Errorf("%v", State(255))
+	}
+}
+
+func TestOverflowText(t *testing.T) {
+	for i, name := range []string{"block", "reject", "drop-oldest"} {
+		o := Overflow(i)
 		text, err := o.MarshalText()
-		if err != nil || string(text) != s || o.String() != s {
-			t.Errorf("%q becomes %q, %v", s, text, err)
+		if o.String() != name || string(text) != name || err != nil {
+			t.Errorf("Overflow(%d) is %q, %q, %v", i, o, text, err)
+		}
+		back := Overflow(7)
+		if err := back.UnmarshalText(text); err != nil || back != o {
+			t.Errorf("%q gives %v, %v", text, back, err)
+		}
+	}
+	if Overflow(3).String() != "Overflow(3)" {
+		t.Errorf("%v", Overflow(3))
+	}
+	if _, err := Overflow(3).MarshalText(); err == nil {
+		t.Error("Overflow(3) has a text")
+	}
+	for _, text := range []string{"", "Block", "block ", "dropoldest", "0", "drop-oldest\n"} {
+		o := DropOldest
+		if err := o.UnmarshalText([]byte(text)); err == nil || o != DropOldest || !strings.Contains(err.Error(), "want block, reject or drop-oldest") {
+			t.Errorf("%q: %v, %v", text, o, err)
+		}
+	}
+	var v struct{ Overflow Overflow }
+	if err := json.Unmarshal([]byte(`{"overflow":"reject"}`), &v); err != nil || v.Overflow != Reject {
+		t.Errorf("%v, %v", v.Overflow, err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	for _, c := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{Workers: -2}, "Config.Workers is -2"},
+		{Config{Workers: 1_000_001}, "Config.Workers is 1000001"},
+		{Config{Queue: -2}, "Config.Queue is -2"},
+		{Config{Queue: 10_000_001}, "Config.Queue is 10000001"},
+		{Config{Overflow: 3}, "Config.Overflow is Overflow(3)"},
+		{Config{JobTimeout: -1}, "Config.JobTimeout is -1ns"},
+	} {
+		if d, err := New(c.cfg); d != nil || err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c.cfg, err)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct{ workers, queue, w, l int }{{0, 0, 100, 200}, {-1, -1, 0, 0}, {1, 1, 1, 1}, {-1, 5, 0, 5}, {5, -1, 5, 0}} {
+			d := build(t, Config{Workers: c.workers, Queue: c.queue})
+			expectStats(t, d, Stats{Workers: c.w, Queue: c.l})
+			if st := d.Stats(); st.OldestAge != 0 || st.Wait.Count != 0 || st.Run.Count != 0 {
+				t.Errorf("new: %s", brief(st))
+			}
 		}
 	})
 }
 
-func TestNamesOfStatesAndPolicies(t *testing.T) {
-	if got := Abandoned.String() + " " + State(99).String() + " " + Overflow(9).String(); got != "abandoned State(99) Overflow(9)" {
-		t.Error(got)
+func TestNilFunctionPanics(t *testing.T) {
+	d := build(t, sized(1, 1))
+	for name, f := range map[string]func(){
+		"Go":     func() { d.Go(bg, nil) },
+		"Submit": func() { d.Submit(bg, nil) },
+		"Do":     func() { d.Do(bg, nil) },
+	} {
+		func() {
+			defer func() {
+				if v := recover(); v != "holdfast: nil function" {
+					t.Errorf("%s: %v", name, v)
+				}
+			}()
+			f()
+		}()
 	}
-	if _, err := Overflow(9).MarshalText(); err == nil {
-		t.Error("a policy that there is not has a text")
+	if st := d.Stats(); st.Accepted != 0 {
+		t.Errorf("%s", brief(st))
 	}
-	for s := Queued; s <= Abandoned; s++ {
-		if s.Ended() != (s != Queued && s != Running) {
-			t.Errorf("%v: Ended is %v", s, s.Ended())
+}
+
+// The number of accepted jobs has 38 bits in the admission word: the statistics
+// must go on where it begins anew, as must the order of the stamps.
+func TestAcceptedBeyondTheWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(2, 3))
+		synctest.Wait()
+		// As after 2^38 - 5 jobs.
+		const before = 1<<38 - 5
+		d.word.Add(before * oneAccepted)
+		d.shards[1].started += before
+		d.shards[1].ended[Succeeded] += before
+		for n := range uint64(20) {
+			mustGo(t, d, nop)
+			expectStats(t, d, Stats{Workers: 2, Queue: 3, Accepted: before + n + 1, Succeeded: before + n + 1})
+		}
+		open := make(gate)
+		if n := fill(t, d, open.pass); n != 5 {
+			t.Errorf("%d accepted, want 5", n)
+		}
+		synctest.Wait()
+		if st := d.Stats(); st.Accepted != before+25 || st.Queued != 3 || st.Running != 2 {
+			t.Errorf("%s", brief(st))
+		}
+		close(open)
+	})
+}
+
+// TestStress lets everything meet everything in real time, under the race
+// detector: all kinds of submits and policies, cancels, panics, Goexits, contexts
+// that end, resizes and snapshots, and a shutdown in the middle of it.
+func TestStress(t *testing.T) {
+	for round := range 16 {
+		s := &stressed{most: 6, places: []int{0, 1, 5, 50}[round%4], runs: make(map[int]int)}
+		cfg := sized(2, s.places)
+		cfg.Overflow = Overflow(round % 3)
+		cfg.Logger = quiet
+		var err error
+		if s.d, err = New(cfg); err != nil {
+			t.Fatal(err)
+		}
+		ctx := bg
+		if round%2 == 1 {
+			ctx = expired
+		}
+		s.run(t, ctx)
+		if t.Failed() {
+			t.Fatalf("round %d", round)
 		}
 	}
+}
+
+type stressed struct {
+	d      *Dispatcher
+	most   int // workers at any time
+	places int
+
+	// The test's own counts.
+	meter                                          meter
+	calls, full, closed, nested, started, panicked atomic.Uint64
+
+	mu      sync.Mutex
+	runs    map[int]int // by job
+	handles []*Job
+}
+
+func (s *stressed) run(t *testing.T, ctx context.Context) {
+	var load, others sync.WaitGroup
+	stop := make(chan struct{})
+	for p := range 6 {
+		load.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(s.places), uint64(p)))
+			for i := 0; s.submit(rng, p<<24+i) != ErrClosed; i++ {
+			}
+		})
+	}
+	for range 2 {
+		others.Go(func() {
+			for !isClosed(s.d.gone) && !t.Failed() {
+				st := s.d.Stats()
+				if st.Accepted != uint64(st.Queued+st.Running)+endedIn(st) || st.Queued < 0 || st.Queued > s.places || st.Running < 0 || st.Running > s.most || st.Vacated < 0 {
+					t.Errorf("%s", brief(st))
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	others.Go(func() {
+		for rng := rand.New(rand.NewPCG(7, 7)); !isClosed(stop); {
+			if err := s.d.Resize(rng.IntN(s.most + 1)); err != nil {
+				t.Error(err)
+			}
+			for range rng.IntN(100) {
+				runtime.Gosched()
+			}
+		}
+		s.d.Resize(1)
+		report, err := s.d.Shutdown(ctx)
+		if ctx == bg && (err != nil || report.Running+len(report.NeverStarted) > 0) {
+			t.Errorf("%+v, %v", report, err)
+		}
+		if st := s.d.Stats(); uint64(len(report.NeverStarted)) != st.Abandoned {
+			t.Errorf("%d never started: %s", len(report.NeverStarted), brief(st))
+		}
+	})
+	settled(t, "2,000 have run", func() bool { return s.started.Load() > 2000 || t.Failed() })
+	close(stop)
+	load.Wait()
+	others.Wait()
+
+	st := s.d.Stats()
+	if st.Accepted != endedIn(st) || st.Queued+st.Running+st.Vacated+st.Blocked != 0 || st.OldestAge != 0 {
+		t.Errorf("left: %s", brief(st))
+	}
+	if calls := st.Accepted + st.RefusedFull + st.RefusedClosed + st.RefusedNested + st.RefusedGone; calls != s.calls.Load() ||
+		st.RefusedFull != s.full.Load() || st.RefusedClosed != s.closed.Load() || st.RefusedNested != s.nested.Load() {
+		t.Errorf("%d calls, full %d, closed %d, nested %d: %s", s.calls.Load(), s.full.Load(), s.closed.Load(), s.nested.Load(), brief(st))
+	}
+	if n := s.started.Load(); st.Wait.Count != n || st.Run.Count != n || st.Panicked != s.panicked.Load() {
+		t.Errorf("%d started, %d panicked: %d waits, %d runs: %s", n, s.panicked.Load(), st.Wait.Count, st.Run.Count, brief(st))
+	}
+	if n := s.meter.most.Load(); n > int64(s.most) {
+		t.Errorf("%d ran at once", n)
+	}
+	for id, n := range s.runs {
+		if n != 1 {
+			t.Errorf("job %d ran %d times", id, n)
+		}
+	}
+	for _, j := range s.handles {
+		if !j.State().Ended() || !isClosed(j.Done()) || (j.Err() == nil) != (j.State() == Succeeded) {
+			t.Errorf("%v, %v, Done closed: %v", j.State(), j.Err(), isClosed(j.Done()))
+		}
+	}
+}
+
+// submit makes one call of a random kind.
+func (s *stressed) submit(rng *rand.Rand, id int) (err error) {
+	ctx, cancel := context.WithCancel(bg)
+	defer cancel()
+	if rng.IntN(4) == 0 {
+		ctx = context.WithValue(ctx, ctxKey("k"), id)
+	}
+	if rng.IntN(4) == 0 {
+		go cancel()
+	}
+	fn, policy := s.function(rng, id), Overflow(rng.IntN(3))
+	s.calls.Add(1)
+	switch rng.IntN(3) {
+	case 0:
+		err = s.d.Go(ctx, fn, policy)
+	case 1:
+		var j *Job
+		if j, err = s.d.Submit(ctx, fn, policy); err == nil {
+			s.mu.Lock()
+			s.handles = append(s.handles, j)
+			s.mu.Unlock()
+			switch rng.IntN(4) {
+			case 0:
+				j.Cancel()
+			case 1:
+				j.Wait(ctx)
+			}
+		}
+	case 2:
+		err = s.d.Do(ctx, fn, policy)
+	}
+	switch err {
+	case ErrQueueFull:
+		s.full.Add(1)
+		runtime.Gosched()
+	case ErrClosed:
+		s.closed.Add(1)
+	}
+	return err
+}
+
+// function returns a job that ends in a random way.
+func (s *stressed) function(rng *rand.Rand, id int) func(context.Context) error {
+	way := rng.IntN(10)
+	return s.meter.wrap(func(ctx context.Context) error {
+		s.started.Add(1)
+		s.mu.Lock()
+		s.runs[id]++
+		s.mu.Unlock()
+		switch way {
+		case 0:
+			s.panicked.Add(1)
+			panic("boom")
+		case 1:
+			runtime.Goexit()
+		case 2:
+			return errors.New("boom")
+		case 3:
+			s.calls.Add(1)
+			s.nested.Add(1)
+			if err := s.d.Do(ctx, nop); err != ErrNested {
+				return errors.New("not nested")
+			}
+		case 4:
+			runtime.Gosched()
+			return ctx.Err()
+		}
+		return nil
+	})
 }

@@ -37,7 +37,13 @@ func Write(w http.ResponseWriter, status int, detail string) {
 func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
 	tooLarge := r.ContentLength > limit // said before a client that expects 100 Continue sends it
 	var err error
-	if !tooLarge {
+	switch held, ok := r.Body.(*Body); {
+	case tooLarge:
+	case ok && held.read == 0:
+		return held.data, true
+	case r.ContentLength >= 0 && r.ContentLength <= small:
+		body, err = readShort(r)
+	default:
 		body, err = io.ReadAll(http.MaxBytesReader(unwrap(w), r.Body, limit))
 		_, tooLarge = errors.AsType[*http.MaxBytesError](err)
 	}
@@ -51,6 +57,46 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 	}
 	return nil, false
 }
+
+// small is the length up to which a request's word for its length is taken. To
+// allocate more before it has come would let clients that send nothing hold
+// memory.
+const small = 4 << 10
+
+// readShort reads to the end: before that the server does not notice a client
+// that leaves.
+func readShort(r *http.Request) ([]byte, error) {
+	data := make([]byte, r.ContentLength+1) // one more, to see the end
+	n, err := io.ReadFull(r.Body, data)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = nil
+		if int64(n) < r.ContentLength {
+			err = io.ErrUnexpectedEOF
+		}
+	}
+	return data[:n], err
+}
+
+// A Body is the body of a request in memory. ReadBody takes one that has not been
+// read as it is, so that handlers behind each other read a body once.
+type Body struct {
+	data []byte
+	read int
+}
+
+// NewBody returns a Body that has data, which must not be changed any more.
+func NewBody(data []byte) *Body { return &Body{data: data} }
+
+func (b *Body) Read(p []byte) (int, error) {
+	if b.read == len(b.data) {
+		return 0, io.EOF
+	}
+	n := copy(p, b.data[b.read:])
+	b.read += n
+	return n, nil
+}
+
+func (b *Body) Close() error { return nil }
 
 // unwrap returns the server's own ResponseWriter. To no other does a
 // MaxBytesReader tell that the connection is to be closed, so that the server

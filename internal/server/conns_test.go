@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -183,6 +184,38 @@ func TestRefusedSender(t *testing.T) {
 				t.Errorf("sending every %v: closed after %v", every, d)
 			}
 			sender.Wait()
+		}
+	})
+}
+
+// halfPipe is a pipe that notes the half close of its server's end.
+type halfPipe struct {
+	net.Conn
+	events *[]string
+}
+
+func (p halfPipe) CloseWrite() error { *p.events = append(*p.events, "half"); return nil }
+func (p halfPipe) Close() error      { *p.events = append(*p.events, "closed"); return p.Conn.Close() }
+
+// After the answer the client is told that it was the last, and only then, when
+// the client has closed too, is the connection closed.
+func TestRefuseHalfCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := net.Pipe()
+		var events []string
+		go refuse(halfPipe{s, &events})
+		io.ReadFull(c, make([]byte, len(tooMany)))
+		for range 3 {
+			synctest.Wait()
+			if fmt.Sprint(events) != "[half]" {
+				t.Fatalf("%q while the client sends, want only its half closed", events)
+			}
+			io.WriteString(c, "what the client still sends")
+		}
+		c.Close()
+		synctest.Wait()
+		if fmt.Sprint(events) != "[half closed]" {
+			t.Errorf("%q in the end", events)
 		}
 	})
 }

@@ -21,7 +21,7 @@ const (
 	headerTimeout = 10 * time.Second // to send a header
 	idleTimeout   = 2 * time.Minute  // between requests
 	writeTimeout  = 30 * time.Second // to take a piece of a response
-	bodyTimeout   = 10 * time.Second // to send a body, besides the time that bodyRate allows
+	bodyTimeout   = 10 * time.Second // to send a request, besides the time that bodyRate allows
 	bodyRate      = 16 << 10         // bytes a second
 
 	// lastAnswers is how long connections may stay after the last job has ended
@@ -34,7 +34,6 @@ type Server struct {
 	dispatcher *holdfast.Dispatcher
 	http       *http.Server
 	maxConns   int
-	maxBody    int64
 	log        *slog.Logger
 
 	stopping atomic.Bool
@@ -45,7 +44,7 @@ type Server struct {
 // /readyz. Requests for a route that mux does not have, and all but those two
 // while the server stops, are answered with a problem.
 func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
-	s := &Server{dispatcher: d, maxConns: c.MaxConns, maxBody: c.MaxBody, log: log}
+	s := &Server{dispatcher: d, maxConns: c.MaxConns, log: log}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "ok\n")
 	})
@@ -59,6 +58,8 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 	s.http = &http.Server{
 		Handler:           s.guard(problem.Mux(mux)),
 		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       bodyTimeout + time.Duration(min(c.MaxBody/bodyRate, math.MaxInt32))*time.Second,
+		WriteTimeout:      writeTimeout, // for what the server answers past guard, which extends it
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
 		// The server's own answer to OPTIONS * reads a body, and past guard.
@@ -87,20 +88,20 @@ func (s *Server) Work(h http.Handler) http.Handler {
 	})
 }
 
-// guard bounds the time for which a slow client can hold a connection. The
-// server's own ReadTimeout and WriteTimeout can't: they run from the request's
-// header on, and so would cut off whoever waits for a long answer.
+// guard bounds the time for which a slow client can hold a connection, and that
+// time alone: the server's ReadTimeout goes on when the request is there, and
+// would cut off whoever waits for a long answer, so it is lifted then; its
+// WriteTimeout runs from the header on, so each piece of a response gets one of
+// its own instead.
 func (s *Server) guard(next http.Handler) http.Handler {
-	toSend := bodyTimeout + time.Duration(min(s.maxBody/bodyRate, math.MaxInt32))*time.Second
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.active.Add(1)
 		defer s.active.Add(-1)
 		prompt := &promptWriter{ResponseWriter: w, conn: http.NewResponseController(w)}
-		if r.Body != http.NoBody {
-			// Holds beyond the handler, until the server has got rid of a body
-			// that nobody read.
-			prompt.bodyBy = time.Now().Add(toSend)
-			prompt.conn.SetReadDeadline(prompt.bodyBy)
+		if r.Body == http.NoBody {
+			prompt.conn.SetReadDeadline(time.Time{})
+		} else {
+			prompt.bodyBy = time.Now().Add(s.http.ReadTimeout)
 			// In a copy: by its own request's Body the server decides what to do
 			// with one that nobody reads, such as not to wait for it before the
 			// answer if the client expects 100 Continue.

@@ -391,15 +391,22 @@ func TestDrain(t *testing.T) {
 				for _, seconds := range test.async {
 					f.dial().do(202, "POST", "/bbb", sleepFor(seconds))
 				}
+				c := f.dial()
+				// A connection without a request would be waited for.
+				first := request("GET", "/healthz", "")
 				if test.sync > 0 {
-					c := f.dial()
-					c.send(request("POST", "/aaa", sleepFor(test.sync)))
-					go io.Copy(io.Discard, c.conn)
+					first = request("POST", "/aaa", sleepFor(test.sync))
 				}
+				c.send(first)
+				go io.Copy(io.Discard, c.conn)
 				synctest.Wait()
 				f.stop()
 				err := <-f.ended
 				f.at("stopped", test.ends)
+				synctest.Wait()
+				if !isClosed(c.closed) {
+					t.Error("a connection is open after the stop")
+				}
 				if (err != nil) != (len(test.is) > 0 || test.text != "") {
 					t.Errorf("error %v", err)
 				}
@@ -453,7 +460,7 @@ func TestSlowHeader(t *testing.T) {
 		}()
 		time.Sleep(9 * time.Second)
 		later.send("GET /he")
-		go io.Copy(io.Discard, later.conn) // it is told that this is no request
+		go io.Copy(io.Discard, later.conn) // it may be told that this is no request
 		synctest.Wait()
 		if isClosed(silent.closed) || isClosed(half.closed) {
 			t.Error("closed before its time")
@@ -654,18 +661,26 @@ func TestSlowReader(t *testing.T) {
 		})
 	}
 
-	for _, text := range []string{
-		request("GET", "/nowhere", ""),
-		request("POST", "/bbb", sleepFor(0)),
-		request("POST", "/bbb", "nonsense"),
+	for _, test := range []struct {
+		name, request string
+		closed        time.Duration
+	}{
+		{"404", request("GET", "/nowhere", ""), writeTimeout},
+		{"202", request("POST", "/bbb", sleepFor(0)), writeTimeout},
+		{"400", request("POST", "/bbb", "nonsense"), writeTimeout},
+		// What net/http answers before a handler sees it.
+		{"no request", "garbage\r\n\r\n", writeTimeout},
+		{"header too large", request("GET", "/", "", "X: "+strings.Repeat("x", 80<<10)), writeTimeout},
+		{"unknown expectation", request("GET", "/", "", "Expect: miracle"), writeTimeout},
+		{"100 Continue", request("POST", "/bbb", "", "Content-Length: 16", "Expect: 100-continue"), toSend},
 	} {
-		t.Run(text[:10], func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := serve(t, Config{Workers: 1, Queue: 1}, nil)
 				c := f.dial()
-				c.send(text)
+				go io.WriteString(c.conn, test.request)
 				<-c.closed
-				f.at("closed", writeTimeout)
+				f.at("closed", test.closed)
 			})
 		})
 	}

@@ -39,7 +39,7 @@ func Sleep(w http.ResponseWriter, r *http.Request) {
 // rest sleeps for d, and reports whether ctx has let it.
 func rest(ctx context.Context, d time.Duration) bool {
 	if d == 0 {
-		return ctx.Err() == nil
+		return true
 	}
 	done := time.NewTimer(d)
 	defer done.Stop()
@@ -74,7 +74,7 @@ func Checked(maxBody int64, next http.Handler) http.Handler {
 			return
 		}
 		r = r.WithContext(context.WithValue(r.Context(), sleepKey{}, seconds))
-		r.Body = io.NopCloser(bytes.NewReader(body))
+		r.Body = problem.NewBody(body)
 		next.ServeHTTP(w, r)
 	})
 }
@@ -82,6 +82,9 @@ func Checked(maxBody int64, next http.Handler) http.Handler {
 // parseSleep reads {"sleep_time": n}. It goes through the tokens by itself, since
 // json.Unmarshal takes what nobody means: other capitals, a name twice, null.
 func parseSleep(body []byte) (int64, error) {
+	if seconds, ok := parsePlain(body); ok {
+		return seconds, nil
+	}
 	if len(bytes.TrimSpace(body)) == 0 {
 		return 0, errors.New("the body is empty")
 	}
@@ -128,4 +131,25 @@ func parseSleep(body []byte) (int64, error) {
 		return 0, errors.New("sleep_time is missing")
 	}
 	return seconds, nil
+}
+
+// parsePlain reads the body in the form that it mostly has, at a tenth of the
+// cost. It says no also to what is right but unusual.
+func parsePlain(body []byte) (int64, bool) {
+	const space = " \t\r\n"
+	body = bytes.Trim(body, space)
+	body, begins := bytes.CutPrefix(body, []byte(`{"sleep_time":`))
+	body, ends := bytes.CutSuffix(body, []byte("}"))
+	body = bytes.Trim(body, space)
+	if !begins || !ends || len(body) == 0 || len(body) > 5 || body[0] == '0' && len(body) > 1 {
+		return 0, false
+	}
+	var seconds int64
+	for _, c := range body {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		seconds = seconds*10 + int64(c-'0')
+	}
+	return seconds, seconds <= maxSleep
 }
