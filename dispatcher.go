@@ -8,7 +8,8 @@
 // # Concurrency properties
 //
 // A job leaves the queue only when a worker is idle to run it, in the order in
-// which jobs were accepted. With w workers and a queue of L places, w + L jobs
+// which jobs were accepted; of submits that overlap in time either may be first.
+// With w workers and a queue of L places, w + L jobs
 // are accepted, from any state, before the next one waits, is refused or
 // displaces the oldest; at most w of them run. The number of goroutines is w + 1
 // however many jobs wait.

@@ -285,9 +285,8 @@ func TestTrapNestedSubmitDeadlocks(t *testing.T) {
 			mustGo(t, d, tree(4))
 			accepted.Add(1)
 		}
-		n := uint64(accepted.Load())
 		synctest.Wait()
-		n = uint64(accepted.Load())
+		n := uint64(accepted.Load())
 		expectStats(t, d, Stats{Workers: 4, Queue: 2, Accepted: n, Succeeded: n, RefusedNested: uint64(nested.Load())})
 	})
 }
@@ -346,24 +345,22 @@ func TestTrapBoundCheckedOutsideTheLock(t *testing.T) {
 	const w, l = 2, 3
 	d := build(t, sized(w, l))
 	var m meter
+	var inside atomic.Int64
 	var wg sync.WaitGroup
-	var inside, most atomic.Int64
 	for range 8 {
 		wg.Go(func() {
 			for range 1000 {
-				j, err := d.Submit(bg, m.wrap(nop), Reject)
+				open := make(gate)
+				j, err := d.Submit(bg, m.wrap(open.pass), Reject)
 				if err != nil {
 					runtime.Gosched()
 					continue
 				}
-				// From acceptance to the end at most w + L jobs hold a place;
-				// what this test sees of that time lies within it.
-				n := inside.Add(1)
-				if !j.State().Ended() {
-					for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
-					}
+				if n := inside.Add(1); n > w+l {
+					t.Errorf("%d jobs have a place", n)
 				}
 				inside.Add(-1)
+				close(open)
 				j.Wait(bg)
 			}
 		})
@@ -371,9 +368,6 @@ func TestTrapBoundCheckedOutsideTheLock(t *testing.T) {
 	wg.Wait()
 	if m.most.Load() > w {
 		t.Errorf("%d ran at once", m.most.Load())
-	}
-	if d.Stats().Accepted == 0 {
-		t.Error("nothing was accepted")
 	}
 }
 
