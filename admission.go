@@ -158,6 +158,7 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) e
 		return nil
 	}
 
+	nested := policy == Block && d.owns(ctx) // not under the lock: ctx is foreign code
 	d.mu.Lock()
 	if d.closed {
 		d.mu.Unlock()
@@ -179,7 +180,7 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) e
 		d.refusedFull.Add(1)
 		return ErrQueueFull
 	}
-	if d.owns(ctx) {
+	if nested {
 		d.mu.Unlock()
 		d.refusedNested.Add(1)
 		return ErrNested
@@ -209,20 +210,18 @@ func (d *Dispatcher) mark(e *entry, number uint64, now int64) {
 // dropOldest replaces the longest-waiting queued job by e. It is called with
 // d.mu held and unlocks it.
 //
-// While slow is set nobody else is accepted, so what comes out of the queue was
-// there when this call found it full: one call drops at most one job, and never
-// one that was let in because of the drop.
+// A place that is free it takes, ahead of those who wait. While slow is set and
+// d.mu held nobody else is accepted, so what comes out of the queue was there
+// when this call found every place taken: one call drops at most one job, and
+// never one that was let in meanwhile.
 func (d *Dispatcher) dropOldest(e entry) error {
 	for {
-		d.admitLocked()
 		d.word.Or(slow)
-		if d.blocked.first == nil {
-			if number, ok := d.takePlace(true); ok {
-				d.endSlowLocked()
-				d.mu.Unlock()
-				d.send(e, number)
-				return nil
-			}
+		if number, ok := d.takePlace(true); ok {
+			d.endSlowLocked()
+			d.mu.Unlock()
+			d.send(e, number)
+			return nil
 		}
 		select {
 		case oldest := <-d.queue:

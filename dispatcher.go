@@ -120,9 +120,10 @@ type Dispatcher struct {
 	blocked   submitterList
 	allStamps []*stamps
 	abandoned []leftover
-	atClose   tally // when admission ended
-	atCut     tally // when a context cut the shutdown off
-	cutBy     error // the error of that context
+
+	atClose    int   // jobs queued or running when admission ended
+	cutRunning int   // jobs running when a context cut the shutdown off
+	cutBy      error // the error of that context
 }
 
 // New returns a running Dispatcher. A Config that is out of bounds is an error
@@ -199,20 +200,20 @@ func (d *Dispatcher) Go(ctx context.Context, fn func(context.Context) error, ove
 	if d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
 		return d.submit(ctx, entry{fn: fn}, overflow)
 	}
-	return d.submit(ctx, entry{job: &Job{d: d, parent: ctx, fn: fn}}, overflow)
+	return d.submit(ctx, entry{job: newJob(d, ctx, fn)}, overflow)
 }
 
 // Submit is like [Dispatcher.Go], and returns a handle by which the job can be
 // followed and canceled. The handle is nil if there is an error.
 func (d *Dispatcher) Submit(ctx context.Context, fn func(context.Context) error, overflow ...Overflow) (*Job, error) {
-	return d.follow(&Job{d: d, parent: ctx, fn: fn}, overflow)
+	return d.follow(ctx, newJob(d, ctx, fn), overflow)
 }
 
-func (d *Dispatcher) follow(j *Job, overflow []Overflow) (*Job, error) {
+func (d *Dispatcher) follow(ctx context.Context, j *Job, overflow []Overflow) (*Job, error) {
 	if j.fn == nil {
 		panic("holdfast: nil function")
 	}
-	if err := d.submit(j.parent, entry{job: j}, overflow); err != nil {
+	if err := d.submit(ctx, entry{job: j}, overflow); err != nil {
 		return nil, err
 	}
 	return j, nil
@@ -230,7 +231,7 @@ func (d *Dispatcher) Do(ctx context.Context, fn func(context.Context) error, ove
 		d.refusedNested.Add(1)
 		return ErrNested
 	}
-	j, err := d.follow(&Job{d: d, parent: ctx, waiter: true, fn: fn}, overflow)
+	j, err := d.follow(ctx, &Job{d: d, parent: ctx, waiter: true, fn: fn}, overflow)
 	if err != nil {
 		return err
 	}
@@ -377,16 +378,19 @@ func (d *Dispatcher) deserted() bool {
 	return len(d.workers) == 0
 }
 
-// A Report says what a Shutdown did with the jobs that were accepted.
+// A Report says what became of the jobs that were queued or running when
+// Shutdown ended admission. Each is in one of the three.
 type Report struct {
-	// Finished counts the jobs that were queued or running when admission
-	// ended and have ended since, other than as Abandoned.
+	// Finished counts those that have ended, in whatever state, without the
+	// shutdown's doing.
 	Finished int
-	// Running counts the jobs that were still running when Shutdown returned.
-	// Their contexts are canceled.
+	// Running counts those that were running when the context ended, and so were
+	// cut off: their contexts are canceled, and their functions may or may not
+	// have returned since.
 	Running int
-	// NeverStarted has the functions of the jobs that were abandoned, in the
-	// order of the queue, for the caller to run or to record.
+	// NeverStarted has the functions of those that were abandoned, for the
+	// caller to run or to record, in the order in which they were accepted as
+	// far as the clock tells them apart.
 	NeverStarted []func(context.Context) error
 }
 
@@ -412,7 +416,8 @@ func (d *Dispatcher) Shutdown(ctx context.Context) (Report, error) {
 			d.refusedClosed.Add(1)
 			s.told <- ErrClosed
 		}
-		d.atClose = d.tally()
+		t := d.tally()
+		d.atClose = t.queued + t.running
 		if d.target == 0 {
 			d.sweepLocked()
 		}
@@ -450,7 +455,7 @@ func (d *Dispatcher) cutOff(err error) {
 		return
 	}
 	d.sweepLocked()
-	d.cutBy, d.atCut = err, d.tally()
+	d.cutBy, d.cutRunning = err, d.tally().running
 	var running []*Job
 	for _, w := range d.workers {
 		if j := w.running(); j != nil {
@@ -508,15 +513,8 @@ type leftover struct {
 func (d *Dispatcher) report() (Report, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	t := d.tally()
-	if isClosed(d.cut) {
-		t = d.atCut
-	}
-	r := Report{
-		Finished: int(t.finished() - d.atClose.finished()),
-		Running:  t.running,
-	}
-	// Those that a sweep found on their way to a worker are not in order.
+	r := Report{Running: d.cutRunning, Finished: d.atClose - d.cutRunning - len(d.abandoned)}
+	// Those that a sweep found on their way to a worker come late.
 	slices.SortStableFunc(d.abandoned, func(a, b leftover) int { return cmp.Compare(a.accepted, b.accepted) })
 	for _, left := range d.abandoned {
 		r.NeverStarted = append(r.NeverStarted, left.fn)

@@ -282,9 +282,14 @@ func TestG1ConcurrentBurstExactBound(t *testing.T) {
 // caller that waits for a job and submits the next would be refused.
 func TestG1PlaceIsFreeWhenTheEndIsTold(t *testing.T) {
 	d := build(t, sized(1, 0))
-	for range 5000 {
-		if err := mustSubmit(t, d, nop, Reject).Wait(bg); err != nil {
-			t.Fatal(err)
+	for range 3000 {
+		open := make(gate)
+		j := mustSubmit(t, d, open.pass, Reject)
+		for range 4 { // the more wait, the longer it takes to tell them all
+			go func() { <-j.Done() }()
+		}
+		go close(open)
+		for done := j.Done(); !isClosed(done); {
 		}
 	}
 }
@@ -390,10 +395,12 @@ func TestG1SendWaitsForNoJobToEndAcrossResize(t *testing.T) {
 				synctest.Wait() // the workers have registered
 			}
 			open := make(gate)
+			begin := make(chan struct{})
 			var accepted, ran atomic.Int64
 			var wg sync.WaitGroup
 			for range w + l {
 				wg.Go(func() {
+					<-begin
 					if d.Go(bg, func(context.Context) error { <-open; ran.Add(1); return nil }, Reject) == nil {
 						accepted.Add(1)
 					}
@@ -403,7 +410,11 @@ func TestG1SendWaitsForNoJobToEndAcrossResize(t *testing.T) {
 			if rand.IntN(2) == 0 {
 				size = rand.IntN(w + 1)
 			}
-			wg.Go(func() { d.Resize(size) })
+			close(begin)
+			for range rand.IntN(2 * (w + l)) {
+				runtime.Gosched()
+			}
+			d.Resize(size)
 			wg.Wait() // no job has ended
 			synctest.Wait()
 			if st := d.Stats(); st.Running > w || st.Queued > l || int64(st.Accepted) != accepted.Load() {
@@ -710,6 +721,37 @@ func TestG4LeavingMeetsAcceptance(t *testing.T) {
 	})
 }
 
+// Without it a newcomer could take the place that is meant for who waits.
+func TestG4NewcomersDoNotPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 300 {
+			d := build(t, sized(1, 0))
+			first, open := make(gate), make(gate)
+			mustGo(t, d, first.pass)
+			var served atomic.Bool
+			go func() { d.Go(bg, open.pass); served.Store(true) }()
+			synctest.Wait()
+			var wg sync.WaitGroup
+			for range 3 {
+				wg.Go(func() {
+					for !served.Load() {
+						if d.Go(bg, nop, Reject) == nil {
+							t.Error("a newcomer got the place")
+						}
+					}
+				})
+			}
+			for d.refusedFull.Load() < 20 { // they are at it
+				runtime.Gosched()
+			}
+			close(first)
+			wg.Wait()
+			close(open)
+			d.Shutdown(bg)
+		}
+	})
+}
+
 // Without it a refusal would take time, which is what its caller wants to avoid.
 func TestG4RejectAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -840,9 +882,10 @@ func TestG4DropOldestTakesTheCanceledPlaceFirst(t *testing.T) {
 
 // Without it calls that race would be refused, or drop more than their share.
 func TestG4ConcurrentDropOldest(t *testing.T) {
-	for range 50 {
+	for round := range 150 {
 		synctest.Test(t, func(t *testing.T) {
-			d := build(t, sized(0, 10))
+			l := []int{10, 2, 1}[round%3]
+			d := build(t, sized(0, l))
 			var wg sync.WaitGroup
 			for i := range 100 {
 				wg.Go(func() {
@@ -854,7 +897,7 @@ func TestG4ConcurrentDropOldest(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			expectStats(t, d, Stats{Queue: 10, Accepted: 100, Queued: 10, Dropped: 90})
+			expectStats(t, d, Stats{Queue: l, Accepted: 100, Queued: l, Dropped: uint64(100 - l)})
 		})
 	}
 }
@@ -1263,6 +1306,25 @@ func TestG7CancelMeetsStartAndEnd(t *testing.T) {
 	t.Logf("%d succeeded, %d canceled", states[Succeeded], states[Canceled])
 }
 
+// Without it a cancel could void the stamp of a job that has just begun, and the
+// cell would be lost: with the last one each submit would spin for ever.
+func TestG7CancelLosesNoStamp(t *testing.T) {
+	d := build(t, sized(1, 1000))
+	for range 5000 {
+		j := mustSubmit(t, d, nop)
+		go j.Cancel()
+		j.Wait(bg)
+	}
+	settled(t, "every place is free", func() bool { return free(d.word.Load()) == 1001 })
+	for _, s := range d.allStamps {
+		for i := range s.cells {
+			if at := s.cells[i].Load(); at != stampFree {
+				t.Fatalf("cell %d has %d with no job accepted", i, at)
+			}
+		}
+	}
+}
+
 // Without it work would be done for a caller that has gone.
 func TestG7DoWhoseCallerLeavesBeforeTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1383,6 +1445,18 @@ func TestG8JobTimeout(t *testing.T) {
 		expectState(t, fails, Failed, boom)
 		expectStats(t, d, Stats{Workers: 1, Queue: 10, Accepted: 6, Succeeded: 3, Failed: 3})
 	})
+}
+
+// Without it the usual way to say "never" would be "at once".
+func TestG8HugeJobTimeout(t *testing.T) {
+	for _, timeout := range []time.Duration{math.MaxInt64, math.MaxInt64 / 2} {
+		cfg := sized(1, 1)
+		cfg.JobTimeout = timeout
+		d := build(t, cfg)
+		if err := d.Do(bg, func(ctx context.Context) error { return ctx.Err() }); err != nil {
+			t.Errorf("%v: %v", timeout, err)
+		}
+	}
 }
 
 // Without it an operator could not tell jobs that were stopped from those that failed.
@@ -2213,6 +2287,51 @@ func TestG13GrowthWakesWhoWaits(t *testing.T) {
 				d.Resize(n)
 				atRest(t, d)
 			}
+			close(open)
+			atRest(t, d)
+			d.Shutdown(bg)
+		}
+	})
+}
+
+// Without it a place could be freed, or a job taken, just before somebody begins
+// to wait who is alone: nobody comes later and mends it.
+func TestG13TheOnlySubmitterIsWoken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1, 0))
+		for i := range 100_000 {
+			mustGo(t, d, func(context.Context) error {
+				for range i % 500 { // to meet the next submit at each of its steps
+					runtime.KeepAlive(i)
+				}
+				return nil
+			})
+		}
+	})
+}
+
+// Without it who waits while the queue is full and an idle worker about to be
+// served would wait for the end of a job, with a place free.
+func TestG13BurstAtAnIdlePool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 1000 {
+			w, l := 2+rand.IntN(3), rand.IntN(2)
+			d := build(t, sized(w, l))
+			if rand.IntN(2) == 0 {
+				synctest.Wait()
+			}
+			open := make(gate)
+			var short atomic.Int64
+			short.Store(int64(1 + rand.IntN(w+l))) // so many end at once
+			for range 3 * (w + l) {
+				go d.Go(bg, func(context.Context) error {
+					if short.Add(-1) < 0 {
+						<-open
+					}
+					return nil
+				})
+			}
+			atRest(t, d)
 			close(open)
 			atRest(t, d)
 			d.Shutdown(bg)

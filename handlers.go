@@ -68,13 +68,18 @@ func (j *Jobs) Async(h http.Handler) http.Handler {
 			j.refuse(w, err)
 			return
 		}
-		answer := []byte(`{"id":"` + id + `","state":"queued"}` + "\n")
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
+		answer := make([]byte, 0, 64)
+		answer = append(answer, `{"id":"`...)
+		answer = append(answer, id...)
+		answer = append(answer, `","state":"queued"}`+"\n"...)
+		w.Header()["Content-Type"] = jsonType
+		w.Header()["Content-Length"] = []string{strconv.Itoa(len(answer))}
 		w.WriteHeader(http.StatusAccepted)
 		w.Write(answer)
 	})
 }
+
+var jsonType = []string{"application/json"} // Header.Set would make one for each answer
 
 // refuse answers a request that was not accepted.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {

@@ -77,7 +77,7 @@ func (e *PanicError) Unwrap() error {
 type Job struct {
 	// Written before the job is sent to the queue, only read afterwards.
 	d      *Dispatcher
-	parent context.Context // the submitter's context
+	parent context.Context // whose values the job sees
 	stamp  *atomic.Int64   // see stamps
 	waiter bool            // the submitter waits, so the job is canceled with parent
 
@@ -91,6 +91,16 @@ type Job struct {
 	deadline int64         // on the dispatcher's clock; 0: none
 	ctx      context.Context
 	cancel   context.CancelCauseFunc // nil until ctx is made
+}
+
+// newJob returns a job that sees the values of ctx. If ctx is the context of
+// another job, that job's own parent has them too; through the job itself a row
+// of jobs, each submitted by the one before, would keep all that have ended.
+func newJob(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
+	if c, ok := ctx.(*jobContext); ok {
+		ctx = c.parent
+	}
+	return &Job{d: d, parent: ctx, fn: fn}
 }
 
 var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -206,10 +216,14 @@ func (j *Job) begin(now int64) (fn func(context.Context) error, ctx context.Cont
 // and from whether it was canceled or late before that. The caller counts the
 // outcome and then calls tell.
 func (j *Job) finish(state State, err error, now int64) State {
+	var left error
+	if j.waiter {
+		left = j.parent.Err() // not under the lock: it is foreign code
+	}
 	j.mu.Lock()
 	cause := j.cause
-	if cause == nil && j.waiter {
-		cause = j.parent.Err()
+	if cause == nil {
+		cause = left
 	}
 	if cause == nil && j.deadline > 0 && now >= j.deadline {
 		cause = context.DeadlineExceeded

@@ -83,6 +83,9 @@ func (d *Dispatcher) Stats() Stats {
 	passing := min(max(t.queued+t.vacated-d.places, 0), t.queued)
 	st.Accepted = t.accepted
 	st.Queued, st.Running, st.Vacated = t.queued-passing, t.running+passing, t.vacated
+	if st.Queued == 0 {
+		st.OldestAge = 0 // what has a stamp is on its way
+	}
 	st.Succeeded, st.Failed, st.Panicked = t.ended[Succeeded], t.ended[Failed], t.ended[Panicked]
 	st.Canceled, st.Dropped, st.Abandoned = t.ended[Canceled], t.ended[Dropped], t.ended[Abandoned]
 	return st
@@ -176,16 +179,6 @@ func (d *Dispatcher) tallyFrozen() tally {
 	t.running = int(started - (ended - unstarted))
 	t.queued = int(t.accepted - ended - uint64(t.running))
 	return t
-}
-
-// finished returns the number of jobs that have ended other than as abandoned.
-func (t tally) finished() (n uint64) {
-	for state, ended := range t.ended {
-		if State(state) != Abandoned {
-			n += ended
-		}
-	}
-	return n
 }
 
 // now returns the time since New in nanoseconds, and 1 at least, since a stamp

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"runtime"
 	"sync"
@@ -496,6 +498,31 @@ func TestTrapOptionThatDoesNothing(t *testing.T) {
 		}
 	})
 }
+
+// A slot is held while the response is written to a slow reader: chi's Throttle,
+// navidrome #5472. Here the worker never meets the client.
+func TestTrapSlowReaderHoldsNoWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1, 0))
+		ran := make(chan struct{}, 2)
+		h := NewJobs(d, JobsConfig{}).Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { ran <- struct{}{} }))
+		reader := make(gate)
+		for range 2 {
+			go h.ServeHTTP(&unread{httptest.NewRecorder(), reader}, httptest.NewRequest("POST", "/", nil))
+			<-ran
+			synctest.Wait()
+		}
+		close(reader)
+	})
+}
+
+// unread is a response that the client does not read until the gate opens.
+type unread struct {
+	*httptest.ResponseRecorder
+	gate gate
+}
+
+func (u *unread) Write(p []byte) (int, error) { <-u.gate; return u.ResponseRecorder.Write(p) }
 
 // A client that left is answered and logged as "rejected": chi Throttle. The HTTP
 // half is the handlers'; here it is counted as gone, not as refused.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 // Write answers with a problem of the type about:blank, so that its title is the
@@ -117,8 +118,13 @@ func unwrap(w http.ResponseWriter) http.ResponseWriter {
 func Mux(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h, pattern := mux.Handler(r)
-		if pattern != "" {
+		switch {
+		case strings.Contains(pattern, "{"): // only mux itself can set path values
 			mux.ServeHTTP(w, r)
+			return
+		case pattern != "":
+			r.Pattern = pattern
+			h.ServeHTTP(w, r)
 			return
 		}
 		// What mux would say is asked for its status and its Allow header.
