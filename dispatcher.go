@@ -108,7 +108,7 @@ type Dispatcher struct {
 
 	surplus    atomic.Int64           // workers alive beyond the target; raised with every shard locked
 	sweeping   atomic.Bool            // no job may start any more; set with every shard locked
-	stamps     atomic.Pointer[stamps] // the newest of oldStamps
+	stamps     atomic.Pointer[stamps] // the newest of allStamps
 	submitters sync.Pool              // of *submitter
 
 	refusedFull, refusedClosed, refusedNested, refusedGone atomic.Uint64

@@ -597,14 +597,16 @@ func TestProcessSecondSignal(t *testing.T) {
 		p.awaitLog(regexp.MustCompile(` INFO stopping `))
 		// The process may not be done yet with handling the first one, so
 		// the second one is repeated.
-		again := time.NewTicker(100 * time.Millisecond)
-		defer again.Stop()
+		late := time.Now().Add(patience)
 		for ended := false; !ended; {
+			if time.Now().After(late) {
+				t.Fatal("goes on after the second signal")
+			}
 			p.cmd.Process.Signal(syscall.SIGTERM)
 			select {
 			case <-p.ended:
 				ended = true
-			case <-again.C:
+			case <-time.After(100 * time.Millisecond):
 			}
 		}
 		if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
