@@ -233,10 +233,12 @@ func (j *Job) finish(state State, err error, now int64) State {
 		if cause == context.DeadlineExceeded {
 			state = Failed
 		}
-		if err == nil || errors.Is(cause, err) {
+		// Joined, not formatted or looked into: an error's methods are foreign
+		// code too.
+		if err == nil || err == context.Canceled || err == context.DeadlineExceeded {
 			err = cause
-		} else if !errors.Is(err, cause) {
-			err = fmt.Errorf("%w: %w", cause, err)
+		} else {
+			err = errors.Join(cause, err)
 		}
 	}
 	j.endLocked(state, err)
