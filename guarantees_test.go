@@ -504,7 +504,7 @@ func TestG3OneWorkerRunsInOrder(t *testing.T) {
 				case 1:
 					mustSubmit(t, d, r.job(i))
 				case 2:
-					d.Go(context.WithValue(bg, "k", "v"), r.job(i))
+					d.Go(context.WithValue(bg, ctxKey("k"), "v"), r.job(i))
 				case 3:
 					if round == 2 {
 						mustSubmit(t, d, r.job(i)).Cancel()

@@ -252,7 +252,7 @@ func (s *simulation) submit(cfg Config) {
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(1+s.rng.IntN(10000))*time.Microsecond)
 		j.meddled = kind == "do"
 	case 1:
-		ctx = context.WithValue(ctx, "key", "value")
+		ctx = context.WithValue(ctx, ctxKey("key"), "value")
 	}
 	fn := s.function(j, cfg)
 	s.logf("%s %d %v", kind, j.id, policy)
