@@ -132,11 +132,11 @@ func busy(d time.Duration) *job {
 	best := time.Hour // undisturbed by what else runs
 	for range 10 {
 		begin := time.Now()
-		spin(probe)
+		runtime.KeepAlive(spin(probe))
 		best = min(best, time.Since(begin))
 	}
 	n := int(probe * d / best)
-	return newJob(func() { spin(n) })
+	return newJob(func() { runtime.KeepAlive(spin(n)) })
 }
 
 // freeCores returns how many cores work for this process. Where something else
@@ -146,12 +146,12 @@ func freeCores() float64 {
 	const n = 1 << 28
 	cores := runtime.GOMAXPROCS(0)
 	begin := time.Now()
-	spin(n)
+	runtime.KeepAlive(spin(n))
 	one := time.Since(begin)
 	begin = time.Now()
 	var all sync.WaitGroup
 	for range cores {
-		all.Go(func() { spin(n) })
+		all.Go(func() { runtime.KeepAlive(spin(n)) })
 	}
 	all.Wait()
 	return float64(cores) * float64(one) / float64(time.Since(begin))
