@@ -301,7 +301,10 @@ func (h *Histogram) Mean() time.Duration {
 	if h.Count == 0 {
 		return 0
 	}
-	return time.Duration(math.Round(h.Sum / float64(h.Count)))
+	if mean := math.Round(h.Sum / float64(h.Count)); mean < math.MaxInt64 {
+		return time.Duration(mean)
+	}
+	return math.MaxInt64
 }
 
 // Quantile returns the duration that a share q of the durations do not exceed,
