@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"context"
+	"math/rand/v2"
 	"runtime"
 	"strings"
 	"sync"
@@ -203,5 +204,41 @@ func TestG9ReturnedErrorIsNotLookedInto(t *testing.T) {
 	}()
 	if state := running.finish(Failed, (*typedNil)(nil), 1); state != Canceled {
 		t.Errorf("ended as %v", state)
+	}
+}
+
+// A worker that is handed a canceled job counts its place as no longer vacated. If
+// a sweep begins just then, it must not be counted again, nor a stamp's cell be
+// freed that may be another's by now.
+func TestG12CanceledJobMeetsSweep(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
+	for round := range 2_000 {
+		d, err := New(sized(2, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 { // the workers register
+			runtime.Gosched()
+		}
+		var jobs []*Job
+		for range 2 {
+			jobs = append(jobs, mustSubmit(t, d, nop))
+		}
+		pause := rand.IntN(3)
+		var wg sync.WaitGroup
+		for _, j := range jobs {
+			wg.Go(j.Cancel)
+		}
+		wg.Go(func() {
+			for range pause {
+				runtime.Gosched()
+			}
+			d.Shutdown(expired)
+		})
+		wg.Wait()
+		<-d.gone
+		if st := d.Stats(); st.Vacated != 0 {
+			t.Fatalf("round %d: %s", round, brief(st))
+		}
 	}
 }

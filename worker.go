@@ -87,7 +87,7 @@ func (w *worker) next() bool {
 			w.busy, w.fn, w.ctx, w.job, w.err = false, nil, nil, nil, nil
 		}
 		e, taken := w.poll()
-		begun := taken && w.begin(e, now)
+		begun := taken && w.begin(e, now) // a sweep leaves no worker that may poll
 		w.shard.mu.Unlock()
 
 		if ended {
@@ -112,12 +112,13 @@ func (w *worker) next() bool {
 		}
 		now = d.now()
 		w.shard.mu.Lock()
-		begun = w.begin(e, now)
+		swept := d.sweeping.Load()
+		begun = !swept && w.begin(e, now)
 		w.shard.mu.Unlock()
 		switch {
 		case begun:
 			return true
-		case d.sweeping.Load():
+		case swept:
 			d.abandon(e)
 		default:
 			d.freePlace()
@@ -139,13 +140,10 @@ func (w *worker) poll() (e entry, ok bool) {
 	}
 }
 
-// begin takes e in hand. It returns false if the job has been canceled, or is to
-// be abandoned. The shard must be locked: whoever has locked every shard knows
+// begin takes e in hand, or returns false if the job has been canceled. The shard
+// must be locked, and no sweep have begun: whoever has locked every shard knows
 // that no job begins.
 func (w *worker) begin(e entry, now int64) bool {
-	if w.d.sweeping.Load() {
-		return false
-	}
 	var accepted int64
 	if e.job == nil {
 		w.fn, w.ctx, accepted = e.fn, w.d.ctx, unclaim(e.stamp)
