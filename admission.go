@@ -1,11 +1,13 @@
 package holdfast
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
 	"runtime"
-	"sync/atomic"
+
+	"holdfast/internal/stamps"
 )
 
 // Overflow says what a submit does when every place is taken.
@@ -69,7 +71,7 @@ var ErrClosed = errors.New("holdfast: dispatcher is shut down")
 type entry struct {
 	fn    func(context.Context) error
 	job   *Job
-	stamp *atomic.Int64
+	stamp *stamps.Cell
 }
 
 // The admission word. A job holds a place from acceptance to its end, and
@@ -168,7 +170,7 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) e
 	if policy == DropOldest {
 		return d.dropOldest(e) // unlocks
 	}
-	if d.blocked.first == nil {
+	if d.blocked.Len() == 0 {
 		if number, ok := d.takePlace(true); ok {
 			d.mu.Unlock()
 			d.send(e, number)
@@ -201,7 +203,10 @@ func (d *Dispatcher) send(e entry, number uint64) {
 
 // mark stamps e with its time of acceptance.
 func (d *Dispatcher) mark(e *entry, number uint64, now int64) {
-	e.stamp = d.stamps.Load().claim(number, now)
+	e.stamp = &unstamped
+	if timing {
+		e.stamp = d.stamps.Load().Claim(number, now)
+	}
 	if e.job != nil {
 		e.job.stamp = e.stamp
 	}
@@ -267,7 +272,7 @@ func (d *Dispatcher) discard(e entry, state State, err error) (left leftover, ok
 		j.mu.Lock()
 		defer j.mu.Unlock()
 	}
-	left = leftover{accepted: unclaim(e.stamp), fn: e.fn}
+	left = leftover{accepted: e.stamp.Free(), fn: e.fn}
 	if j != nil {
 		if j.state != Queued {
 			s.vacated--
@@ -284,41 +289,15 @@ func (d *Dispatcher) discard(e entry, state State, err error) (left leftover, ok
 // them, not the channel, is where they wait: what waits in a channel can be
 // passed, and cannot be told that the dispatcher is closed.
 type submitter struct {
-	entry      entry
-	told       chan error // has room for one; nil: accepted
-	prev, next *submitter
-	listed     bool
+	entry entry
+	told  chan error    // has room for one; nil: accepted
+	place *list.Element // in Dispatcher.blocked; nil when it is not there any more
 }
 
-type submitterList struct {
-	first, last *submitter
-	n           int
-}
-
-func (l *submitterList) push(s *submitter) {
-	s.prev, s.next, s.listed = l.last, nil, true
-	if l.last == nil {
-		l.first = s
-	} else {
-		l.last.next = s
-	}
-	l.last = s
-	l.n++
-}
-
-func (l *submitterList) remove(s *submitter) {
-	if s.prev == nil {
-		l.first = s.next
-	} else {
-		s.prev.next = s.next
-	}
-	if s.next == nil {
-		l.last = s.prev
-	} else {
-		s.next.prev = s.prev
-	}
-	s.prev, s.next, s.listed = nil, nil, false
-	l.n--
+// unblockLocked takes s from the list of those who wait.
+func (d *Dispatcher) unblockLocked(s *submitter) {
+	d.blocked.Remove(s.place)
+	s.place = nil
 }
 
 // wait blocks until e is accepted, ctx ends or the dispatcher is closed. It is
@@ -327,7 +306,7 @@ func (d *Dispatcher) wait(ctx context.Context, e entry) error {
 	// Only with slow set is it certain that the next freed place is seen; and
 	// one that was freed just before that must be taken now.
 	d.word.Or(slow)
-	if d.blocked.first == nil {
+	if d.blocked.Len() == 0 {
 		if number, ok := d.takePlace(true); ok {
 			d.endSlowLocked()
 			d.mu.Unlock()
@@ -340,7 +319,7 @@ func (d *Dispatcher) wait(ctx context.Context, e entry) error {
 		s = &submitter{told: make(chan error, 1)}
 	}
 	s.entry = e
-	d.blocked.push(s)
+	s.place = d.blocked.PushBack(s)
 	d.mu.Unlock()
 
 	var err error
@@ -348,8 +327,8 @@ func (d *Dispatcher) wait(ctx context.Context, e entry) error {
 	case err = <-s.told:
 	case <-ctx.Done():
 		d.mu.Lock()
-		if s.listed {
-			d.blocked.remove(s)
+		if s.place != nil {
+			d.unblockLocked(s)
 			d.endSlowLocked()
 			d.mu.Unlock()
 			d.refusedGone.Add(1)
@@ -375,7 +354,8 @@ func (d *Dispatcher) wait(ctx context.Context, e entry) error {
 // channel is full; then somebody is about to take a job from it, will find slow
 // set and settle. That is why the channel has room for one at least.
 func (d *Dispatcher) admitLocked() {
-	for s := d.blocked.first; s != nil; s = d.blocked.first {
+	for d.blocked.Len() > 0 {
+		s := d.blocked.Front().Value.(*submitter)
 		number, ok := d.takePlace(true)
 		if !ok {
 			return
@@ -383,10 +363,10 @@ func (d *Dispatcher) admitLocked() {
 		d.mark(&s.entry, number, d.now())
 		select {
 		case d.queue <- s.entry:
-			d.blocked.remove(s)
+			d.unblockLocked(s)
 			s.told <- nil
 		default:
-			s.entry.stamp.Store(stampFree)
+			s.entry.stamp.Free()
 			d.word.Add(^uint64(oneAccepted - onePlace - 1)) // gives both back
 			return
 		}
@@ -396,7 +376,7 @@ func (d *Dispatcher) admitLocked() {
 
 // endSlowLocked returns to the fast path if nothing needs the slow one.
 func (d *Dispatcher) endSlowLocked() {
-	if d.blocked.first == nil && !d.closed {
+	if d.blocked.Len() == 0 && !d.closed {
 		d.word.And(^uint64(slow))
 	}
 }

@@ -26,6 +26,7 @@ package holdfast
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"fmt"
 	"log/slog"
@@ -33,6 +34,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"holdfast/internal/stamps"
 )
 
 // Bounds of a Config.
@@ -106,10 +109,10 @@ type Dispatcher struct {
 	word atomic.Uint64 // decides admission; every job writes it, so it has its cache line to itself
 	_    [64]byte
 
-	surplus    atomic.Int64           // workers alive beyond the target; raised with every shard locked
-	sweeping   atomic.Bool            // no job may start any more; set with every shard locked
-	stamps     atomic.Pointer[stamps] // the newest of allStamps
-	submitters sync.Pool              // of *submitter
+	surplus    atomic.Int64               // workers alive beyond the target; raised with every shard locked
+	sweeping   atomic.Bool                // no job may start any more; set with every shard locked
+	stamps     atomic.Pointer[stamps.Set] // the newest of allStamps
+	submitters sync.Pool                  // of *submitter
 
 	refusedFull, refusedClosed, refusedNested, refusedGone atomic.Uint64
 
@@ -117,8 +120,8 @@ type Dispatcher struct {
 	closed    bool
 	target    int // workers asked for
 	workers   map[chan entry]*worker
-	blocked   submitterList
-	allStamps []*stamps
+	blocked   list.List // of *submitter, in the order in which they came
+	allStamps []*stamps.Set
 	abandoned []leftover
 
 	atClose    int   // jobs queued or running when admission ended
@@ -268,9 +271,9 @@ func (d *Dispatcher) Resize(n int) error {
 
 // resizeLocked sets the number of workers and with it the number of places.
 func (d *Dispatcher) resizeLocked(n int) {
-	if limit := n + d.places; len(d.allStamps) == 0 || limit > d.allStamps[len(d.allStamps)-1].len() {
+	if limit := n + d.places; len(d.allStamps) == 0 || limit > d.allStamps[len(d.allStamps)-1].Len() {
 		// Before there are more places there must be stamps for them.
-		d.allStamps = append(d.allStamps, newStamps(limit))
+		d.allStamps = append(d.allStamps, stamps.New(limit))
 		d.stamps.Store(d.allStamps[len(d.allStamps)-1])
 	}
 	d.word.Add(uint64(n-d.target) * onePlace)
@@ -411,8 +414,9 @@ func (d *Dispatcher) Shutdown(ctx context.Context) (Report, error) {
 	if !d.closed {
 		d.closed = true
 		d.word.Or(slow)
-		for s := d.blocked.first; s != nil; s = d.blocked.first {
-			d.blocked.remove(s)
+		for d.blocked.Len() > 0 {
+			s := d.blocked.Front().Value.(*submitter)
+			d.unblockLocked(s)
 			d.refusedClosed.Add(1)
 			s.told <- ErrClosed
 		}

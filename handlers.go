@@ -4,97 +4,313 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"maps"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
 	"time"
 
+	"holdfast/histogram"
+	"holdfast/internal/exchange"
+	"holdfast/internal/header"
 	"holdfast/internal/problem"
+	"holdfast/internal/resource"
+	"holdfast/internal/store"
 )
 
-// A JobsConfig says how requests become jobs. The zero JobsConfig is ready to
-// use.
+// A JobsConfig says how requests become jobs, and how long one can read what
+// became of them. The zero JobsConfig is ready to use.
 type JobsConfig struct {
-	// MaxBody is the greatest size of a request's body in bytes; a larger one
-	// is answered with 413. If zero, 1 MiB is used.
+	// Path is where the Jobs is served, and begins and ends in a slash. If empty,
+	// "/jobs/" is used.
+	Path string
+
+	// MaxBody is the greatest size of a request's body in bytes; a larger one is
+	// answered with 413. If zero, 1 MiB is used.
 	MaxBody int64
+
+	// MaxResponse is the greatest size of a response in bytes, header and trailer
+	// included. A job with a larger one fails. If zero, 8 MiB is used. It may not
+	// be more than RetainBytes.
+	MaxResponse int64
+
+	// Retain is how long a job can be read after its end. If zero, 1 hour is used.
+	Retain time.Duration
+
+	// RetainJobs is how many ended jobs are kept, and RetainBytes how many bytes
+	// they may take, as far as that can be told; of what is too much the one that
+	// ended first is forgotten first. If zero, 100,000 and 256 MiB are used. Jobs
+	// that are queued or running are always kept.
+	RetainJobs  int
+	RetainBytes int64
 }
 
-// Jobs makes handlers asynchronous: a request becomes a job of a dispatcher.
+// Jobs turns requests into jobs of a dispatcher, and serves what becomes of them.
+// Its methods, and the handlers that they return, may be called by any number of
+// goroutines at once.
+//
+// A handler needs no change for it. As a job it gets the request's method,
+// target, header and body, the values of the request's context, and a
+// ResponseWriter that writes into memory, so that no slow reader holds a worker.
+// What it answers is kept as net/http would have sent it: status, header, body
+// and trailer, with the Content-Type and the Content-Length that net/http adds.
+// Informational responses (1xx) are left out. What needs the connection is not
+// supported: Hijack and deadlines return [http.ErrNotSupported], and a handler
+// that switches protocols fails. Prefer is taken out of the request as far as it
+// was meant for Jobs.
 type Jobs struct {
-	d       *Dispatcher
-	maxBody int64
+	d           *Dispatcher
+	maxBody     int64
+	maxResponse int64
+	store       *store.Store
+	resource    *resource.Handler
 }
 
-// NewJobs returns Jobs that run on d.
+// NewJobs returns Jobs that run on d. It panics if a field of cfg is negative, or
+// Path or MaxResponse is not as described.
 func NewJobs(d *Dispatcher, cfg JobsConfig) *Jobs {
-	if cfg.MaxBody == 0 {
-		cfg.MaxBody = 1 << 20
+	if cfg.Path == "" {
+		cfg.Path = "/jobs/"
 	}
-	return &Jobs{d: d, maxBody: cfg.MaxBody}
+	orDefault(&cfg.MaxBody, 1<<20)
+	orDefault(&cfg.RetainBytes, 256<<20)
+	orDefault(&cfg.MaxResponse, min(8<<20, cfg.RetainBytes))
+	orDefault(&cfg.Retain, time.Hour)
+	orDefault(&cfg.RetainJobs, 100_000)
+	switch {
+	case cfg.Path[0] != '/' || cfg.Path[len(cfg.Path)-1] != '/':
+		panic(fmt.Sprintf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path))
+	case min(cfg.MaxBody, cfg.MaxResponse, cfg.RetainBytes, int64(cfg.Retain), int64(cfg.RetainJobs)) < 0:
+		panic(fmt.Sprintf("holdfast: a field of %+v is negative", cfg))
+	case cfg.MaxResponse > cfg.RetainBytes:
+		panic(fmt.Sprintf("holdfast: JobsConfig.MaxResponse is %d; want at most RetainBytes, %d", cfg.MaxResponse, cfg.RetainBytes))
+	}
+	j := &Jobs{d: d, maxBody: cfg.MaxBody, maxResponse: cfg.MaxResponse}
+	j.store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
+	j.resource = &resource.Handler{Store: j.store, Path: cfg.Path, RetryAfter: d.retryAfter, Stop: d.cut}
+	return j
 }
 
-// Async returns a handler that accepts a request as a job, answers 202 with
-//
-//	{"id":"…","state":"queued"}
-//
-// and has a worker call h with the request. h gets the method, the target, the
-// header and the body of the request, with the id as Job-Id in the header, and a
-// context with its values that does not end when the client leaves. What h
-// answers is discarded.
-//
-// What happens when every place is taken is up to the dispatcher's overflow
-// policy: under Block the request waits, and a client that leaves while it
-// waits has no job; a refusal is 503 with Retry-After.
-func (j *Jobs) Async(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// To the end: before that the server does not notice a client that
-		// leaves while the request waits for a place.
+func orDefault[T int | int64 | time.Duration](field *T, value T) {
+	if *field == 0 {
+		*field = value
+	}
+}
+
+// Sync returns a handler that calls h at once, in the request's own goroutine and
+// outside of the pool. A request with Prefer: respond-async it answers as
+// [Jobs.Async] does.
+func (j *Jobs) Sync(h http.Handler) http.Handler {
+	return j.preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+		if p.RespondAsync {
+			j.async(w, r, h, p)
+			return
+		}
+		h.ServeHTTP(w, p.Strip(r))
+	})
+}
+
+// Queued returns a handler that lets the request wait in the queue until a worker
+// calls h with it, and answers with what h has answered. If the client leaves
+// before h is called, it is not called; if it leaves later, the request's context
+// ends. A request that is refused or dropped gets 503, one that takes longer than
+// the dispatcher's JobTimeout 504, and a panic becomes 500. With Prefer:
+// respond-async it does as [Jobs.Async].
+func (j *Jobs) Queued(h http.Handler) http.Handler {
+	return j.preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+		if p.RespondAsync {
+			j.async(w, r, h, p)
+			return
+		}
+		// To the end: before that the server does not notice a client that leaves.
 		body, ok := problem.ReadBody(w, r, j.maxBody)
 		if !ok {
 			return
 		}
-		id := rand.Text() // 130 bits of randomness, of constant length
-		err := j.d.Go(r.Context(), func(ctx context.Context) error {
-			request := r.WithContext(ctx)
-			request.Header = maps.Clone(r.Header)
-			request.Header.Set("Job-Id", id)
-			request.Body = problem.NewBody(body)
-			h.ServeHTTP(&discarded{header: make(http.Header)}, request)
-			return nil
+		var x *exchange.Exchange
+		err := j.d.Do(r.Context(), func(ctx context.Context) error {
+			x = exchange.New(ctx, h, p.Strip(r), body, j.maxResponse)
+			return x.Serve()
 		})
-		if err != nil {
-			j.refuse(w, err)
-			return
+		resource.Prompt(w, r)
+		switch {
+		case err == nil:
+			x.Response().CopyHeader(w.Header())
+			x.Response().Write(w, r.Method)
+		case x == nil || errors.Is(err, context.Canceled):
+			j.refuse(w, err) // it has not run, or nobody waits for it any more
+		default:
+			_, panicked := err.(*PanicError)
+			status, detail := x.Failure(err, panicked)
+			if detail == exchange.Aborted {
+				panic(http.ErrAbortHandler)
+			}
+			problem.Write(w, status, detail)
 		}
-		answer := make([]byte, 0, 64)
-		answer = append(answer, `{"id":"`...)
-		answer = append(answer, id...)
-		answer = append(answer, `","state":"queued"}`+"\n"...)
-		w.Header()["Content-Type"] = jsonType
-		w.Header()["Content-Length"] = []string{strconv.Itoa(len(answer))}
-		w.WriteHeader(http.StatusAccepted)
-		w.Write(answer)
 	})
 }
 
-var jsonType = []string{"application/json"} // Header.Set would make one for each answer
+// Async returns a handler that accepts a request as a job, and answers at once
+// with 202, the Location of the job, and
+//
+//	{"id":"…","state":"queued","url":"/jobs/…"}
+//
+// When its turn has come a worker calls h with the request; what h answers can
+// be read at Location/response. The context that h gets does not end when the
+// client leaves, and [JobID] knows the id by it.
+//
+// With Prefer: wait=n the answer waits for at most n seconds, 60 at most, and is
+// the real response if that is there. A request with an Idempotency-Key that the
+// same client (by its Authorization and Cookie) has used before is no new job: it
+// is answered with the first one, or, if it is not the same request, with 422.
+//
+// What happens when every place is taken is up to the dispatcher's overflow
+// policy: under Block the request waits, and a client that leaves while it waits
+// has no job; a refusal is 503 with Retry-After.
+func (j *Jobs) Async(h http.Handler) http.Handler {
+	return j.preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, h, p) })
+}
 
-// refuse answers a request that was not accepted.
+// ServeHTTP serves the jobs below Path: GET {id} tells where a job stands, at once,
+// with Prefer: wait=n, or as a stream of events (Accept: text/event-stream);
+// GET {id}/response is the response; DELETE {id} cancels. The id is all that one
+// needs to do that, and without it one learns nothing.
+func (j *Jobs) ServeHTTP(w http.ResponseWriter, r *http.Request) { j.resource.ServeHTTP(w, r) }
+
+// preferring calls next with what the client prefers.
+func (j *Jobs) preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Vary"] = append(w.Header()["Vary"], "Prefer")
+		next(w, r, header.ParsePrefer(r.Header["Prefer"]))
+	})
+}
+
+// An execution is a request that is a job.
+type execution struct {
+	jobs     *Jobs
+	record   *store.Job
+	exchange *exchange.Exchange
+}
+
+func (x *execution) run(context.Context) error {
+	x.jobs.store.Start(x.record)
+	return x.exchange.Serve()
+}
+
+// ended tells the store of the outcome.
+func (x *execution) ended(state State, err error) {
+	o := store.Outcome{State: store.Canceled, Status: http.StatusGone}
+	switch state {
+	case Succeeded:
+		o = store.Outcome{State: store.Done, Response: x.exchange.Response()}
+	case Canceled:
+		o.Detail = "the job was canceled"
+	case Abandoned:
+		o.Detail = "the server shut down before the job had started"
+	case Dropped:
+		o.State, o.Detail = store.Dropped, "the job was dropped from a full queue for a newer one"
+	default:
+		o.State = store.Failed
+		o.Status, o.Detail = x.exchange.Failure(err, state == Panicked)
+	}
+	x.jobs.store.End(x.record, o)
+}
+
+// async accepts a request as a job and answers it.
+func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, p header.Prefer) {
+	received := time.Now()
+	// To the end: before that the server does not notice a client that leaves
+	// while the request waits for a place.
+	body, ok := problem.ReadBody(w, r, j.maxBody)
+	if !ok {
+		return
+	}
+	record, err := j.accept(p.Strip(r), h, body)
+	switch {
+	case errors.Is(err, errKey):
+		problem.Write(w, http.StatusBadRequest, err.Error())
+		return
+	case errors.Is(err, store.ErrOtherRequest):
+		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
+		return
+	case err != nil:
+		j.refuse(w, err)
+		return
+	}
+	if p.Wait > 0 {
+		j.resource.Await(w, r, record, received.Add(p.Wait))
+		if j.store.View(record).State.Ended() {
+			j.resource.Result(w, r, record, resource.Applied(false, p.Wait))
+			return
+		}
+	}
+	j.resource.Accepted(w, record, resource.Applied(p.RespondAsync, p.Wait))
+}
+
+// accept returns the record of the job that the request becomes, or has become
+// before. It blocks while there is no place, or while another one with the same
+// key does.
+func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte) (*store.Job, error) {
+	key, err := header.ParseKey(r.Header["Idempotency-Key"])
+	if err != nil {
+		return nil, fmt.Errorf("%w%w", errKey, err)
+	}
+	var claim *store.Claim
+	if key != "" {
+		record, first, err := j.store.Claim(r.Context(), store.KeyOf(r, key), store.PrintOf(r, body))
+		if err != nil || record != nil {
+			return record, err
+		}
+		claim = first
+		defer j.store.Release(claim)
+	}
+	x := &execution{jobs: j}
+	job := newJob(j.d, r.Context(), x.run)
+	job.id, job.request = rand.Text(), x // 130 bits of randomness
+	x.record = store.NewJob(job.id, func() bool {
+		job.Cancel()
+		return job.State() == Canceled
+	})
+	x.exchange = exchange.New((*jobContext)(job), h, r, body, j.maxResponse)
+	if _, err := j.d.follow(r.Context(), job, nil); err != nil {
+		return nil, err
+	}
+	j.store.Accept(x.record, claim)
+	return x.record, nil
+}
+
+// errKey is matched by an error that says what is wrong with an Idempotency-Key.
+var errKey = errors.New("")
+
+type jobIDKey struct{}
+
+// JobID returns the id under which the request that ctx belongs to can be looked
+// up at [Jobs], or "" if it is none that was accepted by [Jobs.Async]. It is for
+// the handler's log, say.
+func JobID(ctx context.Context) string {
+	id, _ := ctx.Value(jobIDKey{}).(string)
+	return id
+}
+
+// refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {
+	status, detail := http.StatusServiceUnavailable, ""
 	switch {
 	case errors.Is(err, ErrQueueFull):
-		w.Header().Set("Retry-After", strconv.Itoa(j.d.retryAfter()))
-		problem.Write(w, http.StatusServiceUnavailable, "the queue is full; try again later")
-	case errors.Is(err, ErrClosed):
-		problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
+		detail = "the queue is full; try again later"
+	case errors.Is(err, ErrDropped):
+		detail = "the request gave its place in a full queue to a newer one; try again later"
+	case errors.Is(err, ErrClosed), errors.Is(err, ErrAbandoned):
+		detail = "the server is shutting down"
 	case errors.Is(err, ErrNested):
-		problem.Write(w, http.StatusServiceUnavailable, "the queue is full, and the request comes from one of its jobs")
+		detail = "the queue is full, and the request comes from one of its jobs"
 	default:
-		// The client has left; nobody reads this.
-		problem.Write(w, http.StatusServiceUnavailable, "the request ended before it was accepted")
+		detail = "the request ended before it was accepted" // its client has left; nobody reads this
 	}
+	if errors.Is(err, ErrQueueFull) || errors.Is(err, ErrDropped) {
+		w.Header().Set("Retry-After", strconv.Itoa(j.d.retryAfter()))
+	}
+	problem.Write(w, status, detail)
 }
 
 // retryAfter returns the whole seconds after which what is queued now will have
@@ -102,7 +318,7 @@ func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 // dispatcher counts as one worker; beyond an hour nobody waits.
 func (d *Dispatcher) retryAfter() int {
 	var queued int
-	var run Histogram
+	var run histogram.Histogram
 	d.mu.Lock()
 	workers := d.target
 	d.freeze(func() {
@@ -118,9 +334,23 @@ func (d *Dispatcher) retryAfter() int {
 	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
 }
 
-// discarded is the ResponseWriter of a job whose response nobody reads.
-type discarded struct{ header http.Header }
+// JobsStats says what [Jobs] keeps of jobs.
+type JobsStats struct {
+	Open      int   // jobs that have not ended
+	Kept      int   // jobs that have
+	KeptBytes int64 // that these take, as far as that can be told
 
-func (d *discarded) Header() http.Header         { return d.header }
-func (d *discarded) WriteHeader(int)             {}
-func (d *discarded) Write(p []byte) (int, error) { return len(p), nil }
+	// Ended jobs that were forgotten, by the bound that they exceeded: Retain,
+	// RetainJobs or RetainBytes.
+	EvictedAge, EvictedJobs, EvictedBytes uint64
+
+	// Reach is how far back one can look: what ended no longer ago than that is
+	// still there. It is Retain, unless the other bounds allow less.
+	Reach time.Duration
+}
+
+// Stats returns a snapshot of what is kept. It does not block.
+func (j *Jobs) Stats() JobsStats {
+	s := j.store.Stats()
+	return JobsStats{s.Open, s.Kept, s.Bytes, s.ByAge, s.ByJobs, s.ByBytes, s.Reach}
+}

@@ -19,6 +19,8 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+
+	"holdfast/histogram"
 )
 
 // asyncDispatcher returns a dispatcher that is shut down with the test, and
@@ -67,11 +69,11 @@ func asyncPost(h http.Handler, body io.Reader) *httptest.ResponseRecorder {
 // returns the id.
 func asyncAccepted(t *testing.T, rec *httptest.ResponseRecorder) string {
 	t.Helper()
-	var body struct{ ID, State string }
+	var body struct{ ID, State, URL string }
 	dec := json.NewDecoder(bytes.NewReader(rec.Body.Bytes()))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&body); rec.Code != 202 || err != nil || len(body.ID) != 26 || body.State != "queued" {
-		t.Fatalf("%d %s, want 202 with an id and the state queued", rec.Code, rec.Body)
+	if err := dec.Decode(&body); rec.Code != 202 || err != nil || len(body.ID) != 26 || body.State != "queued" || body.URL != "/jobs/"+body.ID {
+		t.Fatalf("%d %s, want 202 with an id, the state queued and the URL", rec.Code, rec.Body)
 	}
 	if got := rec.Header(); got.Get("Content-Type") != "application/json" || got.Get("Content-Length") != strconv.Itoa(rec.Body.Len()) {
 		t.Errorf("header %v", got)
@@ -109,9 +111,7 @@ func TestAsyncIDs(t *testing.T) {
 	d, _ := asyncDispatcher(t, Config{Workers: 4, Queue: 20})
 	ran := make(chan string, n)
 	h := NewJobs(d, JobsConfig{}).Async(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ran <- strings.Join(r.Header.Values("Job-Id"), ",")
-		w.WriteHeader(500) // is discarded, as the rest is
-		io.WriteString(w, "nobody reads this")
+		ran <- JobID(r.Context())
 	}))
 	answered := make(chan string, n)
 	var wg sync.WaitGroup
@@ -163,14 +163,12 @@ func TestAsyncRequest(t *testing.T) {
 			req := httptest.NewRequest(method, "http://example.com/a%20b/c?q=1&q=2", strings.NewReader(body))
 			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 			req.Header["X-Many"] = []string{"1", "2"}
-			req.Header["Job-Id"] = []string{"forged", "twice"}
 			sent := req.Header.Clone()
 			rec := httptest.NewRecorder()
 			h.ServeHTTP(rec, req)
-			id := asyncAccepted(t, rec)
+			asyncAccepted(t, rec)
 
 			want := sent.Clone()
-			want["Job-Id"] = []string{id}
 			s := <-got
 			if s.method != method || s.uri != "http://example.com/a%20b/c?q=1&q=2" || s.path != "/a b/c" || s.query != "q=1&q=2" || s.host != "example.com" || s.body != body || s.err != nil {
 				t.Errorf("the handler got %s %s, path %s, query %s, host %s, %d bytes, %v", s.method, s.uri, s.path, s.query, s.host, len(s.body), s.err)
@@ -343,7 +341,7 @@ func TestAsyncRetryAfterExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		for ms := 1; ms <= 1200; ms += 3 {
-			d.others().run = Histogram{Count: 1, Sum: float64(ms) * 1e6} // one job that took ms
+			d.others().run = histogram.Histogram{Count: 1, Sum: float64(ms) * 1e6} // one job that took ms
 			if got, want := d.retryAfter(), (queued*ms+999)/1000; got != want {
 				t.Fatalf("%d queued, %d ms each: %d, want %d", queued, ms, got, want)
 			}
@@ -368,7 +366,7 @@ func TestAsyncDropOldest(t *testing.T) {
 		var ran []string
 		h := NewJobs(d, JobsConfig{}).Async(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(time.Second)
-			ran = append(ran, r.Header.Get("Job-Id"))
+			ran = append(ran, JobID(r.Context()))
 		}))
 		var ids []string
 		for range 6 {

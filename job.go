@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"holdfast/internal/stamps"
 )
 
 // State is where a job stands. A job is Queued, then Running, then in one of
@@ -76,10 +77,12 @@ func (e *PanicError) Unwrap() error {
 // number of goroutines at once, also from within the job, and after its end.
 type Job struct {
 	// Written before the job is sent to the queue, only read afterwards.
-	d      *Dispatcher
-	parent context.Context // whose values the job sees
-	stamp  *atomic.Int64   // see stamps
-	waiter bool            // the submitter waits, so the job is canceled with parent
+	d       *Dispatcher
+	parent  context.Context // whose values the job sees
+	stamp   *stamps.Cell
+	waiter  bool       // the submitter waits, so the job is canceled with parent
+	id      string     // of the request that the job is, or comes from; see JobID
+	request *execution // that it is; nil for most
 
 	mu       sync.Mutex // protects the following fields
 	state    State
@@ -97,10 +100,11 @@ type Job struct {
 // another job, that job's own parent has them too; through the job itself a row
 // of jobs, each submitted by the one before, would keep all that have ended.
 func newJob(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
+	id := ""
 	if c, ok := ctx.(*jobContext); ok {
-		ctx = c.parent
+		ctx, id = c.parent, c.id
 	}
-	return &Job{d: d, parent: ctx, fn: fn}
+	return &Job{d: d, parent: ctx, id: id, fn: fn}
 }
 
 var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -178,7 +182,7 @@ func (j *Job) cancelWith(cause error) {
 	switch {
 	case queued:
 		j.endLocked(Canceled, cause)
-		j.stamp.Store(stampVoid)
+		j.stamp.Void()
 		s.vacated++
 		s.endUnstarted(Canceled)
 	case j.state == Running && j.cause == nil:
@@ -201,7 +205,7 @@ func (j *Job) begin(now int64) (fn func(context.Context) error, ctx context.Cont
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	// Not before the lock: Cancel writes the stamp while the job is queued.
-	accepted = unclaim(j.stamp)
+	accepted = j.stamp.Free()
 	if j.state != Queued {
 		return nil, nil, 0, false
 	}
@@ -264,7 +268,11 @@ func (j *Job) tell() {
 	if j.done != nil {
 		close(j.done)
 	}
+	state, err := j.state, j.err
 	j.mu.Unlock()
+	if j.request != nil {
+		j.request.ended(state, err)
+	}
 }
 
 // jobContext is the context that a job's function gets: the submitter's values
@@ -291,6 +299,9 @@ func (c *jobContext) Err() error {
 func (c *jobContext) Value(key any) any {
 	if key == (ownerKey{}) {
 		return c.d
+	}
+	if key == (jobIDKey{}) && c.id != "" {
+		return c.id
 	}
 	c.mu.Lock()
 	ctx := c.ctx

@@ -32,6 +32,9 @@ Work at once; the answer comes when it is done:
     curl -d '{"sleep_time":1}' http://localhost:8099/aaa
 Queue the same work; the answer comes at once:
     curl -d '{"sleep_time":1}' http://localhost:8099/bbb
+Where does the job stand, and what was the answer? (id as in the 202)
+    curl http://localhost:8099/jobs/{id}
+    curl http://localhost:8099/jobs/{id}/response
 Is the server alive, and does it accept work?
     curl http://localhost:8099/healthz
     curl http://localhost:8099/readyz
@@ -59,17 +62,23 @@ func run(config server.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{MaxBody: config.MaxBody})
+	jobs := holdfast.NewJobs(d, config.Jobs())
 
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
-	work := func(h http.Handler) http.Handler { return s.Work(server.Checked(config.MaxBody, h)) }
-	var sleep http.Handler = http.HandlerFunc(server.Sleep)
+	sleep := server.Sleep(config.MaxBody)
 	if config.LogJobs {
 		sleep = server.Logged(log, sleep)
 	}
-	mux.Handle("POST /aaa", work(sleep))
-	mux.Handle("POST /bbb", work(jobs.Async(sleep)))
+	checked := func(h http.Handler) http.Handler { return s.Work(server.Checked(config.MaxBody, h)) }
+	mux.Handle("POST /aaa", checked(jobs.Sync(sleep)))
+	mux.Handle("POST /bbb", checked(jobs.Async(sleep)))
+	mux.Handle("/jobs/", jobs)
+	if config.Upstream != nil {
+		gateway := server.Gateway(config.Upstream, config.Workers, config.MaxResponse, log)
+		mux.Handle("/sync/", s.Work(http.StripPrefix("/sync", jobs.Queued(gateway))))
+		mux.Handle("/async/", s.Work(http.StripPrefix("/async", jobs.Async(gateway))))
+	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, guide) })
 
 	l, err := net.Listen("tcp", config.Addr)

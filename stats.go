@@ -1,12 +1,12 @@
 package holdfast
 
 import (
-	"math"
-	"math/bits"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"holdfast/histogram"
+	"holdfast/internal/stamps"
 )
 
 // What is measured. The benchmarks build the package with one or both of these
@@ -48,8 +48,8 @@ type Stats struct {
 	// not returned yet.
 	OldestAge time.Duration
 
-	Wait Histogram // from acceptance to start, of jobs that have started
-	Run  Histogram // from start to end, of jobs that have started and ended
+	Wait histogram.Histogram // from acceptance to start, of jobs that have started
+	Run  histogram.Histogram // from start to end, of jobs that have started and ended
 }
 
 // Stats returns a snapshot. It holds up the ends and starts of jobs while it
@@ -60,7 +60,7 @@ func (d *Dispatcher) Stats() Stats {
 	st := Stats{
 		Workers:       d.target,
 		Queue:         d.places,
-		Blocked:       d.blocked.n,
+		Blocked:       d.blocked.Len(),
 		RefusedFull:   d.refusedFull.Load(),
 		RefusedClosed: d.refusedClosed.Load(),
 		RefusedNested: d.refusedNested.Load(),
@@ -73,8 +73,8 @@ func (d *Dispatcher) Stats() Stats {
 	d.freeze(func() {
 		t = d.tallyFrozen()
 		for i := range d.shards {
-			st.Wait.merge(&d.shards[i].wait)
-			st.Run.merge(&d.shards[i].run)
+			st.Wait.Merge(&d.shards[i].wait)
+			st.Run.Merge(&d.shards[i].run)
 		}
 		st.OldestAge = d.oldestAge()
 	})
@@ -103,7 +103,7 @@ type shard struct {
 	ended     [states]uint64
 	unstarted uint64 // ended without having started
 	vacated   int    // canceled in the queue, less those that a worker has reached
-	wait, run Histogram
+	wait, run histogram.Histogram
 
 	_ [64]byte // the next shard is on a cache line of its own
 }
@@ -118,7 +118,7 @@ func (s *shard) begin(wait int64) {
 		s.started++
 	}
 	if timing {
-		s.wait.add(wait)
+		s.wait.Add(time.Duration(wait))
 	}
 }
 
@@ -127,7 +127,7 @@ func (s *shard) end(state State, run int64) {
 		s.ended[state]++
 	}
 	if timing {
-		s.run.add(run)
+		s.run.Add(time.Duration(run))
 	}
 }
 
@@ -194,133 +194,14 @@ func (d *Dispatcher) now() int64 {
 // at returns the time that the dispatcher's clock calls now.
 func (d *Dispatcher) at(now int64) time.Time { return d.epoch.Add(time.Duration(now - 1)) }
 
-// stamps hold the times at which the queued jobs were accepted, one cell for
-// each, since a channel does not tell the age of its first element. A cell is
-// free, has the time, or is void: in use by a job that was canceled.
-//
-// The cell of a job is found by its number in the order of acceptance. As jobs
-// leave in that order and there are as many cells as places, the first one
-// looked at is nearly always free.
-type stamps struct {
-	cells []atomic.Int64 // a power of two of them
-}
-
-const (
-	stampFree = 0
-	stampVoid = -1
-
-	// stride is how far away the next cell is looked for. One cell that is held
-	// for long, by a job on its way to a worker that does not get a processor,
-	// would otherwise displace all that come after. It is odd, so that every cell
-	// is reached.
-	stride = 67
-)
-
-func newStamps(places int) *stamps {
-	return &stamps{cells: make([]atomic.Int64, 1<<bits.Len(uint(max(places, 1)-1)))}
-}
-
-func (s *stamps) len() int { return len(s.cells) }
-
-func (s *stamps) claim(number uint64, now int64) *atomic.Int64 {
-	mask := uint64(len(s.cells) - 1)
-	for i := number; ; i += stride {
-		c := &s.cells[i&mask]
-		if !timing || c.Load() == stampFree && c.CompareAndSwap(stampFree, now) {
-			return c
-		}
-	}
-}
-
-// unclaim frees a cell and returns the time that it had.
-func unclaim(cell *atomic.Int64) int64 {
-	if !timing {
-		return 1
-	}
-	return cell.Swap(stampFree)
-}
+// unstamped is the stamp of all jobs when timing is off.
+var unstamped stamps.Cell
 
 func (d *Dispatcher) oldestAge() time.Duration {
 	now := d.now()
 	oldest := now
 	for _, s := range d.allStamps {
-		for i := range s.cells {
-			if at := s.cells[i].Load(); at > stampFree && at < oldest {
-				oldest = at
-			}
-		}
+		oldest = min(oldest, s.Oldest())
 	}
 	return time.Duration(now - oldest)
-}
-
-// A Histogram counts durations in buckets whose bounds are at most an eighth
-// apart, from 1 ns to 39 hours; what is longer counts in the last one.
-type Histogram struct {
-	Count   uint64
-	Sum     float64 // of the durations, in nanoseconds
-	buckets [buckets]uint64
-}
-
-const (
-	subBits = 3 // each power of two is divided into 8
-	maxBits = 47
-	buckets = (maxBits - subBits + 1) << subBits
-)
-
-func (h *Histogram) add(ns int64) {
-	ns = max(ns, 0) // the queue's clock was read before the worker's, on another processor
-	h.Count++
-	h.Sum += float64(ns)
-	h.buckets[bucket(uint64(ns))]++
-}
-
-func bucket(ns uint64) int {
-	shift := max(bits.Len64(ns)-subBits-1, 0)
-	return min(shift<<subBits+int(ns>>shift), buckets-1)
-}
-
-// upper returns the greatest duration that falls into bucket i, in nanoseconds.
-func upper(i int) int64 {
-	if i < 1<<subBits {
-		return int64(i)
-	}
-	shift := i>>subBits - 1
-	return int64(i-shift<<subBits+1)<<shift - 1
-}
-
-func (h *Histogram) merge(o *Histogram) {
-	h.Count += o.Count
-	h.Sum += o.Sum
-	for i, n := range o.buckets {
-		h.buckets[i] += n
-	}
-}
-
-// Mean returns the mean duration, or 0 if there is none.
-func (h *Histogram) Mean() time.Duration {
-	if h.Count == 0 {
-		return 0
-	}
-	if mean := math.Round(h.Sum / float64(h.Count)); mean < math.MaxInt64 {
-		return time.Duration(mean)
-	}
-	return math.MaxInt64
-}
-
-// Quantile returns the duration that a share q of the durations do not exceed,
-// too high by an eighth at most. q is taken as 0 if below or not a number, as 1
-// if above. Without durations it returns 0.
-func (h *Histogram) Quantile(q float64) time.Duration {
-	if h.Count == 0 {
-		return 0
-	}
-	rank := uint64(1)
-	if q > 0 {
-		rank = max(uint64(math.Ceil(min(q, 1)*float64(h.Count))), 1)
-	}
-	i := 0
-	for seen := h.buckets[0]; seen < rank && i < buckets-1; seen += h.buckets[i] {
-		i++
-	}
-	return time.Duration(upper(i))
 }

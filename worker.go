@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"context"
+	"net/http"
 	"runtime/debug"
 )
 
@@ -55,7 +56,9 @@ func (w *worker) run() {
 	defer func() {
 		if v := recover(); v != nil {
 			w.state, w.err = Panicked, &PanicError{Value: v, Stack: debug.Stack()}
-			w.d.log.Error("holdfast: job panicked", "panic", v, "stack", string(w.err.(*PanicError).Stack))
+			if v != http.ErrAbortHandler { // which is to end a request, not to be told of
+				w.d.log.Error("holdfast: job panicked", "panic", v, "stack", string(w.err.(*PanicError).Stack))
+			}
 		}
 	}()
 	w.state, w.err = Succeeded, w.fn(w.ctx)
@@ -146,7 +149,7 @@ func (w *worker) poll() (e entry, ok bool) {
 func (w *worker) begin(e entry, now int64) bool {
 	var accepted int64
 	if e.job == nil {
-		w.fn, w.ctx, accepted = e.fn, w.d.ctx, unclaim(e.stamp)
+		w.fn, w.ctx, accepted = e.fn, w.d.ctx, e.stamp.Free()
 	} else {
 		var ok bool
 		if w.fn, w.ctx, accepted, ok = e.job.begin(now); !ok {

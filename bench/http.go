@@ -20,12 +20,13 @@ import (
 
 const (
 	httpBody    = `{"sleep_time":0}`
-	httpAnswer  = `{"id":"AAAAAAAAAAAAAAAAAAAAAAAAAA","state":"queued"}` + "\n"
+	httpURL     = "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA"
+	httpAnswer  = `{"id":"AAAAAAAAAAAAAAAAAAAAAAAAAA","state":"queued","url":"` + httpURL + `"}` + "\n"
 	httpClients = 64
 )
 
 // serveBare is the least that a handler like /bbb can do: it reads the same body
-// and writes as many bytes.
+// and writes as many bytes, those of the header included.
 func serveBare() {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
@@ -34,8 +35,11 @@ func serveBare() {
 		if _, err := io.ReadAll(r.Body); err != nil {
 			return
 		}
+		w.Header().Set("Vary", "Prefer")
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Content-Length", strconv.Itoa(len(httpAnswer)))
+		w.Header().Set("Job-State", "queued")
+		w.Header().Set("Location", httpURL)
 		w.WriteHeader(http.StatusAccepted)
 		io.WriteString(w, httpAnswer)
 	})))

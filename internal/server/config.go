@@ -4,11 +4,13 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"math"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +29,12 @@ type Config struct {
 	MaxBody    int64             // bytes
 	MaxConns   int               // open connections
 	LogJobs    bool              // log each request that has run
+
+	MaxResponse int64         // bytes of a job's response
+	Retain      time.Duration // that ended jobs are kept
+	RetainJobs  int
+	RetainBytes int64
+	Upstream    *url.URL // that the gateway serves; nil: no gateway
 }
 
 // Dispatcher returns the configuration of the dispatcher.
@@ -38,6 +46,11 @@ func (c Config) Dispatcher() holdfast.Config {
 		return n
 	}
 	return holdfast.Config{Workers: none(c.Workers), Queue: none(c.Queue), Overflow: c.Overflow, JobTimeout: c.JobTimeout}
+}
+
+// Jobs returns the configuration of the job resource.
+func (c Config) Jobs() holdfast.JobsConfig {
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes}
 }
 
 // ParseConfig reads the configuration from the arguments, then the environment,
@@ -61,6 +74,11 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"drain", "DRAIN_TIMEOUT", (*duration)(&c.Drain), "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
 		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
+		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`; a job with a larger one fails"},
+		{"retain", "RETAIN", (*period)(&c.Retain), "1h", "keep ended jobs for `d`"},
+		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
+		{"retain-bytes", "RETAIN_BYTES", (*Size)(&c.RetainBytes), "256MiB", "keep ended jobs that take at most `size`"},
+		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
 		{"log-jobs", "LOG_JOBS", (*boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
 	}
 
@@ -68,8 +86,10 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 	flags.SetOutput(io.Discard)
 	showVersion := flags.Bool("version", false, "")
 	for _, s := range settings {
-		if err := s.value.Set(s.byDefault); err != nil {
-			panic(fmt.Sprintf("default of -%s: %v", s.name, err))
+		if s.byDefault != "" {
+			if err := s.value.Set(s.byDefault); err != nil {
+				panic(fmt.Sprintf("default of -%s: %v", s.name, err))
+			}
 		}
 		flags.Var(s.value, s.name, s.usage)
 	}
@@ -79,7 +99,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		fmt.Fprintf(out, "Usage: go run main.go [flags]\n\n")
 		for _, s := range settings {
 			arg, text := flag.UnquoteUsage(flags.Lookup(s.name))
-			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, s.byDefault)
+			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, cmp.Or(s.byDefault, "none"))
 		}
 		fmt.Fprintf(out, "  %-20s print the version\n\n", "-version")
 		fmt.Fprintf(out, "A flag goes before its environment variable, that before the default.\nSizes are bytes or end in KiB, MiB or GiB; durations are like 30s, 5m or 1h30m.\n")
@@ -178,6 +198,38 @@ func (v *duration) Set(s string) error {
 		return errors.New("want a duration of 0 or more, such as 500ms, 30s or 1h")
 	}
 	*v = duration(d)
+	return nil
+}
+
+// A period is a duration above 0.
+type period time.Duration
+
+func (v *period) String() string { return time.Duration(*v).String() }
+
+func (v *period) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return errors.New("want a duration above 0, such as 500ms, 30s or 1h")
+	}
+	*v = period(d)
+	return nil
+}
+
+type upstream struct{ url **url.URL }
+
+func (v upstream) String() string {
+	if v.url == nil || *v.url == nil {
+		return ""
+	}
+	return (*v.url).String()
+}
+
+func (v upstream) Set(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("want http://host:port or https://host:port, perhaps with a path")
+	}
+	*v.url = u
 	return nil
 }
 

@@ -438,7 +438,7 @@ func TestProcessLoad(t *testing.T) {
 							if err != nil {
 								return err
 							}
-							if a.status/100 != 2 || len(a.body) != map[string]int{"/aaa": 17, "/bbb": 53}[target] || a.close == test.keep {
+							if a.status/100 != 2 || len(a.body) != map[string]int{"/aaa": 17, "/bbb": 94}[target] || a.close == test.keep {
 								return fmt.Errorf("%d %q, close %v", a.status, a.body, a.close)
 							}
 							return nil

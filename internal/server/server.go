@@ -76,14 +76,13 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 }
 
 // Work returns h as a route that takes on new work: while the server stops it
-// answers 503. A Job-Id that a client has made up does not get to h.
+// answers 503.
 func (s *Server) Work(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.stopping.Load() {
 			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
 			return
 		}
-		r.Header.Del("Job-Id")
 		h.ServeHTTP(w, r)
 	})
 }

@@ -117,7 +117,7 @@ func serve(t *testing.T, c Config, routes map[string]http.HandlerFunc) *fixture 
 	jobs := holdfast.NewJobs(f.d, holdfast.JobsConfig{MaxBody: c.MaxBody})
 	mux := http.NewServeMux()
 	s := New(f.d, mux, c, log)
-	sleep := Logged(log, http.HandlerFunc(Sleep))
+	sleep := Logged(log, Sleep(1<<20))
 	mux.Handle("POST /aaa", s.Work(Checked(c.MaxBody, sleep)))
 	mux.Handle("POST /bbb", s.Work(Checked(c.MaxBody, jobs.Async(sleep))))
 	for pattern, h := range routes {

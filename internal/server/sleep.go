@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"holdfast"
 	"holdfast/internal/problem"
 )
 
@@ -20,20 +21,26 @@ const maxSleep = 86400
 
 // The demo's business is to sleep. It stands for whatever takes its time.
 
-type sleepKey struct{}
-
-// Sleep sleeps for the time that [Checked] has found in the request, or until
-// the request's context ends, and answers {"sleep_time":n}.
-func Sleep(w http.ResponseWriter, r *http.Request) {
-	seconds := r.Context().Value(sleepKey{}).(int64)
-	if !rest(r.Context(), time.Duration(seconds)*time.Second) {
-		problem.Write(w, http.StatusServiceUnavailable, "the sleep was interrupted")
-		return
-	}
-	body := fmt.Appendf(nil, "{\"sleep_time\":%d}\n", seconds)
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.Write(body)
+// Sleep returns a handler that takes {"sleep_time":n}, sleeps for n seconds or
+// until the request's context ends, and answers {"sleep_time":n}.
+func Sleep(maxBody int64) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, seconds, ok := readSleep(w, r, maxBody)
+		if !ok {
+			return
+		}
+		if !rest(r.Context(), time.Duration(seconds)*time.Second) {
+			problem.Write(w, http.StatusServiceUnavailable, "the sleep was interrupted")
+			return
+		}
+		body := make([]byte, 0, 32)
+		body = append(body, `{"sleep_time":`...)
+		body = strconv.AppendInt(body, seconds, 10)
+		body = append(body, "}\n"...)
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		w.Write(body)
+	})
 }
 
 // rest sleeps for d, and reports whether ctx has let it.
@@ -55,28 +62,37 @@ func rest(ctx context.Context, d time.Duration) bool {
 func Logged(log *slog.Logger, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r)
-		log.Info("ran", "path", r.URL.Path, "job", r.Header.Get("Job-Id"))
+		log.Info("ran", "path", r.URL.Path, "job", holdfast.JobID(r.Context()))
 	})
 }
 
-// Checked passes requests with a valid body on to next, with the body unread,
-// and answers all others itself: what is wrong with a request must be said
-// before it is accepted as a job.
+// Checked passes requests that Sleep takes on to next, and answers all others
+// itself: what is wrong with a request must be said before it is accepted as a
+// job.
 func Checked(maxBody int64, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, ok := problem.ReadBody(w, r, maxBody)
+		body, _, ok := readSleep(w, r, maxBody)
 		if !ok {
 			return
 		}
-		seconds, err := parseSleep(body)
-		if err != nil {
-			problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
-			return
-		}
-		r = r.WithContext(context.WithValue(r.Context(), sleepKey{}, seconds))
+		r = r.WithContext(r.Context())
 		r.Body = problem.NewBody(body)
 		next.ServeHTTP(w, r)
 	})
+}
+
+// readSleep returns the body of a request and the seconds in it, or answers it and
+// returns false.
+func readSleep(w http.ResponseWriter, r *http.Request, maxBody int64) (body []byte, seconds int64, ok bool) {
+	if body, ok = problem.ReadBody(w, r, maxBody); !ok {
+		return nil, 0, false
+	}
+	seconds, err := parseSleep(body)
+	if err != nil {
+		problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
+		return nil, 0, false
+	}
+	return body, seconds, true
 }
 
 // parseSleep reads {"sleep_time": n}. It goes through the tokens by itself, since

@@ -27,7 +27,11 @@ func post(maxBody int64, body string, header ...string) (a answer, reached bool,
 		reached = true
 		rest, _ := io.ReadAll(r.Body)
 		left = string(rest)
-		fmt.Fprint(w, r.Context().Value(sleepKey{}))
+		seconds, err := parseSleep(rest)
+		if err != nil {
+			seconds = -1
+		}
+		fmt.Fprint(w, seconds)
 	}))
 	req := httptest.NewRequest("POST", "/bbb", strings.NewReader(body))
 	for i := 0; i+1 < len(header); i += 2 {
@@ -153,7 +157,7 @@ func TestBodyLimit(t *testing.T) {
 
 func TestSleepRoutes(t *testing.T) {
 	mux := http.NewServeMux()
-	mux.Handle("POST /aaa", Checked(1<<20, http.HandlerFunc(Sleep)))
+	mux.Handle("POST /aaa", Checked(1<<20, Sleep(1<<20)))
 	h := problem.Mux(mux)
 	for _, test := range []struct {
 		method, target string
@@ -210,7 +214,7 @@ func TestSleepInterrupted(t *testing.T) {
 		rec := httptest.NewRecorder()
 		req := httptest.NewRequestWithContext(ctx, "POST", "/aaa", strings.NewReader(sleepFor(3600)))
 		began := time.Now()
-		Checked(100, http.HandlerFunc(Sleep)).ServeHTTP(rec, req)
+		Checked(100, Sleep(1<<20)).ServeHTTP(rec, req)
 		if got := time.Since(began); got != time.Minute {
 			t.Errorf("ended after %v, want a minute", got)
 		}

@@ -1,0 +1,87 @@
+// Package histogram counts durations at a few nanoseconds each, without knowing
+// beforehand how long they will be. It differs from a list of bounds chosen by
+// hand in that any quantile is right to an eighth, from nanoseconds to hours.
+package histogram
+
+import (
+	"math"
+	"math/bits"
+	"time"
+)
+
+// A Histogram counts durations in buckets whose bounds are at most an eighth
+// apart, from 1 ns to 39 hours; what is longer counts in the last one. The zero
+// Histogram is empty and ready to use. It has a fixed size, is copied by
+// assignment, and is not safe for concurrent use.
+type Histogram struct {
+	Count   uint64
+	Sum     float64 // of the durations, in nanoseconds
+	buckets [buckets]uint64
+}
+
+const (
+	subBits = 3 // each power of two is divided into 8
+	maxBits = 47
+	buckets = (maxBits - subBits + 1) << subBits
+)
+
+// Add counts d, a negative one as 0: two clocks that were read on different
+// processors can be in the wrong order.
+func (h *Histogram) Add(d time.Duration) {
+	ns := max(int64(d), 0)
+	h.Count++
+	h.Sum += float64(ns)
+	h.buckets[bucket(uint64(ns))]++
+}
+
+func bucket(ns uint64) int {
+	shift := max(bits.Len64(ns)-subBits-1, 0)
+	return min(shift<<subBits+int(ns>>shift), buckets-1)
+}
+
+// upper returns the greatest duration that falls into bucket i, in nanoseconds.
+func upper(i int) int64 {
+	if i < 1<<subBits {
+		return int64(i)
+	}
+	shift := i>>subBits - 1
+	return int64(i-shift<<subBits+1)<<shift - 1
+}
+
+// Merge adds what o has counted.
+func (h *Histogram) Merge(o *Histogram) {
+	h.Count += o.Count
+	h.Sum += o.Sum
+	for i, n := range o.buckets {
+		h.buckets[i] += n
+	}
+}
+
+// Mean returns the mean duration, or 0 if there is none.
+func (h *Histogram) Mean() time.Duration {
+	if h.Count == 0 {
+		return 0
+	}
+	if mean := math.Round(h.Sum / float64(h.Count)); mean < math.MaxInt64 {
+		return time.Duration(mean)
+	}
+	return math.MaxInt64
+}
+
+// Quantile returns the duration that a share q of the durations do not exceed,
+// too high by an eighth at most. q is taken as 0 if below or not a number, as 1
+// if above. Without durations it returns 0.
+func (h *Histogram) Quantile(q float64) time.Duration {
+	if h.Count == 0 {
+		return 0
+	}
+	rank := uint64(1)
+	if q > 0 {
+		rank = max(uint64(math.Ceil(min(q, 1)*float64(h.Count))), 1)
+	}
+	i := 0
+	for seen := h.buckets[0]; seen < rank && i < buckets-1; seen += h.buckets[i] {
+		i++
+	}
+	return time.Duration(upper(i))
+}

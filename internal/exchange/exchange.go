@@ -1,0 +1,80 @@
+// Package exchange lets a handler run away from its client: the request is
+// captured, and what the handler answers is kept, to be written to a client later
+// or never. What it keeps differs from what httptest.ResponseRecorder does in that
+// it has a bound, and is what the server of net/http would have sent: the same
+// status, header, body and trailer.
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+
+	"holdfast/internal/problem"
+)
+
+// An Exchange is one call of a handler.
+type Exchange struct {
+	handler  http.Handler
+	request  *http.Request
+	limit    int64
+	recorder *Recorder
+	response *Response
+	err      error // why there is none
+}
+
+// New captures a request for h: a copy that shares nothing with whoever handles
+// the original, with ctx as its context and body as its body. The response may
+// have limit bytes.
+func New(ctx context.Context, h http.Handler, r *http.Request, body []byte, limit int64) *Exchange {
+	request := r.WithContext(ctx)
+	url := *r.URL
+	request.URL, request.Header = &url, maps.Clone(r.Header)
+	request.Body, request.ContentLength, request.TransferEncoding = problem.NewBody(body), int64(len(body)), nil
+	return &Exchange{handler: h, request: request, limit: limit}
+}
+
+// Serve calls the handler, once, and lets its panics pass. An error says why there
+// is no response.
+func (x *Exchange) Serve() error {
+	// The same as on what Jobs answers itself: it depends on what a client prefers.
+	x.recorder = NewRecorder(x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
+	x.handler.ServeHTTP(x.recorder, x.request)
+	x.response, x.err = x.recorder.End()
+	return x.err
+}
+
+// Served reports whether Serve has been called.
+func (x *Exchange) Served() bool { return x.recorder != nil }
+
+// Response returns the response, if Serve has returned nil.
+func (x *Exchange) Response() *Response { return x.response }
+
+// Failure returns what a client is told if Serve was called and there is no
+// response. err is how the call has ended for the dispatcher; if the handler
+// panicked it wraps the value.
+func (x *Exchange) Failure(err error, panicked bool) (status int, detail string) {
+	if panicked && errors.Is(err, http.ErrAbortHandler) {
+		// Perhaps since it could not write: a ReverseProxy does so.
+		_, x.err = x.recorder.End()
+		if x.err == nil {
+			return http.StatusInternalServerError, Aborted
+		}
+	} else if panicked {
+		return http.StatusInternalServerError, "the handler panicked"
+	}
+	switch {
+	case x.err == ErrTooLarge:
+		return http.StatusInternalServerError, fmt.Sprintf("%v; at most %d bytes are kept", x.err, x.limit)
+	case errors.Is(err, context.DeadlineExceeded):
+		return http.StatusGatewayTimeout, "the handler ran for longer than a job may"
+	case x.err != nil:
+		return http.StatusInternalServerError, x.err.Error()
+	}
+	return http.StatusInternalServerError, "the handler did not return"
+}
+
+// Aborted is what a client is told of a handler that did not want to answer.
+const Aborted = "the handler aborted its response"

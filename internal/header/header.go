@@ -1,0 +1,190 @@
+// Package header reads the request headers in which a client says how it wants
+// to be answered: Prefer, Idempotency-Key and Accept.
+package header
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// MaxWait is the longest time that a client may ask an answer to wait.
+const MaxWait = 60 * time.Second
+
+// Prefer is what a client prefers (RFC 7240), as far as it concerns a queue.
+type Prefer struct {
+	RespondAsync bool
+	Wait         time.Duration // at most MaxWait; -1 if not asked for
+	Rest         []string      // all other preferences, as they came
+}
+
+// ParsePrefer reads the lines of a Prefer header. The first instance of a
+// preference counts; what cannot be understood is ignored, as the RFC demands.
+func ParsePrefer(lines []string) Prefer {
+	p := Prefer{Wait: -1}
+	if len(lines) == 0 {
+		return p
+	}
+	var async, wait bool // seen
+	for element := range split(strings.Join(lines, ","), ',') {
+		name, value := preference(element)
+		switch {
+		case name == "respond-async":
+			p.RespondAsync = p.RespondAsync || !async && value == ""
+			async = true
+		case name == "wait":
+			if seconds, ok := parseSeconds(value); ok && !wait {
+				p.Wait = seconds
+			}
+			wait = true
+		case name != "":
+			p.Rest = append(p.Rest, element)
+		}
+	}
+	return p
+}
+
+// Strip returns the request without the preferences that p has understood: behind
+// the handler may be another queue, which they were not meant for.
+func (p Prefer) Strip(r *http.Request) *http.Request {
+	if r.Header["Prefer"] == nil {
+		return r
+	}
+	r = r.WithContext(r.Context())
+	r.Header = maps.Clone(r.Header)
+	if r.Header["Prefer"] = p.Rest; len(p.Rest) == 0 {
+		delete(r.Header, "Prefer")
+	}
+	return r
+}
+
+// preference returns the name of a preference in lower case and its value,
+// without parameters.
+func preference(element string) (name, value string) {
+	for part := range split(element, ';') {
+		name, value, _ = strings.Cut(part, "=")
+		break
+	}
+	value = strings.Trim(value, " \t")
+	if len(value) >= 2 && value[0] == '"' && value[len(value)-1] == '"' {
+		value = value[1 : len(value)-1]
+	}
+	return strings.ToLower(strings.Trim(name, " \t")), value
+}
+
+// parseSeconds reads whole seconds, and takes more than MaxWait for MaxWait.
+func parseSeconds(s string) (time.Duration, bool) {
+	if s == "" {
+		return 0, false
+	}
+	seconds := time.Duration(0)
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		seconds = min(seconds*10+time.Duration(c-'0')*time.Second, MaxWait)
+	}
+	return seconds, true
+}
+
+// split yields the elements of a list, trimmed, without the empty ones. A
+// separator within quotes separates nothing.
+func split(list string, separator byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		begin, quoted := 0, false
+		for i := 0; i <= len(list); i++ {
+			switch {
+			case i == len(list) || list[i] == separator && !quoted:
+				element := strings.Trim(list[begin:min(i, len(list))], " \t")
+				if element != "" && !yield(element) {
+					return
+				}
+				begin = i + 1
+			case list[i] == '"':
+				quoted = !quoted
+			case list[i] == '\\' && quoted:
+				i++
+				if i == len(list) {
+					i-- // nothing is escaped; the end is still to come
+				}
+			}
+		}
+	}
+}
+
+// maxKey is the greatest length of an idempotency key in bytes.
+const maxKey = 255
+
+// ParseKey reads the lines of an Idempotency-Key header: a quoted string, as in
+// a structured field (RFC 9651), or, since many clients send it so, a bare one.
+// Without lines the key is empty; an error says what was expected.
+func ParseKey(lines []string) (key string, err error) {
+	switch len(lines) {
+	case 0:
+		return "", nil
+	case 1:
+	default:
+		return "", errors.New("Idempotency-Key is given more than once; want one")
+	}
+	key = strings.Trim(lines[0], " \t")
+	if strings.HasPrefix(key, `"`) {
+		if key, err = unquote(key[1:]); err != nil {
+			return "", err
+		}
+	}
+	for _, c := range []byte(key) {
+		if c < ' ' || c > '~' {
+			return "", errors.New("Idempotency-Key has a character that is not printable ASCII")
+		}
+	}
+	if len(key) == 0 || len(key) > maxKey {
+		return "", fmt.Errorf("Idempotency-Key has %d bytes; want 1 to %d", len(key), maxKey)
+	}
+	return key, nil
+}
+
+// unquote reads a string up to its closing quote. Parameters may follow.
+func unquote(s string) (string, error) {
+	var text []byte
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == '"':
+			if rest := strings.TrimLeft(s[i+1:], " "); rest != "" && rest[0] != ';' {
+				return "", errors.New("Idempotency-Key goes on after its closing quote")
+			}
+			return string(text), nil
+		case s[i] == '\\':
+			i++
+			if i == len(s) || s[i] != '"' && s[i] != '\\' {
+				return "", errors.New(`Idempotency-Key has a \ before something other than " and \`)
+			}
+		}
+		text = append(text, s[i])
+	}
+	return "", errors.New("Idempotency-Key has no closing quote")
+}
+
+// AcceptsEvents reports whether the lines of an Accept header name
+// text/event-stream. A wildcard does not ask for a stream.
+func AcceptsEvents(lines []string) bool {
+	for element := range split(strings.Join(lines, ","), ',') {
+		kind, refused := "", false
+		for part := range split(element, ';') {
+			name, value, parameter := strings.Cut(part, "=")
+			switch {
+			case kind == "":
+				kind = strings.ToLower(part)
+			case parameter && strings.EqualFold(strings.Trim(name, " \t"), "q"):
+				refused = strings.Trim(value, " \t0.") == ""
+			}
+		}
+		if kind == "text/event-stream" {
+			return !refused
+		}
+	}
+	return false
+}

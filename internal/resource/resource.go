@@ -1,0 +1,298 @@
+// Package resource shows jobs to clients: each is a resource that tells where the
+// job stands, and, below it, the response.
+package resource
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast/internal/header"
+	"holdfast/internal/problem"
+	"holdfast/internal/store"
+)
+
+// A Handler serves the jobs of a store. Whoever knows the id of a job may do with
+// it what can be done; of all others it says nothing.
+type Handler struct {
+	Store      *store.Store
+	Path       string          // that its URLs begin with; ends in /
+	RetryAfter func() int      // seconds until the backlog is worked off
+	Stop       <-chan struct{} // closed when nobody is to wait for jobs any more
+}
+
+// ServeHTTP answers requests for Path{id} and Path{id}/response.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	rest, ok := strings.CutPrefix(r.URL.Path, h.Path)
+	id, below, nested := strings.Cut(rest, "/")
+	if !ok || nested && below != "response" {
+		notFound(w)
+		return
+	}
+	// The method comes before the id: the answer to a wrong one must not depend
+	// on whether there is such a job.
+	allow := "DELETE, GET, HEAD"
+	if nested {
+		allow = "GET, HEAD"
+	}
+	if !strings.Contains(allow, r.Method) {
+		w.Header().Set("Allow", allow)
+		problem.Write(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; want "+allow)
+		return
+	}
+	j, ok := h.Store.Lookup(id)
+	if !ok {
+		notFound(w)
+		return
+	}
+	if r.Method == http.MethodDelete {
+		h.cancel(w, j)
+		return
+	}
+	if !nested && r.Method == http.MethodGet && header.AcceptsEvents(r.Header["Accept"]) {
+		h.events(w, r, j)
+		return
+	}
+	received := time.Now()
+	w.Header().Add("Vary", "Prefer")
+	wait := header.ParsePrefer(r.Header["Prefer"]).Wait
+	if wait > 0 {
+		h.Await(w, r, j, received.Add(wait))
+	}
+	if nested {
+		h.Result(w, r, j, Applied(false, wait))
+		return
+	}
+	w.Header().Add("Vary", "Accept")
+	setApplied(w, Applied(false, wait))
+	h.show(w, j, http.StatusOK, h.Store.View(j))
+}
+
+func notFound(w http.ResponseWriter) {
+	problem.Write(w, http.StatusNotFound, "there is no such job, or not any more")
+}
+
+// Applied returns what Preference-Applied is to say of the preferences that were
+// honoured; wait is negative if it was not.
+func Applied(respondAsync bool, wait time.Duration) string {
+	var applied []string
+	if respondAsync {
+		applied = append(applied, "respond-async")
+	}
+	if wait >= 0 {
+		applied = append(applied, fmt.Sprintf("wait=%d", int(wait.Seconds())))
+	}
+	return strings.Join(applied, ", ")
+}
+
+func setApplied(w http.ResponseWriter, applied string) {
+	if applied != "" {
+		w.Header().Set("Preference-Applied", applied)
+	}
+}
+
+// Await waits until the job has ended, a time has come, the client has left, or
+// nobody is to wait any more.
+func (h *Handler) Await(w http.ResponseWriter, r *http.Request, j *store.Job, until time.Time) {
+	late := time.NewTimer(time.Until(until))
+	defer late.Stop()
+	defer Prompt(w, r)
+	for {
+		changed := h.Store.Changed(j)
+		if h.Store.View(j).State.Ended() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return
+		case <-r.Context().Done():
+			return
+		case <-h.Stop:
+			return
+		}
+	}
+}
+
+// Prompt lets the server's WriteTimeout, if there is one, begin now. The server
+// itself lets it begin with the request, so that a wait would use it up.
+func Prompt(w http.ResponseWriter, r *http.Request) {
+	if s, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && s.WriteTimeout > 0 {
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.WriteTimeout))
+	}
+}
+
+// Accepted answers that the request has become a job. All such answers have one
+// length.
+func (h *Handler) Accepted(w http.ResponseWriter, j *store.Job, applied string) {
+	answer := make([]byte, 0, 128)
+	answer = append(answer, `{"id":"`...)
+	answer = append(answer, j.ID...)
+	answer = append(answer, `","state":"queued","url":"`...)
+	begin := len(answer)
+	answer = append(answer, h.Path...)
+	answer = append(answer, j.ID...)
+	url := string(answer[begin:])
+	answer = append(answer, "\"}\n"...)
+
+	header := w.Header()
+	header["Content-Type"] = jsonType
+	header["Content-Length"] = []string{strconv.Itoa(len(answer))}
+	header["Job-State"] = queuedState
+	header["Location"] = []string{url}
+	setApplied(w, applied)
+	w.WriteHeader(http.StatusAccepted)
+	w.Write(answer)
+}
+
+// Header.Set would make one for each answer.
+var (
+	jsonType    = []string{"application/json"}
+	queuedState = []string{string(store.Queued)}
+)
+
+// Result answers with the job's response, with the reason why it has none, or, if
+// it has not ended, with 202.
+func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, applied string) {
+	v := h.Store.View(j)
+	switch {
+	case !v.State.Ended():
+		setApplied(w, applied)
+		w.Header().Set("Retry-After", strconv.Itoa(h.RetryAfter()))
+		h.show(w, j, http.StatusAccepted, v)
+	case v.State == store.Done:
+		v.Outcome.Response.CopyHeader(w.Header())
+		setApplied(w, applied)
+		w.Header().Set("Job-State", string(v.State)) // after the handler's own, if it has one
+		v.Outcome.Response.Write(w, r.Method)
+	default:
+		setApplied(w, applied)
+		setState(w, v.State)
+		problem.Write(w, v.Outcome.Status, v.Outcome.Detail)
+	}
+}
+
+// setState sets what every answer about a job has. What it says may be different
+// a moment later.
+func setState(w http.ResponseWriter, s store.State) {
+	w.Header().Set("Job-State", string(s))
+	w.Header().Set("Cache-Control", "no-store")
+}
+
+// show answers with the job resource.
+func (h *Handler) show(w http.ResponseWriter, j *store.Job, status int, v store.View) {
+	body := append(h.represent(j, v), '\n')
+	setState(w, v.State)
+	w.Header()["Content-Type"] = jsonType
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+func (h *Handler) represent(j *store.Job, v store.View) []byte {
+	body, err := json.Marshal(struct {
+		ID          string      `json:"id"`
+		State       store.State `json:"state"`
+		AcceptedAt  time.Time   `json:"accepted_at"`
+		StartedAt   time.Time   `json:"started_at,omitzero"`
+		EndedAt     time.Time   `json:"ended_at,omitzero"`
+		ExpiresAt   time.Time   `json:"expires_at,omitzero"`
+		Error       string      `json:"error,omitempty"`
+		URL         string      `json:"url"`
+		ResponseURL string      `json:"response_url"`
+	}{
+		j.ID, v.State,
+		v.Accepted.UTC(), v.Started.UTC(), v.Ended.UTC(), v.Expires.UTC(),
+		v.Outcome.Detail, h.Path + j.ID, h.Path + j.ID + "/response",
+	})
+	if err != nil {
+		panic(err) // strings and the times of a clock can always be marshaled
+	}
+	return body
+}
+
+// cancel answers where the job stands after it has been canceled.
+func (h *Handler) cancel(w http.ResponseWriter, j *store.Job) {
+	switch v := h.Store.Cancel(j); v.State {
+	case store.Canceled:
+		h.show(w, j, http.StatusOK, v)
+	case store.Queued, store.Running: // its handler has yet to notice
+		h.show(w, j, http.StatusAccepted, v)
+	default:
+		setState(w, v.State)
+		problem.Write(w, http.StatusConflict, "the job has ended as "+string(v.State)+" and cannot be canceled any more")
+	}
+}
+
+// keepAlive is how often a stream that has nothing to tell says so, for the
+// proxies that would close it.
+const keepAlive = 15 * time.Second
+
+// rank is the number of an event. States may be passed over, but the ranks of
+// those that are told only grow.
+func rank(s store.State) int {
+	switch s {
+	case store.Queued:
+		return 1
+	case store.Running:
+		return 2
+	}
+	return 3
+}
+
+// events streams the changes of a job's state (Server-Sent Events), from the
+// present one to the last. A client that comes back for more than the last one
+// gets 204, which tells it to stay away.
+func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
+	told, err := strconv.Atoi(r.Header.Get("Last-Event-ID"))
+	if err != nil || told < 0 || told > 3 {
+		told = 0
+	}
+	changed := h.Store.Changed(j)
+	v := h.Store.View(j)
+	setState(w, v.State)
+	w.Header().Set("Vary", "Accept")
+	if v.State.Ended() && told == rank(v.State) {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.WriteHeader(http.StatusOK)
+	stream := http.NewResponseController(w)
+	quiet := time.NewTicker(keepAlive)
+	defer quiet.Stop()
+	for {
+		var text string
+		if n := rank(v.State); n > told {
+			told = n
+			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, h.represent(j, v))
+		}
+		if err := send(stream, w, r, text); err != nil || v.State.Ended() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-quiet.C:
+			if send(stream, w, r, ": still "+string(v.State)+"\n\n") != nil {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		case <-h.Stop:
+			return
+		}
+		changed = h.Store.Changed(j)
+		v = h.Store.View(j)
+	}
+}
+
+func send(stream *http.ResponseController, w http.ResponseWriter, r *http.Request, text string) error {
+	Prompt(w, r)
+	if _, err := w.Write([]byte(text)); err != nil {
+		return err
+	}
+	return stream.Flush()
+}

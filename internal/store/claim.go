@@ -1,0 +1,91 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"net/http"
+	"time"
+)
+
+// A Key is what a client calls a request, together with what the client proves
+// itself by: another one's key must not open its jobs.
+type Key [sha256.Size]byte
+
+// A Print tells requests apart that come under one key.
+type Print [sha256.Size]byte
+
+// KeyOf returns the Key for the name that a client has given to its request.
+func KeyOf(r *http.Request, name string) Key {
+	return digest([]string{name}, r.Header["Authorization"], r.Header["Cookie"])
+}
+
+// PrintOf returns the Print of a request with the given body.
+func PrintOf(r *http.Request, body []byte) Print {
+	return digest([]string{r.Method, r.Host, r.RequestURI, r.URL.String(), string(body)})
+}
+
+// digest hashes lists of strings. No two differ only in where they are divided.
+func digest(lists ...[]string) [sha256.Size]byte {
+	var b []byte
+	for _, list := range lists {
+		b = binary.AppendUvarint(b, uint64(len(list)))
+		for _, s := range list {
+			b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
+		}
+	}
+	return sha256.Sum256(b)
+}
+
+// A Claim is the right to be the one request under a key.
+type Claim struct {
+	key     Key
+	print   Print
+	decided chan struct{} // closed by Accept or Release
+	job     *Job          // set before that, if accepted
+}
+
+// ErrOtherRequest is returned by Claim when the key stands for another request.
+var ErrOtherRequest = errors.New("the key was used for another request")
+
+// Claim returns the job that a request with the same key and print has become,
+// or a claim: the request is the first, and must call Accept or Release. While
+// the first one is undecided it blocks, until ctx ends.
+func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, error) {
+	for {
+		s.mu.Lock()
+		s.evictLocked(time.Now())
+		c, taken := s.claims[key]
+		if !taken {
+			c = &Claim{key: key, print: print, decided: make(chan struct{})}
+			s.claims[key] = c
+		}
+		s.mu.Unlock()
+		switch {
+		case !taken:
+			return nil, c, nil
+		case c.print != print:
+			return nil, nil, ErrOtherRequest
+		}
+		select {
+		case <-c.decided:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+		if c.job != nil {
+			return c.job, nil, nil
+		}
+	}
+}
+
+// Release gives up a claim that no job was accepted for. After Accept it does
+// nothing.
+func (s *Store) Release(c *Claim) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.job == nil {
+		delete(s.claims, c.key)
+		close(c.decided)
+	}
+}
