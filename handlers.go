@@ -2,7 +2,6 @@ package holdfast
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"math"
@@ -127,17 +126,20 @@ func (j *Jobs) Queued(h http.Handler) http.Handler {
 		if !ok {
 			return
 		}
-		var x *exchange.Exchange
+		var x exchange.Exchange
+		started := false
 		err := j.d.Do(r.Context(), func(ctx context.Context) error {
-			x = exchange.New(ctx, h, p.Strip(r), body, j.maxResponse)
+			started = true
+			x.Capture(ctx, h, p.Strip(r), body, j.maxResponse)
 			return x.Serve()
 		})
+		defer x.Release()
 		resource.Prompt(w, r)
 		switch {
 		case err == nil:
 			x.Response().CopyHeader(w.Header())
 			x.Response().Write(w, r.Method)
-		case x == nil || errors.Is(err, context.Canceled):
+		case !started || errors.Is(err, context.Canceled):
 			j.refuse(w, err) // it has not run, or nobody waits for it any more
 		default:
 			_, panicked := err.(*PanicError)
@@ -180,7 +182,7 @@ func (j *Jobs) ServeHTTP(w http.ResponseWriter, r *http.Request) { j.resource.Se
 // preferring calls next with what the client prefers.
 func (j *Jobs) preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header()["Vary"] = append(w.Header()["Vary"], "Prefer")
+		w.Header().Add("Vary", "Prefer")
 		next(w, r, header.ParsePrefer(r.Header["Prefer"]))
 	})
 }
@@ -188,8 +190,15 @@ func (j *Jobs) preferring(next func(http.ResponseWriter, *http.Request, header.P
 // An execution is a request that is a job.
 type execution struct {
 	jobs     *Jobs
+	job      *Job
 	record   *store.Job
-	exchange *exchange.Exchange
+	exchange exchange.Exchange
+}
+
+// Cancel implements store.Work.
+func (x *execution) Cancel() bool {
+	x.job.Cancel()
+	return x.job.State() == Canceled
 }
 
 func (x *execution) run(context.Context) error {
@@ -214,11 +223,15 @@ func (x *execution) ended(state State, err error) {
 		o.Status, o.Detail = x.exchange.Failure(err, state == Panicked)
 	}
 	x.jobs.store.End(x.record, o)
+	x.exchange.Release()
 }
 
 // async accepts a request as a job and answers it.
 func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, p header.Prefer) {
-	received := time.Now()
+	var received time.Time
+	if p.Wait > 0 {
+		received = time.Now()
+	}
 	// To the end: before that the server does not notice a client that leaves
 	// while the request waits for a place.
 	body, ok := problem.ReadBody(w, r, j.maxBody)
@@ -265,14 +278,11 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte) (*store.Job,
 		defer j.store.Release(claim)
 	}
 	x := &execution{jobs: j}
-	job := newJob(j.d, r.Context(), x.run)
-	job.id, job.request = rand.Text(), x // 130 bits of randomness
-	x.record = store.NewJob(job.id, func() bool {
-		job.Cancel()
-		return job.State() == Canceled
-	})
-	x.exchange = exchange.New((*jobContext)(job), h, r, body, j.maxResponse)
-	if _, err := j.d.follow(r.Context(), job, nil); err != nil {
+	x.job = newJob(j.d, r.Context(), x.run)
+	x.job.id, x.job.request = store.NewID(), x
+	x.record = store.NewJob(x.job.id, x)
+	x.exchange.Capture((*jobContext)(x.job), h, r, body, j.maxResponse)
+	if _, err := j.d.follow(r.Context(), x.job, nil); err != nil {
 		return nil, err
 	}
 	j.store.Accept(x.record, claim)
@@ -288,8 +298,10 @@ type jobIDKey struct{}
 // up at [Jobs], or "" if it is none that was accepted by [Jobs.Async]. It is for
 // the handler's log, say.
 func JobID(ctx context.Context) string {
-	id, _ := ctx.Value(jobIDKey{}).(string)
-	return id
+	if id, ok := ctx.Value(jobIDKey{}).(store.ID); ok {
+		return id.String()
+	}
+	return ""
 }
 
 // refuse answers a request that has come to nothing.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"holdfast/internal/stamps"
+	"holdfast/internal/store"
 )
 
 // State is where a job stands. A job is Queued, then Running, then in one of
@@ -81,7 +82,7 @@ type Job struct {
 	parent  context.Context // whose values the job sees
 	stamp   *stamps.Cell
 	waiter  bool       // the submitter waits, so the job is canceled with parent
-	id      string     // of the request that the job is, or comes from; see JobID
+	id      store.ID   // of the request that the job is, or comes from; see JobID
 	request *execution // that it is; nil for most
 
 	mu       sync.Mutex // protects the following fields
@@ -100,7 +101,7 @@ type Job struct {
 // another job, that job's own parent has them too; through the job itself a row
 // of jobs, each submitted by the one before, would keep all that have ended.
 func newJob(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
-	id := ""
+	var id store.ID
 	if c, ok := ctx.(*jobContext); ok {
 		ctx, id = c.parent, c.id
 	}
@@ -300,7 +301,7 @@ func (c *jobContext) Value(key any) any {
 	if key == (ownerKey{}) {
 		return c.d
 	}
-	if key == (jobIDKey{}) && c.id != "" {
+	if key == (jobIDKey{}) && c.id != (store.ID{}) {
 		return c.id
 	}
 	c.mu.Lock()

@@ -44,6 +44,12 @@ func main() {
 	case "statistics":
 		must(json.NewEncoder(os.Stdout).Encode(statistics()))
 		return
+	case "http":
+		dir, err := os.MkdirTemp("", "holdfast-bench-")
+		must(err)
+		defer os.RemoveAll(dir)
+		compareHTTP(dir, 3*time.Second)
+		return
 	case "bare":
 		serveBare()
 		return

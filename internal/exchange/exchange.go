@@ -15,42 +15,45 @@ import (
 	"holdfast/internal/problem"
 )
 
-// An Exchange is one call of a handler.
+// An Exchange is one call of a handler: first Capture, then Serve, then Release.
 type Exchange struct {
 	handler  http.Handler
 	request  *http.Request
 	limit    int64
-	recorder *Recorder
-	response *Response
+	recorder recorder
+	response Response
 	err      error // why there is none
 }
 
-// New captures a request for h: a copy that shares nothing with whoever handles
+// Capture keeps a request for h: a copy that shares nothing with whoever handles
 // the original, with ctx as its context and body as its body. The response may
 // have limit bytes.
-func New(ctx context.Context, h http.Handler, r *http.Request, body []byte, limit int64) *Exchange {
+func (x *Exchange) Capture(ctx context.Context, h http.Handler, r *http.Request, body []byte, limit int64) {
 	request := r.WithContext(ctx)
 	url := *r.URL
 	request.URL, request.Header = &url, maps.Clone(r.Header)
 	request.Body, request.ContentLength, request.TransferEncoding = problem.NewBody(body), int64(len(body)), nil
-	return &Exchange{handler: h, request: request, limit: limit}
+	x.handler, x.request, x.limit = h, request, limit
 }
 
 // Serve calls the handler, once, and lets its panics pass. An error says why there
 // is no response.
 func (x *Exchange) Serve() error {
 	// The same as on what Jobs answers itself: it depends on what a client prefers.
-	x.recorder = NewRecorder(x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
-	x.handler.ServeHTTP(x.recorder, x.request)
-	x.response, x.err = x.recorder.End()
+	x.recorder.begin(x.request.Method, x.limit, http.Header{"Vary": varyPrefer})
+	x.handler.ServeHTTP(&x.recorder, x.request)
+	x.response, x.err = x.recorder.end()
 	return x.err
 }
 
-// Served reports whether Serve has been called.
-func (x *Exchange) Served() bool { return x.recorder != nil }
+var varyPrefer = []string{"Prefer"}
 
-// Response returns the response, if Serve has returned nil.
-func (x *Exchange) Response() *Response { return x.response }
+// Response returns the response, if Serve has returned nil. It is valid until
+// Release.
+func (x *Exchange) Response() Response { return x.response }
+
+// Release gives back the memory of the response. It comes last.
+func (x *Exchange) Release() { x.recorder.release() }
 
 // Failure returns what a client is told if Serve was called and there is no
 // response. err is how the call has ended for the dispatcher; if the handler
@@ -58,7 +61,7 @@ func (x *Exchange) Response() *Response { return x.response }
 func (x *Exchange) Failure(err error, panicked bool) (status int, detail string) {
 	if panicked && errors.Is(err, http.ErrAbortHandler) {
 		// Perhaps since it could not write: a ReverseProxy does so.
-		_, x.err = x.recorder.End()
+		_, x.err = x.recorder.end()
 		if x.err == nil {
 			return http.StatusInternalServerError, Aborted
 		}

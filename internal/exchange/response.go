@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,80 +17,106 @@ var ErrTooLarge = errors.New("the response is too large")
 // errEnded is what a write gets that comes when the handler has returned.
 var errEnded = errors.New("write to a response that has ended")
 
-// A Recorder is the http.ResponseWriter of a handler that runs without a client.
+// A recorder is the http.ResponseWriter of a handler that runs without a client.
 //
 // Flush is taken note of, since what is flushed has no Content-Length. An
 // informational status is passed over. What needs a connection, that is Hijack
 // and the other methods of an http.ResponseController, is not supported, and
 // says so to whoever asks.
-type Recorder struct {
+type recorder struct {
 	limit  int64
-	head   bool
+	head   bool // the request was a HEAD
 	header http.Header
 
-	mu          sync.Mutex // protects the following fields from a handler that leaves goroutines behind
-	ended       bool
-	err         error
-	wroteHeader bool
-	length      int64 // as declared; -1: not
-	written     int64
-	response    Response
+	mu      sync.Mutex // protects the following fields from a handler that leaves goroutines behind
+	scratch *scratch
+	ended   bool
+	err     error    // why there is no response
+	status  int      // 0: not written yet
+	typed   bool     // the server would not look for a Content-Type
+	trailer []string // declared
+	length  int64    // declared; -1: not
+	written int64
+	flushed bool
 }
 
-// NewRecorder returns a Recorder for a request with the given method. The body
-// and the header of the response may have limit bytes together. The handler finds
-// the header as preset, which it owns from here on.
-func NewRecorder(method string, limit int64, preset http.Header) *Recorder {
-	return &Recorder{limit: limit, head: method == http.MethodHead, header: preset, length: -1}
+// A scratch has a response in the making. The handler never sees it, so it can be
+// used again.
+type scratch Response
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// reusable is the size up to which a scratch is not given to the garbage
+// collector. It is more than most responses have.
+const reusable = 64 << 10
+
+// begin makes the recorder ready for a request with the given method. The body and
+// the header of the response may have limit bytes together. The handler finds the
+// header as preset, which it owns from here on.
+func (r *recorder) begin(method string, limit int64, preset http.Header) {
+	r.limit, r.head, r.header, r.length = limit, method == http.MethodHead, preset, -1
+	r.scratch = scratches.Get().(*scratch)
+	r.scratch.head = append(r.scratch.head, 0, 0, 0) // for the flags and the status
 }
 
 // Header returns the header, as the handler may change it until it is written.
-func (r *Recorder) Header() http.Header { return r.header }
+func (r *recorder) Header() http.Header { return r.header }
 
 // WriteHeader takes the header as it is now for that of the response.
-func (r *Recorder) WriteHeader(status int) {
+func (r *recorder) WriteHeader(status int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.writeHeaderLocked(status)
 }
 
-func (r *Recorder) writeHeaderLocked(status int) {
+func (r *recorder) writeHeaderLocked(status int) {
 	if status < 100 || status > 999 {
 		panic(fmt.Sprintf("invalid WriteHeader code %v", status)) // as net/http does
 	}
-	if r.wroteHeader || r.ended || status < 200 && status != http.StatusSwitchingProtocols {
+	if r.status != 0 || r.ended || status < 200 && status != http.StatusSwitchingProtocols {
 		return
 	}
-	r.wroteHeader = true
+	r.status = status
 	if status == http.StatusSwitchingProtocols {
 		r.err = errors.New("the handler switches protocols, which needs a connection")
 	}
-	r.response.status = status
-	r.response.head = r.head
-	r.response.header = fields(r.header)
-	for _, f := range r.response.header {
-		r.response.size += f.size()
+	for name, values := range r.header {
+		switch name {
+		case "Content-Type", "Transfer-Encoding":
+			r.typed = true
+		case "Content-Encoding":
+			r.typed = r.typed || len(values) > 0 && values[0] != ""
+		case "Content-Length":
+			if len(values) > 0 {
+				n, err := strconv.ParseUint(values[0], 10, 63)
+				if err != nil {
+					continue // the server leaves it out too
+				}
+				r.length = int64(n)
+			}
+		case "Trailer":
+			r.trailer = slices.Clone(values)
+		}
+		r.scratch.head = appendField(r.scratch.head, name, values)
 	}
-	if r.response.size > r.limit {
+	r.checkSizeLocked()
+}
+
+// checkSizeLocked holds the response against its bound.
+func (r *recorder) checkSizeLocked() bool {
+	if r.err == nil && int64(len(r.scratch.head))+int64(len(r.scratch.body)) > r.limit {
 		r.err = ErrTooLarge
 	}
-	if v := r.header["Content-Length"]; len(v) > 0 {
-		if n, err := strconv.ParseInt(v[0], 10, 64); err == nil && n >= 0 {
-			r.length = n
-		} else {
-			// The server leaves out what is no length.
-			r.response.header = slices.DeleteFunc(r.response.header, func(f field) bool { return f.name == "Content-Length" })
-		}
-	}
+	return r.err == nil
 }
 
 // Write appends to the body. It returns what the server's ResponseWriter would:
 // http.ErrBodyNotAllowed for a status without a body, http.ErrContentLength for
 // more than the handler has declared; and ErrTooLarge beyond the bound.
-func (r *Recorder) Write(p []byte) (int, error) {
+func (r *recorder) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.wroteHeader {
+	if r.status == 0 {
 		r.writeHeaderLocked(http.StatusOK)
 	}
 	switch {
@@ -99,199 +126,216 @@ func (r *Recorder) Write(p []byte) (int, error) {
 		return 0, r.err
 	case len(p) == 0:
 		return 0, nil
-	case !bodyAllowed(r.response.status):
+	case !bodyAllowed(r.status):
 		return 0, http.ErrBodyNotAllowed
 	case r.length >= 0 && r.written+int64(len(p)) > r.length:
 		return 0, http.ErrContentLength
 	}
 	r.written += int64(len(p))
-	if r.head { // what the server would hold back is all that matters
-		r.response.body = append(r.response.body, p[:min(len(p), buffered-len(r.response.body))]...)
-		return len(p), nil
+	if s := r.scratch; r.head { // what the server would hold back is all that matters
+		s.body = append(s.body, p[:min(len(p), buffered-len(s.body))]...)
+	} else {
+		if int64(len(s.head))+int64(len(s.body))+int64(len(p)) > r.limit {
+			r.err = ErrTooLarge
+			return 0, r.err
+		}
+		s.body = append(s.body, p...)
 	}
-	if r.response.size+int64(len(p)) > r.limit {
-		r.err = ErrTooLarge
-		return 0, r.err
-	}
-	if r.response.body == nil {
-		r.response.body = make([]byte, 0, max(len(p), int(min(max(r.length, 0), 64<<10))))
-	}
-	r.response.body = append(r.response.body, p...)
-	r.response.size += int64(len(p))
 	return len(p), nil
 }
 
 // Flush takes note that the handler wants a client to see what is there.
-func (r *Recorder) Flush() {
+func (r *recorder) Flush() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.wroteHeader {
+	if r.status == 0 {
 		r.writeHeaderLocked(http.StatusOK)
 	}
-	r.response.sniff()
-	r.response.flushed = true
+	r.sniffLocked()
+	r.flushed = true
 }
 
-// End returns the response when the handler has returned, or why there is none.
-// From then on the recorder takes nothing any more.
-func (r *Recorder) End() (*Response, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.wroteHeader {
-		r.writeHeaderLocked(http.StatusOK)
+// sniffLocked sets the Content-Type as the server does, by what is there when the
+// header is sent: at the first flush, or at the end.
+func (r *recorder) sniffLocked() {
+	if r.flushed || r.typed || r.ended || len(r.scratch.body) == 0 {
+		return
 	}
-	r.ended = true
-	if r.err == nil && !r.head && r.length > r.written && bodyAllowed(r.response.status) {
-		r.err = fmt.Errorf("the response breaks off after %d of the %d bytes that the handler declared", r.written, r.length)
-	}
-	if r.err != nil {
-		return nil, r.err
-	}
-	p := &r.response
-	p.sniff()
-	p.trailer = trailer(p.header, r.header)
-	for _, f := range p.trailer {
-		p.size += f.size()
-	}
-	if p.size > r.limit {
-		return nil, ErrTooLarge
-	}
-	switch {
-	case r.head:
-		if r.length < 0 && 0 < r.written && r.written <= buffered && !p.flushed {
-			p.header = append(p.header, field{"Content-Length", []string{strconv.FormatInt(r.written, 10)}})
-		}
-		p.body = nil
-	case cap(p.body) > len(p.body)+len(p.body)/4:
-		p.body = slices.Clone(p.body) // what has grown by doubling is kept for long
-	}
-	kept := *p // without the recorder, which has the handler's header
-	return &kept, nil
+	r.typed = true
+	r.scratch.head = appendField(r.scratch.head, "Content-Type", []string{http.DetectContentType(r.scratch.body)})
 }
 
 // buffered is how much of a body the server holds back. If the handler has
 // returned before that, the server tells the length.
 const buffered = 2048
 
-// trailer returns the fields of the trailer: those that the header has declared,
-// and those with http.TrailerPrefix, with their values at the end.
-func trailer(declared []field, header http.Header) []field {
-	var list []field
-	for _, f := range declared {
-		if f.name != "Trailer" {
-			continue
+// end returns the response when the handler has returned, or why there is none.
+// From then on the recorder takes nothing any more. The response is valid until
+// release.
+func (r *recorder) end() (Response, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return Response{}, r.err
+	}
+	if r.status == 0 {
+		r.writeHeaderLocked(http.StatusOK)
+	}
+	if r.err == nil && !r.head && r.length > r.written && bodyAllowed(r.status) {
+		r.err = fmt.Errorf("the response breaks off after %d of the %d bytes that the handler declared", r.written, r.length)
+	}
+	r.sniffLocked()
+	r.ended = true
+	s := r.scratch
+	if r.flushed {
+		s.head[0] |= wasFlushed
+	}
+	if r.head {
+		s.head[0] |= wasHead
+		if r.length < 0 && 0 < r.written && r.written <= buffered && !r.flushed {
+			s.head = appendField(s.head, "Content-Length", []string{strconv.FormatInt(r.written, 10)})
 		}
-		for name := range strings.SplitSeq(strings.Join(f.values, ","), ",") {
-			name = http.CanonicalHeaderKey(strings.TrimSpace(name))
-			if values, ok := header[name]; ok {
-				list = append(list, field{name, slices.Clone(values)})
-			}
+		s.body = s.body[:0]
+	}
+	binary.LittleEndian.PutUint16(s.head[1:], uint16(r.status))
+	s.head = append(s.head, 0)
+	r.appendTrailerLocked()
+	s.head = append(s.head, 0)
+	if !r.checkSizeLocked() {
+		return Response{}, r.err
+	}
+	return Response(*s), nil
+}
+
+// release gives back the memory of the response.
+func (r *recorder) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.scratch
+	r.scratch, r.ended = nil, true
+	if s != nil && cap(s.head)+cap(s.body) <= reusable {
+		s.head, s.body = s.head[:0], s.body[:0]
+		scratches.Put(s)
+	}
+}
+
+// appendTrailerLocked appends the fields of the trailer, with their values at the
+// end: those that the header has declared, and those with http.TrailerPrefix.
+func (r *recorder) appendTrailerLocked() {
+	for name := range strings.SplitSeq(strings.Join(r.trailer, ","), ",") {
+		name = http.CanonicalHeaderKey(strings.TrimSpace(name))
+		if values, ok := r.header[name]; ok {
+			r.scratch.head = appendField(r.scratch.head, name, values)
 		}
 	}
-	for name, values := range header {
+	for name, values := range r.header {
 		if strings.HasPrefix(name, http.TrailerPrefix) {
-			list = append(list, field{name, slices.Clone(values)})
+			r.scratch.head = appendField(r.scratch.head, name, values)
 		}
 	}
-	return list
 }
 
 func bodyAllowed(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }
 
-// A Response is what a handler has answered. It is not changed any more, so any
+// A Response is what a handler has answered, with status and header encoded: there
+// may be a great many of them, and in this form they are no work for the garbage
+// collector, and take a fifth of the memory of a map. It is only read, so any
 // number of goroutines may write it at once.
+//
+// application/http would do as well, but for a handler that takes out a field that
+// the server sets, or writes its name in its own way.
 type Response struct {
-	status  int
-	head    bool // to a HEAD request
-	flushed bool // before the end
-	header  []field
-	body    []byte
-	trailer []field
-	size    int64
+	head []byte // flags, 2 bytes of status, the fields of the header and of the trailer
+	body []byte
 }
 
-// A field is one entry of a header. A slice of them takes a quarter of the memory
-// of a map.
-type field struct {
-	name   string
-	values []string // none: the server is not to add this one
+// Size returns the number of bytes of Append, less 4.
+func (p Response) Size() int { return len(p.head) + len(p.body) }
+
+// Append appends the response to b.
+func (p Response) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(p.head)))
+	return append(append(b, p.head...), p.body...)
 }
 
-func (f field) size() int64 {
-	n := len(f.name)
-	for _, v := range f.values {
-		n += len(v)
+// Cut returns the Response that Append has made b of, without copying it.
+func Cut(b []byte) Response {
+	if len(b) == 0 {
+		return Response{}
 	}
-	return int64(n)
+	head := 4 + binary.LittleEndian.Uint32(b)
+	return Response{b[4:head:head], b[head:len(b):len(b)]}
 }
 
-func fields(h http.Header) []field {
-	n := 0
-	for _, values := range h {
-		n += len(values)
+const (
+	wasFlushed = 1 << iota // before its end
+	wasHead                // the request was a HEAD
+)
+
+// appendField appends a field as its name and its values, each after its length.
+// No name has the length 0: that ends a list of fields. The server sends no field
+// without a name.
+func appendField(b []byte, name string, values []string) []byte {
+	if name == "" {
+		return b
 	}
-	all := make([]string, 0, n)
-	list := make([]field, 0, len(h))
-	for name, values := range h {
-		begin := len(all)
-		all = append(all, values...)
-		list = append(list, field{name, all[begin:len(all):len(all)]})
+	b = append(binary.AppendUvarint(b, uint64(len(name))), name...)
+	b = binary.AppendUvarint(b, uint64(len(values)))
+	for _, v := range values {
+		b = append(binary.AppendUvarint(b, uint64(len(v))), v...)
 	}
-	return list
+	return b
 }
 
-// sniff sets the Content-Type as the server does, by what is there when the
-// header is sent: at the first flush, or at the end.
-func (p *Response) sniff() {
-	if p.flushed || len(p.body) == 0 {
-		return
+// cutFields sets the list of fields at the beginning of b in h, and returns what
+// follows it. A field without values stands for one that the server is not to set.
+func cutFields(b []byte, h http.Header) []byte {
+	number := func() int {
+		n, size := binary.Uvarint(b)
+		b = b[size:]
+		return int(n)
 	}
-	for _, f := range p.header {
-		switch f.name {
-		case "Content-Type", "Transfer-Encoding":
-			return
-		case "Content-Encoding":
-			if len(f.values) > 0 && f.values[0] != "" {
-				return
-			}
+	text := func(n int) string {
+		s := string(b[:n])
+		b = b[n:]
+		return s
+	}
+	for n := number(); n > 0; n = number() {
+		name := text(n)
+		var values []string
+		for range number() {
+			values = append(values, text(number()))
+		}
+		if h != nil {
+			h[name] = values
 		}
 	}
-	f := field{"Content-Type", []string{http.DetectContentType(p.body)}}
-	p.header = append(p.header, f)
-	p.size += f.size()
+	return b
 }
-
-// Size returns the number of bytes of the response's header, body and trailer.
-func (p *Response) Size() int64 { return p.size }
 
 // CopyHeader sets the header of the response in h.
-func (p *Response) CopyHeader(h http.Header) {
-	for _, f := range p.header {
-		if len(f.values) == 0 {
-			h[f.name] = nil
-			continue
-		}
-		h[f.name] = slices.Clone(f.values)
-	}
-}
+func (p Response) CopyHeader(h http.Header) { cutFields(p.head[3:], h) }
 
 // Write writes the response, whose header has been copied to w, as the answer to
-// a request with the given method. To a HEAD request there is a Content-Length
-// and no body; asked for by GET, the response loses it.
-func (p *Response) Write(w http.ResponseWriter, method string) {
-	if p.head && method != http.MethodHead {
+// a request with the given method. To a HEAD request there may be a Content-Length
+// without a body; asked for by GET, it is left out.
+func (p Response) Write(w http.ResponseWriter, method string) {
+	flags := p.head[0]
+	trailer := make(http.Header)
+	cutFields(cutFields(p.head[3:], nil), trailer)
+	if flags&wasHead != 0 && method != http.MethodHead {
 		w.Header().Del("Content-Length")
 	}
-	w.WriteHeader(p.status)
-	if p.flushed {
+	w.WriteHeader(int(binary.LittleEndian.Uint16(p.head[1:])))
+	if flags&wasFlushed != 0 {
 		http.NewResponseController(w).Flush() // where it can't, the length is told
 	}
 	if len(p.body) > 0 {
 		w.Write(p.body)
 	}
-	for _, f := range p.trailer {
-		w.Header()[f.name] = slices.Clone(f.values)
+	for name, values := range trailer {
+		w.Header()[name] = values
 	}
 }

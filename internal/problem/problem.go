@@ -34,7 +34,9 @@ func Write(w http.ResponseWriter, status int, detail string) {
 }
 
 // ReadBody returns the body of a request, or answers it and returns false: with
-// 413 if the body has more than limit bytes, and with 400 if it breaks off.
+// 413 if the body has more than limit bytes, and with 400 if it breaks off. It
+// leaves the request with a body that can be read again, so that handlers behind
+// each other need no request of their own.
 func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
 	tooLarge := r.ContentLength > limit // said before a client that expects 100 Continue sends it
 	var err error
@@ -54,6 +56,7 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 	case err != nil:
 		Write(w, http.StatusBadRequest, "the body could not be read to its end")
 	default:
+		r.Body = NewBody(body)
 		return body, true
 	}
 	return nil, false
@@ -78,8 +81,7 @@ func readShort(r *http.Request) ([]byte, error) {
 	return data[:n], err
 }
 
-// A Body is the body of a request in memory. ReadBody takes one that has not been
-// read as it is, so that handlers behind each other read a body once.
+// A Body is the body of a request in memory.
 type Body struct {
 	data []byte
 	read int

@@ -5,6 +5,7 @@ package resource
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -128,15 +129,11 @@ func Prompt(w http.ResponseWriter, r *http.Request) {
 // Accepted answers that the request has become a job. All such answers have one
 // length.
 func (h *Handler) Accepted(w http.ResponseWriter, j *store.Job, applied string) {
-	answer := make([]byte, 0, 128)
-	answer = append(answer, `{"id":"`...)
-	answer = append(answer, j.ID...)
-	answer = append(answer, `","state":"queued","url":"`...)
-	begin := len(answer)
-	answer = append(answer, h.Path...)
-	answer = append(answer, j.ID...)
-	url := string(answer[begin:])
-	answer = append(answer, "\"}\n"...)
+	// One string for the body and, within it, the URL.
+	id := j.ID.String()
+	answer := `{"id":"` + id + `","state":"queued","url":"` + h.Path + id + "\"}\n"
+	end := len(answer) - len("\"}\n")
+	url := answer[end-len(h.Path)-len(id) : end]
 
 	header := w.Header()
 	header["Content-Type"] = jsonType
@@ -145,7 +142,7 @@ func (h *Handler) Accepted(w http.ResponseWriter, j *store.Job, applied string) 
 	header["Location"] = []string{url}
 	setApplied(w, applied)
 	w.WriteHeader(http.StatusAccepted)
-	w.Write(answer)
+	io.WriteString(w, answer)
 }
 
 // Header.Set would make one for each answer.
@@ -164,14 +161,14 @@ func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, a
 		w.Header().Set("Retry-After", strconv.Itoa(h.RetryAfter()))
 		h.show(w, j, http.StatusAccepted, v)
 	case v.State == store.Done:
-		v.Outcome.Response.CopyHeader(w.Header())
+		v.Response.CopyHeader(w.Header())
 		setApplied(w, applied)
 		w.Header().Set("Job-State", string(v.State)) // after the handler's own, if it has one
-		v.Outcome.Response.Write(w, r.Method)
+		v.Response.Write(w, r.Method)
 	default:
 		setApplied(w, applied)
 		setState(w, v.State)
-		problem.Write(w, v.Outcome.Status, v.Outcome.Detail)
+		problem.Write(w, v.Status, v.Detail)
 	}
 }
 
@@ -193,6 +190,7 @@ func (h *Handler) show(w http.ResponseWriter, j *store.Job, status int, v store.
 }
 
 func (h *Handler) represent(j *store.Job, v store.View) []byte {
+	id := j.ID.String()
 	body, err := json.Marshal(struct {
 		ID          string      `json:"id"`
 		State       store.State `json:"state"`
@@ -204,9 +202,9 @@ func (h *Handler) represent(j *store.Job, v store.View) []byte {
 		URL         string      `json:"url"`
 		ResponseURL string      `json:"response_url"`
 	}{
-		j.ID, v.State,
+		id, v.State,
 		v.Accepted.UTC(), v.Started.UTC(), v.Ended.UTC(), v.Expires.UTC(),
-		v.Outcome.Detail, h.Path + j.ID, h.Path + j.ID + "/response",
+		v.Detail, h.Path + id, h.Path + id + "/response",
 	})
 	if err != nil {
 		panic(err) // strings and the times of a clock can always be marshaled

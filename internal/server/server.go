@@ -65,12 +65,6 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 		// The server's own answer to OPTIONS * reads a body, and past guard.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		ConnState: func(c net.Conn, state http.ConnState) {
-			if state == http.StateIdle {
-				// The last response's deadline must not hit the next one.
-				c.SetWriteDeadline(time.Time{})
-			}
-		},
 	}
 	return s
 }
@@ -88,53 +82,29 @@ func (s *Server) Work(h http.Handler) http.Handler {
 }
 
 // guard bounds the time for which a slow client can hold a connection, and that
-// time alone: the server's ReadTimeout goes on when the request is there, and
-// would cut off whoever waits for a long answer, so it is lifted then; its
-// WriteTimeout runs from the header on, so each piece of a response gets one of
-// its own instead.
+// time alone. When the request is there, the server itself lifts its ReadTimeout,
+// from then on reading only to notice that the client leaves. Its WriteTimeout runs
+// from the header on and would cut off whoever waits for a long answer, so each
+// piece of a response gets one of its own instead.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.active.Add(1)
 		defer s.active.Add(-1)
-		prompt := &promptWriter{ResponseWriter: w, conn: http.NewResponseController(w)}
-		if r.Body == http.NoBody {
-			prompt.conn.SetReadDeadline(time.Time{})
-		} else {
-			prompt.bodyBy = time.Now().Add(s.http.ReadTimeout)
-			// In a copy: by its own request's Body the server decides what to do
-			// with one that nobody reads, such as not to wait for it before the
-			// answer if the client expects 100 Continue.
-			r = r.WithContext(r.Context())
-			r.Body = &sentBody{r.Body, prompt}
+		prompt := &promptWriter{ResponseWriter: w, request: r, from: time.Now()}
+		if r.Body != http.NoBody {
+			prompt.bodyBy = prompt.from.Add(s.http.ReadTimeout)
 		}
 		defer prompt.extend()
 		next.ServeHTTP(prompt, r)
 	})
 }
 
-// sentBody lifts the read deadline when the body has arrived: from then on the
-// server reads only to notice that the client leaves.
-type sentBody struct {
-	io.ReadCloser
-	prompt *promptWriter
-}
-
-func (b *sentBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF {
-		b.prompt.arrived.Store(true)
-		b.prompt.conn.SetReadDeadline(time.Time{})
-	}
-	return n, err
-}
-
 // promptWriter gives the client a time-out for each piece.
 type promptWriter struct {
 	http.ResponseWriter
-	conn    *http.ResponseController
-	bodyBy  time.Time   // when the request's body has to be there; zero: no body
-	arrived atomic.Bool // it is there
-	from    time.Time   // of the present write deadline
+	request *http.Request
+	from    time.Time // of the present write deadline
+	bodyBy  time.Time // when the request's body has to be there; zero: no body
 }
 
 func (w *promptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -144,24 +114,29 @@ func (w *promptWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+func (w *promptWriter) WriteString(s string) (int, error) {
+	w.extend()
+	return io.WriteString(w.ResponseWriter, s)
+}
+
 // FlushError is what an http.ResponseController calls.
 func (w *promptWriter) FlushError() error {
 	w.extend()
-	return w.conn.Flush()
+	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// extend lets the time for the next piece begin: now, or if the body is not
+// extend lets the time for the next piece begin: now, or if the body may not be
 // there yet, when it has to be, since the server waits for it before it answers.
 func (w *promptWriter) extend() {
 	from := time.Now()
-	if !w.arrived.Load() && w.bodyBy.After(from) {
+	if _, arrived := w.request.Body.(*problem.Body); !arrived && w.bodyBy.After(from) {
 		from = w.bodyBy
 	}
 	if from.Sub(w.from) < writeTimeout/30 {
 		return // to the second is close enough, and setting a deadline is dear
 	}
 	w.from = from
-	w.conn.SetWriteDeadline(from.Add(writeTimeout))
+	http.NewResponseController(w.ResponseWriter).SetWriteDeadline(from.Add(writeTimeout))
 }
 
 // Run serves on l until ctx ends or serving fails, then stops: at once it is no

@@ -25,7 +25,7 @@ const maxSleep = 86400
 // until the request's context ends, and answers {"sleep_time":n}.
 func Sleep(maxBody int64) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, seconds, ok := readSleep(w, r, maxBody)
+		seconds, ok := readSleep(w, r, maxBody)
 		if !ok {
 			return
 		}
@@ -71,28 +71,25 @@ func Logged(log *slog.Logger, h http.Handler) http.Handler {
 // job.
 func Checked(maxBody int64, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _, ok := readSleep(w, r, maxBody)
-		if !ok {
-			return
+		if _, ok := readSleep(w, r, maxBody); ok {
+			next.ServeHTTP(w, r)
 		}
-		r = r.WithContext(r.Context())
-		r.Body = problem.NewBody(body)
-		next.ServeHTTP(w, r)
 	})
 }
 
-// readSleep returns the body of a request and the seconds in it, or answers it and
-// returns false.
-func readSleep(w http.ResponseWriter, r *http.Request, maxBody int64) (body []byte, seconds int64, ok bool) {
-	if body, ok = problem.ReadBody(w, r, maxBody); !ok {
-		return nil, 0, false
+// readSleep returns the seconds that a request is about, or answers it and returns
+// false.
+func readSleep(w http.ResponseWriter, r *http.Request, maxBody int64) (seconds int64, ok bool) {
+	body, ok := problem.ReadBody(w, r, maxBody)
+	if !ok {
+		return 0, false
 	}
 	seconds, err := parseSleep(body)
 	if err != nil {
 		problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
-		return nil, 0, false
+		return 0, false
 	}
-	return body, seconds, true
+	return seconds, true
 }
 
 // parseSleep reads {"sleep_time": n}. It goes through the tokens by itself, since

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/http"
-	"time"
 )
 
 // A Key is what a client calls a request, together with what the client proves
@@ -43,7 +42,7 @@ type Claim struct {
 	key     Key
 	print   Print
 	decided chan struct{} // closed by Accept or Release
-	job     *Job          // set before that, if accepted
+	job     ID            // set before that, if accepted
 }
 
 // ErrOtherRequest is returned by Claim when the key stands for another request.
@@ -55,7 +54,7 @@ var ErrOtherRequest = errors.New("the key was used for another request")
 func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, error) {
 	for {
 		s.mu.Lock()
-		s.evictLocked(time.Now())
+		s.evictLocked(s.now())
 		c, taken := s.claims[key]
 		if !taken {
 			c = &Claim{key: key, print: print, decided: make(chan struct{})}
@@ -73,8 +72,11 @@ func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, 
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}
-		if c.job != nil {
-			return c.job, nil, nil
+		s.mu.Lock()
+		j, ok := s.lookupLocked(c.job)
+		s.mu.Unlock()
+		if ok {
+			return j, nil, nil
 		}
 	}
 }
@@ -84,7 +86,7 @@ func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, 
 func (s *Store) Release(c *Claim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.job == nil {
+	if c.job == (ID{}) {
 		delete(s.claims, c.key)
 		close(c.decided)
 	}

@@ -5,6 +5,8 @@
 package store
 
 import (
+	"crypto/rand"
+	"encoding/base32"
 	"sync"
 	"time"
 
@@ -35,84 +37,115 @@ type Bounds struct {
 	Age   time.Duration // since the end
 }
 
-// overhead is about what a record takes besides its response: the Job, its place
-// in the map, its id, and the lists of the response's header.
-const overhead = 700
-
 // A Store has the records of jobs. Its methods may be called by any number of
 // goroutines at once. Only Claim and Cancel block; no method calls out while it
 // holds the lock.
 type Store struct {
 	bounds Bounds
+	epoch  time.Time // the clock's zero
 
-	mu     sync.Mutex // protects the following fields and those of every Job
-	jobs   map[string]*Job
+	mu     sync.Mutex  // protects the following fields and those of every Job
+	open   map[ID]*Job // that have not ended
+	kept   log         // of those that have
+	timer  *time.Timer // runs when the oldest of them is too old; nil if there is none
 	claims map[Key]*Claim
 
-	// The jobs that have ended, in the order in which they did.
-	oldest, newest *Job
-	kept           int
-	bytes          int64
-	timer          *time.Timer // runs when oldest is too old; nil if there is none
-
-	byAge, byJobs, byBytes uint64    // evicted
-	lastEvicted            time.Time // when the last of those had ended
+	byAge, byJobs, byBytes uint64        // evicted
+	lastEvicted            time.Duration // when the last of those had ended; 0: none was
 }
 
-// A Job is the record of one job. It is kept by its store, and by whoever looks
-// at it.
+// A Job is the record of one job that has not ended, or a copy of one that has. Its
+// times are those of the store's clock, 0 if they have not come.
 type Job struct {
-	ID string // the only key to the job, and never changed
+	ID ID // never changed
 
-	state                    State
-	accepted, started, ended time.Time
-	outcome                  Outcome
-	cancel                   func() bool   // nil when the job has ended
+	accepted, started, ended time.Duration
+	outcome                  Outcome       // State is where the job stands
+	work                     Work          // nil when the job has ended
 	changed                  chan struct{} // closed at the next change; nil if nobody waits
-	known                    bool          // it has been accepted
 	claim                    *Claim
-	next                     *Job // that ended after this one
 }
 
 // New returns an empty Store.
 func New(b Bounds) *Store {
-	return &Store{bounds: b, jobs: make(map[string]*Job), claims: make(map[Key]*Claim)}
+	return &Store{bounds: b, epoch: time.Now(), open: make(map[ID]*Job), kept: log{index: make(map[ID]place)}, claims: make(map[Key]*Claim)}
 }
 
-// NewJob returns the record of a job that is to be accepted. Its id must come
-// from enough randomness that nobody can guess it. cancel ends the job and
-// reports whether it has been canceled, false if it goes on until it notices or
-// had ended before.
-func NewJob(id string, cancel func() bool) *Job {
-	return &Job{ID: id, state: Queued, cancel: cancel}
+// Work is what a record is of.
+type Work interface {
+	// Cancel ends the job and reports whether it has been canceled; false if it
+	// goes on until it notices, or had ended before.
+	Cancel() bool
 }
+
+// NewJob returns the record of a job that is to be accepted.
+func NewJob(id ID, w Work) *Job {
+	return &Job{ID: id, outcome: Outcome{State: Queued}, work: w}
+}
+
+// An ID is the only key to a job: 128 random bits, which nobody can guess. As a key
+// of a map it costs neither an object nor a look at one.
+type ID [16]byte
+
+var idEncoding = base32.NewEncoding("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567").WithPadding(base32.NoPadding)
+
+const idLen = 26 // 5 bits a letter
+
+// NewID returns an ID that was not there before.
+func NewID() (id ID) {
+	rand.Read(id[:]) // never fails
+	return id
+}
+
+// ParseID returns the ID that String gave s for, and whether there is one.
+func ParseID(s string) (id ID, ok bool) {
+	if len(s) != idLen {
+		return ID{}, false
+	}
+	if _, err := idEncoding.Decode(id[:], []byte(s)); err != nil {
+		return ID{}, false
+	}
+	return id, id.String() == s // the last letter has bits to spare
+}
+
+// String returns the ID as 26 letters and digits.
+func (id ID) String() string {
+	var text [idLen]byte
+	idEncoding.Encode(text[:], id[:])
+	return string(text[:])
+}
+
+// now returns the time on the store's clock, which is never 0.
+func (s *Store) now() time.Duration { return time.Since(s.epoch) + 1 }
 
 // Accept makes a job known, by its id and, if there is a claim, by that. It may
 // have started or ended before. A job that is not accepted needs no mention.
 func (s *Store) Accept(j *Job, c *Claim) {
-	now := time.Now()
+	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	j.accepted = now
-	if !j.started.IsZero() && j.started.Before(now) {
-		j.accepted = j.started
+	for _, earlier := range []time.Duration{j.started, j.ended} {
+		if earlier > 0 {
+			j.accepted = min(j.accepted, earlier)
+		}
 	}
-	j.known = true
-	s.jobs[j.ID] = j
 	if c != nil {
-		j.claim, c.job = c, j
+		j.claim, c.job = c, j.ID
 		close(c.decided)
 	}
-	if j.state.Ended() {
+	if j.outcome.State.Ended() {
 		s.keepLocked(j)
+	} else {
+		s.open[j.ID] = j
 	}
 }
 
 // Start says that the job runs.
 func (s *Store) Start(j *Job) {
-	now := time.Now()
+	now := s.now()
 	s.mu.Lock()
-	j.state, j.started = Running, now
+	j.outcome.State, j.started = Running, now
 	s.changedLocked(j)
 	s.mu.Unlock()
 }
@@ -122,21 +155,23 @@ func (s *Store) Start(j *Job) {
 // none.
 type Outcome struct {
 	State    State
-	Response *exchange.Response
+	Response exchange.Response
 	Status   int
 	Detail   string
 }
 
-// End says how the job has ended. It comes once for each job.
+// End says how the job has ended. It comes once for each job. The response is
+// copied.
 func (s *Store) End(j *Job, o Outcome) {
-	now := time.Now()
+	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	j.state, j.outcome, j.ended, j.cancel = o.State, o, now, nil
-	s.changedLocked(j)
-	if j.known {
+	j.outcome, j.ended, j.work = o, now, nil
+	if j.accepted > 0 {
+		delete(s.open, j.ID)
 		s.keepLocked(j)
 	}
+	s.changedLocked(j)
 }
 
 func (s *Store) changedLocked(j *Job) {
@@ -148,19 +183,24 @@ func (s *Store) changedLocked(j *Job) {
 
 // A View is what is known of a job at one moment.
 type View struct {
-	State                    State
+	Outcome                            // of a job that has not ended, only the State
 	Accepted, Started, Ended time.Time // zero: not yet, or never
 	Expires                  time.Time // when it is forgotten at the latest; zero before its end
-	Outcome                  Outcome   // of a job that has ended
 }
 
 // View returns what is known of the job.
 func (s *Store) View(j *Job) View {
+	at := func(t time.Duration) time.Time {
+		if t == 0 {
+			return time.Time{}
+		}
+		return s.epoch.Add(t)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := View{State: j.state, Accepted: j.accepted, Started: j.started, Ended: j.ended, Outcome: j.outcome}
-	if j.state.Ended() {
-		v.Expires = j.ended.Add(s.bounds.Age)
+	v := View{Outcome: j.outcome, Accepted: at(j.accepted), Started: at(j.started), Ended: at(j.ended)}
+	if j.outcome.State.Ended() {
+		v.Expires = at(j.ended + s.bounds.Age)
 	}
 	return v
 }
@@ -178,22 +218,33 @@ func (s *Store) Changed(j *Job) <-chan struct{} {
 }
 
 // Lookup returns the job with an id, if there is one that is not forgotten yet.
-func (s *Store) Lookup(id string) (*Job, bool) {
-	now := time.Now()
+func (s *Store) Lookup(text string) (*Job, bool) {
+	id, ok := ParseID(text)
+	if !ok {
+		return nil, false
+	}
+	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.evictLocked(now)
-	j, ok := s.jobs[id]
-	return j, ok
+	return s.lookupLocked(id)
+}
+
+func (s *Store) lookupLocked(id ID) (*Job, bool) {
+	if j, ok := s.open[id]; ok {
+		return j, true
+	}
+	r, ok := s.kept.find(id)
+	return &Job{ID: id, accepted: r.accepted, started: r.started, ended: r.ended, outcome: r.outcome}, ok
 }
 
 // Cancel cancels a job and returns where it stands then: Canceled if it was
 // queued, or canceled before; Running if its handler has yet to return.
 func (s *Store) Cancel(j *Job) View {
 	s.mu.Lock()
-	cancel := j.cancel
+	work := j.work
 	s.mu.Unlock()
-	if cancel != nil && cancel() {
+	if work != nil && work.Cancel() {
 		// Another one's cancel may have been first, and not have told yet.
 		for changed := s.Changed(j); !s.View(j).State.Ended(); changed = s.Changed(j) {
 			<-changed
@@ -202,68 +253,53 @@ func (s *Store) Cancel(j *Job) View {
 	return s.View(j)
 }
 
-// keepLocked counts a job that has ended among the kept ones.
+// keepLocked takes a job that has ended into the log.
 func (s *Store) keepLocked(j *Job) {
-	if s.newest == nil {
-		s.oldest = j
-	} else {
-		s.newest.next = j
+	r := record{id: j.ID, accepted: j.accepted, started: j.started, ended: j.ended, outcome: j.outcome}
+	if j.claim != nil {
+		r.claimed, r.key = true, j.claim.key
 	}
-	s.newest = j
-	s.kept++
-	s.bytes += j.size()
+	j.outcome = s.kept.add(r)
 	s.evictLocked(j.ended)
-	if s.timer == nil && s.oldest != nil {
+	if s.timer == nil && len(s.kept.index) > 0 {
 		s.timer = time.AfterFunc(s.bounds.Age, s.expire)
 	}
 }
 
-func (j *Job) size() int64 {
-	if j.outcome.Response == nil {
-		return overhead
-	}
-	return overhead + j.outcome.Response.Size()
-}
-
 // evictLocked forgets what exceeds the bounds.
-func (s *Store) evictLocked(now time.Time) {
-	for j := s.oldest; j != nil; j = s.oldest {
+func (s *Store) evictLocked(now time.Duration) {
+	for {
+		r, ok := s.kept.oldest()
 		switch {
-		case now.Sub(j.ended) >= s.bounds.Age:
+		case !ok:
+			return
+		case now-r.ended >= s.bounds.Age:
 			s.byAge++
-		case s.kept > s.bounds.Jobs:
+		case len(s.kept.index) > s.bounds.Jobs:
 			s.byJobs++
-		case s.bytes > s.bounds.Bytes:
+		case s.kept.bytes > s.bounds.Bytes:
 			s.byBytes++
 		default:
 			return
 		}
-		s.oldest = j.next
-		if s.oldest == nil {
-			s.newest = nil
-		}
-		j.next = nil // or whoever still looks at j would keep all that came after
-		s.kept--
-		s.bytes -= j.size()
-		s.lastEvicted = j.ended
-		delete(s.jobs, j.ID)
-		if j.claim != nil {
-			delete(s.claims, j.claim.key)
+		s.kept.drop(r)
+		s.lastEvicted = r.ended
+		if r.claimed {
+			delete(s.claims, r.key)
 		}
 	}
 }
 
 // expire forgets what is too old also when nobody comes to ask.
 func (s *Store) expire() {
-	now := time.Now()
+	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.evictLocked(now)
-	if s.oldest == nil {
-		s.timer = nil
-		return
+	s.timer = nil
+	if r, ok := s.kept.oldest(); ok {
+		s.timer = time.AfterFunc(r.ended+s.bounds.Age-now, s.expire)
 	}
-	s.timer.Reset(s.oldest.ended.Add(s.bounds.Age).Sub(now))
 }
 
 // Stats is a snapshot of what is kept.
@@ -277,17 +313,17 @@ type Stats struct {
 
 // Stats returns a snapshot.
 func (s *Store) Stats() Stats {
-	now := time.Now()
+	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.evictLocked(now)
 	st := Stats{
-		Open: len(s.jobs) - s.kept, Kept: s.kept, Bytes: s.bytes,
+		Open: len(s.open), Kept: len(s.kept.index), Bytes: s.kept.bytes,
 		ByAge: s.byAge, ByJobs: s.byJobs, ByBytes: s.byBytes,
 		Reach: s.bounds.Age,
 	}
-	if !s.lastEvicted.IsZero() {
-		st.Reach = min(st.Reach, now.Sub(s.lastEvicted))
+	if s.lastEvicted > 0 {
+		st.Reach = min(st.Reach, now-s.lastEvicted)
 	}
 	return st
 }
