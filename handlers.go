@@ -189,8 +189,8 @@ func (j *Jobs) preferring(next func(http.ResponseWriter, *http.Request, header.P
 
 // An execution is a request that is a job.
 type execution struct {
+	job      Job // not a pointer: one object less for each request
 	jobs     *Jobs
-	job      *Job
 	record   *store.Job
 	exchange exchange.Exchange
 }
@@ -278,11 +278,11 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte) (*store.Job,
 		defer j.store.Release(claim)
 	}
 	x := &execution{jobs: j}
-	x.job = newJob(j.d, r.Context(), x.run)
+	x.job.prepare(j.d, r.Context(), x.run)
 	x.job.id, x.job.request = store.NewID(), x
 	x.record = store.NewJob(x.job.id, x)
-	x.exchange.Capture((*jobContext)(x.job), h, r, body, j.maxResponse)
-	if _, err := j.d.follow(r.Context(), x.job, nil); err != nil {
+	x.exchange.Capture((*jobContext)(&x.job), h, r, body, j.maxResponse)
+	if _, err := j.d.follow(r.Context(), &x.job, nil); err != nil {
 		return nil, err
 	}
 	j.store.Accept(x.record, claim)

@@ -97,15 +97,21 @@ type Job struct {
 	cancel   context.CancelCauseFunc // nil until ctx is made
 }
 
-// newJob returns a job that sees the values of ctx. If ctx is the context of
-// another job, that job's own parent has them too; through the job itself a row
-// of jobs, each submitted by the one before, would keep all that have ended.
 func newJob(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
-	var id store.ID
+	j := new(Job)
+	j.prepare(d, ctx, fn)
+	return j
+}
+
+// prepare makes a new job of j, one that sees the values of ctx. If ctx is the
+// context of another job, that job's own parent has them too; through the job
+// itself a row of jobs, each submitted by the one before, would keep all that have
+// ended.
+func (j *Job) prepare(d *Dispatcher, ctx context.Context, fn func(context.Context) error) {
 	if c, ok := ctx.(*jobContext); ok {
-		ctx, id = c.parent, c.id
+		ctx, j.id = c.parent, c.id
 	}
-	return &Job{d: d, parent: ctx, id: id, fn: fn}
+	j.d, j.parent, j.fn = d, ctx, fn
 }
 
 var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()

@@ -105,18 +105,30 @@ type promptWriter struct {
 	request *http.Request
 	from    time.Time // of the present write deadline
 	bodyBy  time.Time // when the request's body has to be there; zero: no body
+	written int
 }
+
+// heldBack is how much of a response the server does not send before the handler
+// returns, unless it is flushed.
+const heldBack = 2048
 
 func (w *promptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *promptWriter) Write(p []byte) (int, error) {
-	w.extend()
+	w.more(len(p))
 	return w.ResponseWriter.Write(p)
 }
 
 func (w *promptWriter) WriteString(s string) (int, error) {
-	w.extend()
+	w.more(len(s))
 	return io.WriteString(w.ResponseWriter, s)
+}
+
+// more extends the time for a write that may have to wait for the client.
+func (w *promptWriter) more(n int) {
+	if w.written += n; w.written >= heldBack {
+		w.extend()
+	}
 }
 
 // FlushError is what an http.ResponseController calls.
