@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"holdfast/internal/counts"
 	"holdfast/internal/stamps"
 )
 
@@ -204,7 +205,7 @@ func (d *Dispatcher) send(e entry, number uint64) {
 // mark stamps e with its time of acceptance.
 func (d *Dispatcher) mark(e *entry, number uint64, now int64) {
 	e.stamp = &unstamped
-	if timing {
+	if counts.Timing {
 		e.stamp = d.stamps.Load().Claim(number, now)
 	}
 	if e.job != nil {
@@ -243,7 +244,7 @@ func (d *Dispatcher) dropOldest(e entry) error {
 		}
 		// The channel is empty. Jobs that were accepted may still be on their
 		// way into it, or from it to their worker.
-		underway := d.tally().queued > 0
+		underway := d.sum().Queued > 0
 		d.endSlowLocked()
 		d.mu.Unlock()
 		if !underway {
@@ -264,9 +265,9 @@ func (d *Dispatcher) dropOldest(e entry) error {
 // if the job was canceled before: then only its place is left. The caller tells
 // the job's end and disposes of the place.
 func (d *Dispatcher) discard(e entry, state State, err error) (left leftover, ok bool) {
-	s := d.others()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s := d.counts.Others()
+	s.Lock()
+	defer s.Unlock()
 	j := e.job
 	if j != nil {
 		j.mu.Lock()
@@ -275,13 +276,13 @@ func (d *Dispatcher) discard(e entry, state State, err error) (left leftover, ok
 	left = leftover{accepted: e.stamp.Free(), fn: e.fn}
 	if j != nil {
 		if j.state != Queued {
-			s.vacated--
+			s.Vacated--
 			return leftover{}, false
 		}
 		left.fn = j.fn
 		j.endLocked(state, err)
 	}
-	s.endUnstarted(state)
+	s.EndUnstarted(int(state))
 	return left, true
 }
 

@@ -35,6 +35,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/internal/counts"
 	"holdfast/internal/stamps"
 )
 
@@ -80,7 +81,7 @@ type Dispatcher struct {
 	jobTimeout time.Duration
 	log        *slog.Logger
 	epoch      time.Time // the clock's zero
-	shards     []shard   // the first is for whoever is not a worker
+	counts     counts.Counts
 
 	// ctx is the context of jobs without one of their own, canceled when
 	// Shutdown cuts off what runs.
@@ -116,7 +117,8 @@ type Dispatcher struct {
 
 	refusedFull, refusedClosed, refusedNested, refusedGone atomic.Uint64
 
-	mu        sync.Mutex // protects the following fields; taken before a shard's lock
+	// Lock order: mu, the shards of counts, Job.mu, and the locks of a store.
+	mu        sync.Mutex // protects the following fields
 	closed    bool
 	target    int // workers asked for
 	workers   map[chan entry]*worker
@@ -152,7 +154,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		jobTimeout: cfg.JobTimeout,
 		log:        cfg.Logger,
 		epoch:      time.Now(),
-		shards:     newShards(),
+		counts:     counts.New(),
 		queue:      make(chan entry, max(places, 1)),
 		pool:       make(chan chan entry),
 		wake:       make(chan struct{}),
@@ -285,7 +287,7 @@ func (d *Dispatcher) resizeLocked(n int) {
 	}
 	// A worker looks at surplus and takes a job with its shard locked, so from
 	// here on none takes a job that is surplus.
-	d.freeze(func() { d.surplus.Store(int64(len(d.workers) - n)) })
+	d.counts.Freeze(func() { d.surplus.Store(int64(len(d.workers) - n)) })
 }
 
 // nudge makes the dispatcher's goroutine look again, and returns when it does:
@@ -420,8 +422,8 @@ func (d *Dispatcher) Shutdown(ctx context.Context) (Report, error) {
 			d.refusedClosed.Add(1)
 			s.told <- ErrClosed
 		}
-		t := d.tally()
-		d.atClose = t.queued + t.running
+		t := d.sum()
+		d.atClose = t.Queued + t.Running
 		if d.target == 0 {
 			d.sweepLocked()
 		}
@@ -448,7 +450,7 @@ func (d *Dispatcher) Shutdown(ctx context.Context) (Report, error) {
 // the dispatcher's goroutine empties the queue without workers.
 func (d *Dispatcher) sweepLocked() {
 	d.resizeLocked(0)
-	d.freeze(func() { d.sweeping.Store(true) })
+	d.counts.Freeze(func() { d.sweeping.Store(true) })
 }
 
 // cutOff ends a shutdown before its time because of err.
@@ -459,7 +461,7 @@ func (d *Dispatcher) cutOff(err error) {
 		return
 	}
 	d.sweepLocked()
-	d.cutBy, d.cutRunning = err, d.tally().running
+	d.cutBy, d.cutRunning = err, d.sum().Running
 	var running []*Job
 	for _, w := range d.workers {
 		if j := w.running(); j != nil {
@@ -500,7 +502,7 @@ func (d *Dispatcher) noticeEndLocked() {
 			close(d.swept)
 		}
 	}
-	if d.sweeping.Load() && !isClosed(d.swept) && d.tally().queued == 0 {
+	if d.sweeping.Load() && !isClosed(d.swept) && d.sum().Queued == 0 {
 		close(d.swept)
 	}
 }

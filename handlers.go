@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"holdfast/histogram"
 	"holdfast/internal/exchange"
 	"holdfast/internal/header"
 	"holdfast/internal/problem"
@@ -329,20 +328,11 @@ func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 // been worked off: queued · mean service time / workers, at least 1. A paused
 // dispatcher counts as one worker; beyond an hour nobody waits.
 func (d *Dispatcher) retryAfter() int {
-	var queued int
-	var run histogram.Histogram
 	d.mu.Lock()
-	workers := d.target
-	d.freeze(func() {
-		queued = d.tallyFrozen().queued
-		for i := range d.shards {
-			run.Count += d.shards[i].run.Count
-			run.Sum += d.shards[i].run.Sum
-		}
-	})
+	workers, t := d.target, d.sum()
 	d.mu.Unlock()
 	// One division, and of whole numbers: rounded twice, 7 s can be 7.000000000000001.
-	seconds := float64(queued) * float64(run.Mean()) / (float64(max(workers, 1)) * float64(time.Second))
+	seconds := float64(t.Queued) * float64(t.MeanRun) / (float64(max(workers, 1)) * float64(time.Second))
 	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
 }
 

@@ -341,7 +341,7 @@ func TestAsyncRetryAfterExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		for ms := 1; ms <= 1200; ms += 3 {
-			d.others().run = histogram.Histogram{Count: 1, Sum: float64(ms) * 1e6} // one job that took ms
+			d.counts.Others().Run = histogram.Histogram{Count: 1, Sum: float64(ms) * 1e6} // one job that took ms
 			if got, want := d.retryAfter(), (queued*ms+999)/1000; got != want {
 				t.Fatalf("%d queued, %d ms each: %d, want %d", queued, ms, got, want)
 			}

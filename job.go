@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/internal/counts"
 	"holdfast/internal/stamps"
 	"holdfast/internal/store"
 )
@@ -28,6 +29,8 @@ const (
 
 	states = iota
 )
+
+var _ [counts.States]struct{} = [states]struct{}{}
 
 // String returns the state's name in lower case.
 func (s State) String() string {
@@ -181,8 +184,8 @@ func (j *Job) Cancel() { j.cancelWith(context.Canceled) }
 func (j *Job) cancelWith(cause error) {
 	// The statistics and the job change as one, or a worker could give the
 	// place away before the job is counted as ended.
-	s := j.d.others()
-	s.mu.Lock()
+	s := j.d.counts.Others()
+	s.Lock()
 	j.mu.Lock()
 	queued := j.state == Queued
 	var cancel context.CancelCauseFunc
@@ -190,13 +193,13 @@ func (j *Job) cancelWith(cause error) {
 	case queued:
 		j.endLocked(Canceled, cause)
 		j.stamp.Void()
-		s.vacated++
-		s.endUnstarted(Canceled)
+		s.Vacated++
+		s.EndUnstarted(int(Canceled))
 	case j.state == Running && j.cause == nil:
 		j.cause, cancel = cause, j.cancel
 	}
 	j.mu.Unlock()
-	s.mu.Unlock()
+	s.Unlock()
 
 	if cancel != nil {
 		cancel(cause)

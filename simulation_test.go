@@ -405,13 +405,13 @@ func (s *simulation) stop() {
 // conserved checks what holds in every snapshot. s.mu must be held.
 func (s *simulation) conserved(st Stats) {
 	if sum := uint64(st.Queued+st.Running) + outcomes(st); st.Accepted != sum {
-		s.fail("accepted %d, sum %d: %s", st.Accepted, sum, counts(st))
+		s.fail("accepted %d, sum %d: %s", st.Accepted, sum, summary(st))
 	}
 	if st.Queued < 0 || st.Queued > s.places || st.Vacated < 0 {
-		s.fail("queued beyond %d: %s", s.places, counts(st))
+		s.fail("queued beyond %d: %s", s.places, summary(st))
 	}
 	if st.Running < 0 || st.Running > s.allowed {
-		s.fail("running beyond %d: %s", s.allowed, counts(st))
+		s.fail("running beyond %d: %s", s.allowed, summary(st))
 	}
 }
 
@@ -419,8 +419,8 @@ func outcomes(st Stats) uint64 {
 	return st.Succeeded + st.Failed + st.Panicked + st.Canceled + st.Dropped + st.Abandoned
 }
 
-// counts is a snapshot without the histograms, for messages.
-func counts(st Stats) string {
+// summary is a snapshot without the histograms, for messages.
+func summary(st Stats) string {
 	return fmt.Sprintf("workers %d, accepted %d, queued %d, running %d, vacated %d, blocked %d, canceled %d, dropped %d, abandoned %d",
 		st.Workers, st.Accepted, st.Queued, st.Running, st.Vacated, st.Blocked, st.Canceled, st.Dropped, st.Abandoned)
 }
@@ -440,11 +440,11 @@ func (s *simulation) check(before Stats) Stats {
 	s.allowed = max(s.workers, min(s.allowed, s.running))
 
 	if !s.shutdown && st.Queued > 0 && st.Running < s.workers {
-		s.fail("G13: idle worker beside a queued job: %s", counts(st))
+		s.fail("G13: idle worker beside a queued job: %s", summary(st))
 	}
 	used := st.Queued + st.Running + st.Vacated
 	if st.Blocked > 0 && used < s.workers+s.places {
-		s.fail("G13: blocked submitter beside a free place: %s", counts(st))
+		s.fail("G13: blocked submitter beside a free place: %s", summary(st))
 	}
 
 	// Who has been accepted, who waits. A call of Do that has not returned and
@@ -494,11 +494,11 @@ func (s *simulation) check(before Stats) Stats {
 	}
 	all := int(st.Accepted) + st.Blocked
 	if low := accepted + waiting; all < low || all > low+unclear {
-		s.fail("G6: %d accepted, %d wait, %d unclear: %s", accepted, waiting, unclear, counts(st))
+		s.fail("G6: %d accepted, %d wait, %d unclear: %s", accepted, waiting, unclear, summary(st))
 	}
 	untold := int(st.Dropped + st.Abandoned - known[Dropped] - known[Abandoned])
 	if got := st.Queued + st.Blocked + untold; got != unstarted+waiting {
-		s.fail("G6: %d unstarted, %d wait, %d dropped or abandoned untold: %s", unstarted, waiting, untold, counts(st))
+		s.fail("G6: %d unstarted, %d wait, %d dropped or abandoned untold: %s", unstarted, waiting, untold, summary(st))
 	}
 	if int(st.Panicked) > s.panics {
 		s.fail("G6: %d panics, statistics say %d", s.panics, st.Panicked)
@@ -549,21 +549,21 @@ func (s *simulation) exact(before, st Stats) {
 	switch last.policy {
 	case Reject:
 		if refused != full {
-			s.fail("G1: job %d refused %v, but full is %v: %s", last.id, refused, full, counts(before))
+			s.fail("G1: job %d refused %v, but full is %v: %s", last.id, refused, full, summary(before))
 		}
 	case DropOldest:
 		dropped := int(st.Dropped - before.Dropped)
 		switch {
 		case dropped > 1 || dropped == 1 && !full:
-			s.fail("G4: one call dropped %d: %s", dropped, counts(before))
+			s.fail("G4: one call dropped %d: %s", dropped, summary(before))
 		case full && before.Queued > 0 && before.Vacated == 0 && dropped != 1:
-			s.fail("G4: nothing dropped by %d: %s", last.id, counts(before))
+			s.fail("G4: nothing dropped by %d: %s", last.id, summary(before))
 		case full && before.Queued == 0 && before.Vacated == 0 && !refused:
-			s.fail("G4: job %d not refused with nothing to drop: %s", last.id, counts(before))
+			s.fail("G4: job %d not refused with nothing to drop: %s", last.id, summary(before))
 		}
 	}
 	if before.Blocked > st.Blocked+1 {
-		s.fail("a submit let others in: %s", counts(before))
+		s.fail("a submit let others in: %s", summary(before))
 	}
 }
 
@@ -574,7 +574,7 @@ func (s *simulation) final() {
 	defer s.mu.Unlock()
 	s.conserved(st)
 	if st.Queued+st.Running+st.Blocked+st.Vacated != 0 || st.OldestAge != 0 {
-		s.fail("left after the shutdown: %s", counts(st))
+		s.fail("left after the shutdown: %s", summary(st))
 	}
 	if s.report == nil {
 		s.fail("Shutdown has not returned")

@@ -1,19 +1,11 @@
 package holdfast
 
 import (
-	"runtime"
-	"sync"
 	"time"
 
 	"holdfast/histogram"
+	"holdfast/internal/counts"
 	"holdfast/internal/stamps"
-)
-
-// What is measured. The benchmarks build the package with one or both of these
-// off, to state what each costs (see bench/README.md); nothing else changes them.
-const (
-	counting = true // outcomes, and what is queued and running
-	timing   = true // waits, run times and the age of the queue
 )
 
 // Stats is a snapshot of a Dispatcher. It is exact: no job ends or starts while
@@ -69,123 +61,40 @@ func (d *Dispatcher) Stats() Stats {
 	if d.closed {
 		st.Workers = 0
 	}
-	var t tally
-	d.freeze(func() {
-		t = d.tallyFrozen()
-		for i := range d.shards {
-			st.Wait.Merge(&d.shards[i].wait)
-			st.Run.Merge(&d.shards[i].run)
-		}
+	var t counts.Sum
+	d.counts.Freeze(func() {
+		t = d.sumFrozen()
+		st.Wait, st.Run = d.counts.Timings()
 		st.OldestAge = d.oldestAge()
 	})
 	// Beyond the places of the queue are only jobs on their way to workers that
 	// are idle.
-	passing := min(max(t.queued+t.vacated-d.places, 0), t.queued)
-	st.Accepted = t.accepted
-	st.Queued, st.Running, st.Vacated = t.queued-passing, t.running+passing, t.vacated
+	passing := min(max(t.Queued+t.Vacated-d.places, 0), t.Queued)
+	st.Accepted = t.Accepted
+	st.Queued, st.Running, st.Vacated = t.Queued-passing, t.Running+passing, t.Vacated
 	if st.Queued == 0 {
 		st.OldestAge = 0 // what has a stamp is on its way
 	}
-	st.Succeeded, st.Failed, st.Panicked = t.ended[Succeeded], t.ended[Failed], t.ended[Panicked]
-	st.Canceled, st.Dropped, st.Abandoned = t.ended[Canceled], t.ended[Dropped], t.ended[Abandoned]
+	st.Succeeded, st.Failed, st.Panicked = t.Ended[Succeeded], t.Ended[Failed], t.Ended[Panicked]
+	st.Canceled, st.Dropped, st.Abandoned = t.Ended[Canceled], t.Ended[Dropped], t.Ended[Abandoned]
 	return st
 }
 
-// A shard is a part of the counts. Workers are spread over the shards, so that
-// they seldom meet; its lock is taken once a job and is cheaper than the atomic
-// additions that it replaces.
-//
-// All shards locked is the state in which no job begins or ends. Lock order:
-// Dispatcher.mu, shards in their order, Job.mu.
-type shard struct {
-	mu        sync.Mutex // protects the following fields
-	started   uint64
-	ended     [states]uint64
-	unstarted uint64 // ended without having started
-	vacated   int    // canceled in the queue, less those that a worker has reached
-	wait, run histogram.Histogram
-
-	_ [64]byte // the next shard is on a cache line of its own
-}
-
-func newShards() []shard { return make([]shard, 1+min(4*runtime.GOMAXPROCS(0), 64)) }
-
-// others returns the shard of whoever is not a worker.
-func (d *Dispatcher) others() *shard { return &d.shards[0] }
-
-func (s *shard) begin(wait int64) {
-	if counting {
-		s.started++
-	}
-	if timing {
-		s.wait.Add(time.Duration(wait))
-	}
-}
-
-func (s *shard) end(state State, run int64) {
-	if counting {
-		s.ended[state]++
-	}
-	if timing {
-		s.run.Add(time.Duration(run))
-	}
-}
-
-func (s *shard) endUnstarted(state State) {
-	s.ended[state]++
-	s.unstarted++
-}
-
-// freeze calls f while no job begins or ends.
-func (d *Dispatcher) freeze(f func()) {
-	for i := range d.shards {
-		d.shards[i].mu.Lock()
-	}
-	f()
-	for i := range d.shards {
-		d.shards[i].mu.Unlock()
-	}
-}
-
-// A tally is what the shards and the admission word say together.
-type tally struct {
-	accepted                 uint64
-	queued, running, vacated int
-	ended                    [states]uint64
-}
-
-// tally counts at one moment. d.mu must be held.
-func (d *Dispatcher) tally() (t tally) {
-	d.freeze(func() { t = d.tallyFrozen() })
+// sum counts at one moment. d.mu must be held.
+func (d *Dispatcher) sum() (t counts.Sum) {
+	d.counts.Freeze(func() { t = d.sumFrozen() })
 	return t
 }
 
-func (d *Dispatcher) tallyFrozen() tally {
-	var t tally
-	var ended, started, unstarted uint64
-	for i := range d.shards {
-		s := &d.shards[i]
-		for state, n := range s.ended {
-			t.ended[state] += n
-			ended += n
-		}
-		started += s.started
-		unstarted += s.unstarted
-		t.vacated += s.vacated
-	}
-	// The word has the lower bits of the number; no job is counted as ended
-	// that is not accepted.
-	t.accepted = ended + (d.word.Load()/oneAccepted-ended)%(1<<64/oneAccepted)
-	t.running = int(started - (ended - unstarted))
-	t.queued = int(t.accepted - ended - uint64(t.running))
-	return t
+func (d *Dispatcher) sumFrozen() counts.Sum {
+	return d.counts.Sum(d.word.Load()/oneAccepted, 1<<64/oneAccepted) // the word has the lower bits alone
 }
 
 // now returns the time since New in nanoseconds, and 1 at least, since a stamp
 // of 0 means none. It reads the monotonic clock alone, at half the cost of
 // time.Now.
 func (d *Dispatcher) now() int64 {
-	if !timing {
+	if !counts.Timing {
 		return 1
 	}
 	return max(int64(time.Since(d.epoch)), 0) + 1

@@ -112,8 +112,8 @@ func TestAcceptedBeyondTheWord(t *testing.T) {
 		// As after 2^38 - 5 jobs.
 		const before = 1<<38 - 5
 		d.word.Add(before * oneAccepted)
-		d.shards[1].started += before
-		d.shards[1].ended[Succeeded] += before
+		d.counts.Worker(0).Started += before
+		d.counts.Worker(0).Ended[Succeeded] += before
 		for n := range uint64(20) {
 			mustGo(t, d, nop)
 			expectStats(t, d, Stats{Workers: 2, Queue: 3, Accepted: before + n + 1, Succeeded: before + n + 1})

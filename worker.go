@@ -4,12 +4,14 @@ import (
 	"context"
 	"net/http"
 	"runtime/debug"
+
+	"holdfast/internal/counts"
 )
 
 // A worker is one goroutine that runs one job at a time.
 type worker struct {
 	d     *Dispatcher
-	shard *shard // where it counts
+	shard *counts.Shard // where it counts
 
 	// jobs is where an idle worker is answered. The dispatcher's goroutine
 	// sends one entry for each time the worker has registered; since there is
@@ -30,7 +32,7 @@ type worker struct {
 func newWorker(d *Dispatcher, n int) *worker {
 	return &worker{
 		d:     d,
-		shard: &d.shards[1+n%(len(d.shards)-1)],
+		shard: d.counts.Worker(n),
 		jobs:  make(chan entry, 1),
 	}
 }
@@ -84,14 +86,14 @@ func (w *worker) next() bool {
 			state = w.outcome(now)
 		}
 
-		w.shard.mu.Lock()
+		w.shard.Lock()
 		if ended {
-			w.shard.end(state, now-w.since)
+			w.shard.End(int(state), now-w.since)
 			w.busy, w.fn, w.ctx, w.job, w.err = false, nil, nil, nil, nil
 		}
 		e, taken := w.poll()
 		begun := taken && w.begin(e, now) // a sweep leaves no worker that may poll
-		w.shard.mu.Unlock()
+		w.shard.Unlock()
 
 		if ended {
 			d.freePlace()
@@ -114,10 +116,10 @@ func (w *worker) next() bool {
 			return false
 		}
 		now = d.now()
-		w.shard.mu.Lock()
+		w.shard.Lock()
 		swept := d.sweeping.Load()
 		begun = !swept && w.begin(e, now)
-		w.shard.mu.Unlock()
+		w.shard.Unlock()
 		switch {
 		case begun:
 			return true
@@ -153,12 +155,12 @@ func (w *worker) begin(e entry, now int64) bool {
 	} else {
 		var ok bool
 		if w.fn, w.ctx, accepted, ok = e.job.begin(now); !ok {
-			w.shard.vacated--
+			w.shard.Vacated--
 			return false
 		}
 	}
 	w.busy, w.job, w.since = true, e.job, now
-	w.shard.begin(now - accepted)
+	w.shard.Begin(now - accepted)
 	return true
 }
 
@@ -175,7 +177,7 @@ func (w *worker) outcome(now int64) State {
 
 // running returns the job in hand, if it has a handle or a context of its own.
 func (w *worker) running() *Job {
-	w.shard.mu.Lock()
-	defer w.shard.mu.Unlock()
+	w.shard.Lock()
+	defer w.shard.Unlock()
 	return w.job
 }

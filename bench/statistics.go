@@ -39,8 +39,8 @@ func compareStatistics(dir string) {
 		off  []string
 	}{
 		{"all statistics", nil},
-		{"without timing", []string{"timing"}},
-		{"without timing and counting", []string{"timing", "counting"}},
+		{"without timing", []string{"Timing"}},
+		{"without timing and counting", []string{"Timing", "Counting"}},
 	}
 	binaries := make([]string, len(variants))
 	for i, v := range variants {
@@ -72,10 +72,10 @@ func compareStatistics(dir string) {
 	}
 }
 
-// build builds this program with the named constants of Holdfast's stats.go set
+// build builds this program with the named constants of Holdfast's counts set
 // to false, through an overlay: the file itself stays as it is.
 func build(dir string, off []string) (binary string) {
-	original := filepath.Join(strings.TrimSpace(string(command("go", "list", "-f", "{{.Dir}}", "holdfast"))), "stats.go")
+	original := filepath.Join(strings.TrimSpace(string(command("go", "list", "-f", "{{.Dir}}", "holdfast/internal/counts"))), "counts.go")
 	source, err := os.ReadFile(original)
 	must(err)
 	for _, name := range off {
@@ -85,7 +85,7 @@ func build(dir string, off []string) (binary string) {
 		}
 		source = constant.ReplaceAll(source, []byte("${1}false"))
 	}
-	replaced, overlay, binary := filepath.Join(dir, "stats.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "bench")
+	replaced, overlay, binary := filepath.Join(dir, "counts.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "bench")
 	text, err := json.Marshal(map[string]map[string]string{"Replace": {original: replaced}})
 	must(err)
 	must(os.Mkdir(dir, 0o755))
