@@ -25,7 +25,7 @@ var (
 	waiting = flag.Int("waiting", 1_000_000, "jobs that wait while their memory is measured")
 	quick   = flag.Bool("quick", false, "only see that everything runs; the figures mean nothing")
 	out     = flag.String("out", ".", "folder for ratios.svg")
-	only    = flag.String("only", "", "used by this program when it starts itself: \"weigh\" and a contender's name, \"statistics\" or \"bare\"")
+	only    = flag.String("only", "", "measure one part: \"http\" or \"keep\"; used by this program when it starts itself: \"weigh\" and a contender's name, \"statistics\" or \"bare\"")
 )
 
 var (
@@ -37,24 +37,18 @@ func main() {
 	log.SetFlags(0)
 	flag.Parse()
 	switch *only {
-	case "":
+	case "", "http", "keep":
 	case "weigh":
 		must(json.NewEncoder(os.Stdout).Encode(weigh(named(flag.Arg(0))[0], workers, *waiting)))
 		return
 	case "statistics":
 		must(json.NewEncoder(os.Stdout).Encode(statistics()))
 		return
-	case "http":
-		dir, err := os.MkdirTemp("", "holdfast-bench-")
-		must(err)
-		defer os.RemoveAll(dir)
-		compareHTTP(dir, 3*time.Second)
-		return
 	case "bare":
 		serveBare()
 		return
 	default:
-		log.Fatalf("-only %q; want weigh, statistics or bare", *only)
+		log.Fatalf("-only %q; want http, keep, weigh, statistics or bare", *only)
 	}
 	if *quick {
 		*rounds, *jobs, *waiting, workerCounts = 1, 2000, 10_000, workerCounts[:3]
@@ -74,16 +68,23 @@ func main() {
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), *rounds, *jobs, workers, places)
 	free := freeCores()
 
-	compare("Empty job", newJob(func() {}), *jobs, filepath.Join(*out, "ratios.svg"))
-	compare("Job of 10 µs", busy(10*time.Microsecond), max(*jobs/25, 1), "")
-	weighAll()
-	compareWorkers()
-	compareStatistics(dir)
-	perServer := 3 * time.Second
-	if *quick {
-		perServer = time.Second / 4
+	if *only == "" {
+		compare("Empty job", newJob(func() {}), *jobs, filepath.Join(*out, "ratios.svg"))
+		compare("Job of 10 µs", busy(10*time.Microsecond), max(*jobs/25, 1), "")
+		weighAll()
+		compareWorkers()
+		compareStatistics(dir)
 	}
-	compareHTTP(dir, perServer)
+	if *only != "http" {
+		compareKeepers(max(*jobs, 2*kept))
+	}
+	if *only != "keep" {
+		perServer := 3 * time.Second
+		if *quick {
+			perServer = time.Second / 4
+		}
+		compareHTTP(dir, perServer)
+	}
 	fmt.Printf("\nFree cores: %.1f at the start, %.1f at the end. Took %v.\n", free, freeCores(), time.Since(begin).Round(time.Second))
 }
 

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"sync"
+	"time"
+
+	"holdfast/internal/exchange"
+	"holdfast/internal/store"
+)
+
+// Ways to keep what has become of jobs. Each is told when a job is accepted, when
+// it starts, and how it ends, keeps the last kept of them, and finds them by id.
+
+const kept = 100_000
+
+type keeper interface {
+	job() (id store.ID) // one job, from acceptance to end
+	find(id store.ID) bool
+}
+
+// answer is what each job answers: the response of /aaa.
+var answer = func() exchange.Response {
+	var x exchange.Exchange
+	x.Capture(context.Background(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Length", "17")
+		io.WriteString(w, "{\"sleep_time\":1}\n")
+	}), httptest.NewRequest("POST", "/aaa", nil), nil, 1<<20)
+	must(x.Serve())
+	return x.Response()
+}()
+
+// holdfastStore is what Holdfast does: a log of bytes with an index.
+type holdfastStore struct{ *store.Store }
+
+func newHoldfastStore() keeper {
+	return holdfastStore{store.New(store.Bounds{Jobs: kept, Bytes: 1 << 40, Age: time.Hour})}
+}
+
+func (s holdfastStore) job() store.ID {
+	j := store.NewJob(store.NewID(), nil)
+	s.Accept(j, nil)
+	s.Start(j)
+	s.End(j, store.Outcome{State: store.Done, Response: answer})
+	return j.ID
+}
+
+func (s holdfastStore) find(id store.ID) bool {
+	_, ok := s.Lookup(id.String())
+	return ok
+}
+
+// A keptJob is a record as an object of its own, with its response as another.
+type keptJob struct {
+	mu                       sync.Mutex
+	id                       store.ID
+	accepted, started, ended time.Time
+	state                    store.State
+	response                 []byte
+	next                     *keptJob
+}
+
+func (j *keptJob) run() {
+	j.mu.Lock()
+	j.state, j.started = store.Running, time.Now()
+	j.mu.Unlock()
+	j.mu.Lock()
+	j.state, j.ended, j.response = store.Done, time.Now(), answer.Append(nil)
+	j.mu.Unlock()
+}
+
+// shardedMap has records in maps, each with its lock and its list of ended ones.
+type shardedMap struct{ shards [64]mapShard }
+
+type mapShard struct {
+	mu             sync.Mutex
+	jobs           map[store.ID]*keptJob
+	oldest, newest *keptJob
+	n              int
+	_              [64]byte
+}
+
+func newShardedMap() keeper {
+	m := new(shardedMap)
+	for i := range m.shards {
+		m.shards[i].jobs = make(map[store.ID]*keptJob)
+	}
+	return m
+}
+
+func (m *shardedMap) job() store.ID {
+	j := &keptJob{id: store.NewID(), state: store.Queued, accepted: time.Now()}
+	s := &m.shards[j.id[0]%64]
+	s.mu.Lock()
+	s.jobs[j.id] = j
+	s.mu.Unlock()
+	j.run()
+	s.mu.Lock()
+	if s.newest == nil {
+		s.oldest = j
+	} else {
+		s.newest.next = j
+	}
+	s.newest = j
+	if s.n++; s.n > kept/64 {
+		delete(s.jobs, s.oldest.id)
+		s.oldest = s.oldest.next
+		s.n--
+	}
+	s.mu.Unlock()
+	return j.id
+}
+
+func (m *shardedMap) find(id store.ID) bool {
+	s := &m.shards[id[0]%64]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.jobs[id]
+	return ok
+}
+
+// slotRing has a fixed number of slots, and the id names the slot. It needs no
+// map, but whoever gets an id can read in it how many jobs there were.
+type slotRing struct {
+	mu    sync.Mutex
+	slots []*keptJob
+	next  int
+}
+
+func newSlotRing() keeper { return &slotRing{slots: make([]*keptJob, kept)} }
+
+func (r *slotRing) job() store.ID {
+	j := &keptJob{id: store.NewID(), state: store.Queued, accepted: time.Now()}
+	r.mu.Lock()
+	binary.LittleEndian.PutUint32(j.id[:], uint32(r.next)) // one that is long at work would be passed over
+	r.slots[r.next] = j
+	r.next = (r.next + 1) % len(r.slots)
+	r.mu.Unlock()
+	j.run()
+	return j.id
+}
+
+func (r *slotRing) find(id store.ID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j := r.slots[int(binary.LittleEndian.Uint32(id[:]))%len(r.slots)]
+	return j != nil && j.id == id
+}
+
+// compareKeepers measures them from 2 goroutines, full, with what the garbage
+// collector does in the meantime, and how long it takes to look through them.
+func compareKeepers(jobs int) {
+	keepers := []struct {
+		name string
+		make func() keeper
+	}{
+		{"log of bytes with an index (Holdfast)", newHoldfastStore},
+		{"sharded map", newShardedMap},
+		{"ring, the id names the slot", newSlotRing},
+	}
+	type figures struct{ job, find, collect, bytes float64 }
+	found := interleave(*rounds, len(keepers), func(e int) figures {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		k := keepers[e].make()
+		for range kept {
+			k.job()
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		f := figures{bytes: float64(after.HeapAlloc-before.HeapAlloc) / kept}
+
+		ids := make([][]store.ID, 2)
+		begin := time.Now()
+		both(func(g int) {
+			for range jobs / 2 {
+				ids[g] = append(ids[g], k.job())
+			}
+		})
+		f.job = float64(time.Since(begin).Nanoseconds()) / float64(jobs)
+		begin = time.Now()
+		both(func(g int) {
+			for _, id := range ids[g][len(ids[g])-kept/8:] {
+				if !k.find(id) {
+					panic("a job that is kept is not found")
+				}
+			}
+		})
+		f.find = float64(time.Since(begin).Nanoseconds()) / (kept / 4)
+		ids = nil
+		begin = time.Now()
+		runtime.GC()
+		f.collect = float64(time.Since(begin).Microseconds())
+		runtime.KeepAlive(k)
+		return f
+	})
+	fmt.Printf("\n### Keeping %d ended jobs\n\n", kept)
+	fmt.Print("| | ns per job | ns per look-up | µs to look through for the garbage collector | bytes per kept job |\n|---|---|---|---|---|\n")
+	for i, k := range keepers {
+		of := func(pick func(figures) float64) float64 {
+			return median(each(found[i], found[i], func(f, _ figures) float64 { return pick(f) }))
+		}
+		fmt.Printf("| %s | %.0f | %.0f | %.0f | %.0f |\n", k.name, of(func(f figures) float64 { return f.job }), of(func(f figures) float64 { return f.find }),
+			of(func(f figures) float64 { return f.collect }), of(func(f figures) float64 { return f.bytes }))
+	}
+}
+
+func both(f func(g int)) {
+	var wg sync.WaitGroup
+	for g := range 2 {
+		wg.Go(func() { f(g) })
+	}
+	wg.Wait()
+}
