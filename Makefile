@@ -43,7 +43,8 @@ fuzz: ## run each fuzz target for FUZZTIME
 	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 		echo "== $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
 
-soak: ## a million schedules, a thousand stops under load, fuzzing for minutes
+soak: ## a million schedules, a thousand stops, five million jobs kept or forgotten, fuzzing
 	go test -run TestSimulation -timeout 2h . -schedules 1000000
 	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
+	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
 	$(MAKE) fuzz FUZZTIME=5m

@@ -213,6 +213,9 @@ func (x *execution) ended(state State, err error) {
 		o = store.Outcome{State: store.Done, Response: x.exchange.Response()}
 	case Canceled:
 		o.Detail = "the job was canceled"
+		if errors.Is(err, ErrClosed) {
+			o.Detail += " when the server shut down"
+		}
 	case Abandoned:
 		o.Detail = "the server shut down before the job had started"
 	case Dropped:

@@ -76,8 +76,8 @@ func run(config server.Config, log *slog.Logger) error {
 	mux.Handle("/jobs/", jobs)
 	if config.Upstream != nil {
 		gateway := server.Gateway(config.Upstream, config.Workers, config.MaxResponse, log)
-		mux.Handle("/sync/", s.Work(http.StripPrefix("/sync", jobs.Queued(gateway))))
-		mux.Handle("/async/", s.Work(http.StripPrefix("/async", jobs.Async(gateway))))
+		s.Below("/sync", s.Work(jobs.Queued(gateway)))
+		s.Below("/async", s.Work(jobs.Async(gateway)))
 	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, guide) })
 

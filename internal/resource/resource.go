@@ -203,7 +203,7 @@ func (h *Handler) represent(j *store.Job, v store.View) []byte {
 		ResponseURL string      `json:"response_url"`
 	}{
 		id, v.State,
-		v.Accepted.UTC(), v.Started.UTC(), v.Ended.UTC(), v.Expires.UTC(),
+		stamp(v.Accepted), stamp(v.Started), stamp(v.Ended), stamp(v.Expires),
 		v.Detail, h.Path + id, h.Path + id + "/response",
 	})
 	if err != nil {
@@ -211,6 +211,9 @@ func (h *Handler) represent(j *store.Job, v store.View) []byte {
 	}
 	return body
 }
+
+// stamp returns a time as it is shown: in UTC, to the millisecond.
+func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
 // cancel answers where the job stands after it has been canceled.
 func (h *Handler) cancel(w http.ResponseWriter, j *store.Job) {

@@ -74,7 +74,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"drain", "DRAIN_TIMEOUT", (*duration)(&c.Drain), "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
 		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
-		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`; a job with a larger one fails"},
+		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`, and of -retain-bytes; a job with a larger one fails"},
 		{"retain", "RETAIN", (*period)(&c.Retain), "1h", "keep ended jobs for `d`"},
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
 		{"retain-bytes", "RETAIN_BYTES", (*Size)(&c.RetainBytes), "256MiB", "keep ended jobs that take at most `size`"},

@@ -40,6 +40,16 @@ func settings() []setting {
 			func(c Config) any { return c.MaxBody }, int64(1 << 20), int64(1), int64(64 << 10)},
 		{"max-conns", "MAX_CONNS", "1", fmt.Sprint(most), []string{"0", "-1", fmt.Sprint(most + 1), "all"}, fmt.Sprintf("a whole number from 1 to %d", most),
 			func(c Config) any { return c.MaxConns }, conns, 1, most},
+		{"max-response", "MAX_RESPONSE", "1", "64KiB", []string{"0", "-1", "8MB"}, "a size of at least 1 byte, such as 65536, 64KiB",
+			func(c Config) any { return c.MaxResponse }, int64(8 << 20), int64(1), int64(64 << 10)},
+		{"retain", "RETAIN", "1ns", "24h", []string{"0", "0s", "-1h", "1", "1d", "forever"}, "a duration above 0, such as 500ms",
+			func(c Config) any { return c.Retain }, time.Hour, time.Nanosecond, 24 * time.Hour},
+		{"retain-jobs", "RETAIN_JOBS", "1", "10000000", []string{"0", "-1", "10000001", "all"}, "a whole number from 1 to 10000000",
+			func(c Config) any { return c.RetainJobs }, 100_000, 1, 10_000_000},
+		{"retain-bytes", "RETAIN_BYTES", "1", "64KiB", []string{"0", "-1", "256MB"}, "a size of at least 1 byte, such as 65536, 64KiB",
+			func(c Config) any { return c.RetainBytes }, int64(256 << 20), int64(1), int64(64 << 10)},
+		{"upstream", "UPSTREAM", "http://127.0.0.1:1", "https://example.com:2/base/", []string{"127.0.0.1:1", "localhost", "/path", "ftp://h", "http://", "http://:80", "http://u:p@h", "http://h?q", "http://h#f", "http://h:x", "http://h/%zz"}, "http://host:port or https://host:port",
+			func(c Config) any { return upstream{&c.Upstream}.String() }, "", "http://127.0.0.1:1", "https://example.com:2/base/"},
 		{"log-jobs", "LOG_JOBS", "true", "false", []string{"1", "yes", "True"}, "true or false",
 			func(c Config) any { return c.LogJobs }, false, true, false},
 	}
@@ -159,11 +169,10 @@ func TestConfigHelp(t *testing.T) {
 		lines := strings.Split(out, "\n")
 		for _, s := range settings() {
 			byDefault := fmt.Sprint(s.byDefault)
-			switch s.flag {
-			case "job-timeout":
-				byDefault = "0"
-			case "max-body":
-				byDefault = "1MiB"
+			if said, ok := map[string]string{
+				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "upstream": "none",
+			}[s.flag]; ok {
+				byDefault = said
 			}
 			n := 0
 			for _, line := range lines {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,8 @@ const (
 type Server struct {
 	dispatcher *holdfast.Dispatcher
 	http       *http.Server
+	routes     http.Handler
+	below      []below
 	maxConns   int
 	log        *slog.Logger
 
@@ -44,7 +47,7 @@ type Server struct {
 // /readyz. Requests for a route that mux does not have, and all but those two
 // while the server stops, are answered with a problem.
 func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
-	s := &Server{dispatcher: d, maxConns: c.MaxConns, log: log}
+	s := &Server{dispatcher: d, routes: problem.Mux(mux), maxConns: c.MaxConns, log: log}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "ok\n")
 	})
@@ -56,7 +59,7 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 		io.WriteString(w, "ready\n")
 	})
 	s.http = &http.Server{
-		Handler:           s.guard(problem.Mux(mux)),
+		Handler:           s.guard(http.HandlerFunc(s.route)),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       bodyTimeout + time.Duration(min(c.MaxBody/bodyRate, math.MaxInt32))*time.Second,
 		WriteTimeout:      writeTimeout, // for what the server answers past guard, which extends it
@@ -79,6 +82,34 @@ func (s *Server) Work(h http.Handler) http.Handler {
 		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+// Below passes all requests for what is below prefix on to h, without the prefix.
+// Unlike a mux it does so also where a path has dot segments or empty ones: what
+// these mean is for the service behind to say. It must not be called any more when
+// the server runs.
+func (s *Server) Below(prefix string, h http.Handler) {
+	s.below = append(s.below, below{prefix, h})
+}
+
+type below struct {
+	prefix string
+	h      http.Handler
+}
+
+func (s *Server) route(w http.ResponseWriter, r *http.Request) {
+	for _, b := range s.below {
+		path, ok := strings.CutPrefix(r.URL.Path, b.prefix)
+		raw, rawOK := strings.CutPrefix(r.URL.RawPath, b.prefix)
+		if ok && strings.HasPrefix(path, "/") && (rawOK || r.URL.RawPath == "") {
+			r = r.WithContext(r.Context())
+			url := *r.URL
+			r.URL, url.Path, url.RawPath = &url, path, raw
+			b.h.ServeHTTP(w, r)
+			return
+		}
+	}
+	s.routes.ServeHTTP(w, r)
 }
 
 // guard bounds the time for which a slow client can hold a connection, and that
