@@ -104,7 +104,11 @@ func (j *Jobs) Sync(h http.Handler) http.Handler {
 			j.async(w, r, h, p)
 			return
 		}
-		h.ServeHTTP(w, p.Strip(r))
+		stripped := p.Strip(r)
+		h.ServeHTTP(w, stripped)
+		if r.MultipartForm == nil { // whose files the server removes, if they are in its own request
+			r.MultipartForm = stripped.MultipartForm
+		}
 	})
 }
 
@@ -127,21 +131,22 @@ func (j *Jobs) Queued(h http.Handler) http.Handler {
 		}
 		var x exchange.Exchange
 		started := false
+		hurry := resource.Unhurried(w, r)
 		err := j.d.Do(r.Context(), func(ctx context.Context) error {
 			started = true
 			x.Capture(ctx, h, p.Strip(r), body, j.maxResponse)
 			return x.Serve()
 		})
+		hurry()
 		defer x.Release()
-		resource.Prompt(w, r)
+		_, panicked := err.(*PanicError)
 		switch {
 		case err == nil:
 			x.Response().CopyHeader(w.Header())
 			x.Response().Write(w, r.Method)
-		case !started || errors.Is(err, context.Canceled):
+		case !started || !panicked && errors.Is(err, context.Canceled):
 			j.refuse(w, err) // it has not run, or nobody waits for it any more
 		default:
-			_, panicked := err.(*PanicError)
 			status, detail := x.Failure(err, panicked)
 			if detail == exchange.Aborted {
 				panic(http.ErrAbortHandler)
@@ -201,6 +206,9 @@ func (x *execution) Cancel() bool {
 }
 
 func (x *execution) run(context.Context) error {
+	if x.job.State() != Running {
+		return ErrAbandoned // as a function of Report.NeverStarted; its clients have been told so
+	}
 	x.jobs.store.Start(x.record)
 	return x.exchange.Serve()
 }
@@ -240,7 +248,9 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, p h
 	if !ok {
 		return
 	}
+	hurry := resource.Unhurried(w, r)
 	record, err := j.accept(p.Strip(r), h, body)
+	hurry()
 	switch {
 	case errors.Is(err, errKey):
 		problem.Write(w, http.StatusBadRequest, err.Error())
@@ -252,12 +262,9 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, p h
 		j.refuse(w, err)
 		return
 	}
-	if p.Wait > 0 {
-		j.resource.Await(w, r, record, received.Add(p.Wait))
-		if j.store.View(record).State.Ended() {
-			j.resource.Result(w, r, record, resource.Applied(false, p.Wait))
-			return
-		}
+	if p.Wait > 0 && j.resource.Await(w, r, record, received.Add(p.Wait)) {
+		j.resource.Result(w, r, record, resource.Applied(false, p.Wait))
+		return
 	}
 	j.resource.Accepted(w, record, resource.Applied(p.RespondAsync, p.Wait))
 }
@@ -317,7 +324,7 @@ func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 	case errors.Is(err, ErrClosed), errors.Is(err, ErrAbandoned):
 		detail = "the server is shutting down"
 	case errors.Is(err, ErrNested):
-		detail = "the queue is full, and the request comes from one of its jobs"
+		detail = "the request comes from a job of the same queue, which would wait for itself"
 	default:
 		detail = "the request ended before it was accepted" // its client has left; nobody reads this
 	}
@@ -349,7 +356,7 @@ type JobsStats struct {
 	// RetainJobs or RetainBytes.
 	EvictedAge, EvictedJobs, EvictedBytes uint64
 
-	// Reach is how far back one can look: what ended no longer ago than that is
+	// Reach is how far back one can look: what ended less long ago than that is
 	// still there. It is Retain, unless the other bounds allow less.
 	Reach time.Duration
 }

@@ -479,7 +479,7 @@ func TestAsyncNested(t *testing.T) {
 			return rec
 		}
 		asyncAccepted(t, post())
-		asyncRefused(t, post(), 503, "comes from one of its jobs", "")
+		asyncRefused(t, post(), 503, "comes from a job of the same queue", "")
 	}))
 	asyncAccepted(t, asyncPost(inner, nil))
 	<-done

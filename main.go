@@ -35,6 +35,8 @@ Queue the same work; the answer comes at once:
 Where does the job stand, and what was the answer? (id as in the 202)
     curl http://localhost:8099/jobs/{id}
     curl http://localhost:8099/jobs/{id}/response
+What else can be asked, for programs?
+    curl http://localhost:8099/openapi.json
 Is the server alive, and does it accept work?
     curl http://localhost:8099/healthz
     curl http://localhost:8099/readyz
@@ -79,6 +81,7 @@ func run(config server.Config, log *slog.Logger) error {
 		s.Below("/sync", s.Work(jobs.Queued(gateway)))
 		s.Below("/async", s.Work(jobs.Async(gateway)))
 	}
+	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, guide) })
 
 	l, err := net.Listen("tcp", config.Addr)

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 
 	"holdfast/internal/problem"
@@ -29,17 +28,20 @@ type Exchange struct {
 // the original, with ctx as its context and body as its body. The response may
 // have limit bytes.
 func (x *Exchange) Capture(ctx context.Context, h http.Handler, r *http.Request, body []byte, limit int64) {
-	request := r.WithContext(ctx)
-	url := *r.URL
-	request.URL, request.Header = &url, maps.Clone(r.Header)
-	request.Body, request.ContentLength, request.TransferEncoding = problem.NewBody(body), int64(len(body)), nil
-	x.handler, x.request, x.limit = h, request, limit
+	x.handler, x.request, x.limit = h, r.Clone(ctx), limit
+	x.request.Body = problem.NewBody(body)
 }
 
 // Serve calls the handler, once, and lets its panics pass. An error says why there
 // is no response.
 func (x *Exchange) Serve() error {
 	// The same as on what Jobs answers itself: it depends on what a client prefers.
+	// The server does this for its own request; of this one it does not know.
+	defer func() {
+		if form := x.request.MultipartForm; form != nil {
+			form.RemoveAll()
+		}
+	}()
 	x.recorder.begin(x.request.Method, x.limit, http.Header{"Vary": varyPrefer})
 	x.handler.ServeHTTP(&x.recorder, x.request)
 	x.response, x.err = x.recorder.end()
@@ -52,8 +54,11 @@ var varyPrefer = []string{"Prefer"}
 // Release.
 func (x *Exchange) Response() Response { return x.response }
 
-// Release gives back the memory of the response. It comes last.
-func (x *Exchange) Release() { x.recorder.release() }
+// Release gives back the memory of request and response. It comes last.
+func (x *Exchange) Release() {
+	x.handler, x.request = nil, nil
+	x.recorder.release()
+}
 
 // Failure returns what a client is told if Serve was called and there is no
 // response. err is how the call has ended for the dispatcher; if the handler

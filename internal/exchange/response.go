@@ -38,6 +38,9 @@ type recorder struct {
 	length  int64    // declared; -1: not
 	written int64
 	flushed bool
+
+	uncounted bool // the server would not tell the length by itself
+	overrun   bool // there was more than the declared length
 }
 
 // A scratch has a response in the making. The handler never sees it, so it can be
@@ -70,10 +73,13 @@ func (r *recorder) WriteHeader(status int) {
 }
 
 func (r *recorder) writeHeaderLocked(status int) {
+	if r.status != 0 || r.ended {
+		return
+	}
 	if status < 100 || status > 999 {
 		panic(fmt.Sprintf("invalid WriteHeader code %v", status)) // as net/http does
 	}
-	if r.status != 0 || r.ended || status < 200 && status != http.StatusSwitchingProtocols {
+	if status < 200 && status != http.StatusSwitchingProtocols {
 		return
 	}
 	r.status = status
@@ -82,11 +88,15 @@ func (r *recorder) writeHeaderLocked(status int) {
 	}
 	for name, values := range r.header {
 		switch name {
-		case "Content-Type", "Transfer-Encoding":
+		case "Content-Type":
 			r.typed = true
 		case "Content-Encoding":
 			r.typed = r.typed || len(values) > 0 && values[0] != ""
+		case "Transfer-Encoding":
+			coded := len(values) > 0 && values[0] != ""
+			r.typed, r.uncounted = r.typed || coded, r.uncounted || coded
 		case "Content-Length":
+			r.uncounted = true
 			if len(values) > 0 {
 				n, err := strconv.ParseUint(values[0], 10, 63)
 				if err != nil {
@@ -95,7 +105,9 @@ func (r *recorder) writeHeaderLocked(status int) {
 				r.length = int64(n)
 			}
 		case "Trailer":
-			r.trailer = slices.Clone(values)
+			r.trailer, r.uncounted = slices.Clone(values), true
+		default:
+			r.uncounted = r.uncounted || strings.HasPrefix(name, http.TrailerPrefix)
 		}
 		r.scratch.head = appendField(r.scratch.head, name, values)
 	}
@@ -128,7 +140,8 @@ func (r *recorder) Write(p []byte) (int, error) {
 		return 0, nil
 	case !bodyAllowed(r.status):
 		return 0, http.ErrBodyNotAllowed
-	case r.length >= 0 && r.written+int64(len(p)) > r.length:
+	case r.overrun || r.length >= 0 && r.written+int64(len(p)) > r.length:
+		r.overrun = true // for good, or there would be a hole in the body
 		return 0, http.ErrContentLength
 	}
 	r.written += int64(len(p))
@@ -192,7 +205,7 @@ func (r *recorder) end() (Response, error) {
 	}
 	if r.head {
 		s.head[0] |= wasHead
-		if r.length < 0 && 0 < r.written && r.written <= buffered && !r.flushed {
+		if !r.uncounted && 0 < r.written && r.written <= buffered && !r.flushed {
 			s.head = appendField(s.head, "Content-Length", []string{strconv.FormatInt(r.written, 10)})
 		}
 		s.body = s.body[:0]
@@ -253,6 +266,14 @@ type Response struct {
 
 // Size returns the number of bytes of Append, less 4.
 func (p Response) Size() int { return len(p.head) + len(p.body) }
+
+// Clone returns a copy in memory of its own.
+func (p Response) Clone() Response {
+	if p.head == nil {
+		return p
+	}
+	return Cut(p.Append(make([]byte, 0, 4+p.Size())))
+}
 
 // Append appends the response to b.
 func (p Response) Append(b []byte) []byte {

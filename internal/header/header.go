@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -55,7 +54,7 @@ func (p Prefer) Strip(r *http.Request) *http.Request {
 		return r
 	}
 	r = r.WithContext(r.Context())
-	r.Header = maps.Clone(r.Header)
+	r.Header = r.Header.Clone()
 	if r.Header["Prefer"] = p.Rest; len(p.Rest) == 0 {
 		delete(r.Header, "Prefer")
 	}
@@ -65,6 +64,9 @@ func (p Prefer) Strip(r *http.Request) *http.Request {
 // preference returns the name of a preference in lower case and its value,
 // without parameters.
 func preference(element string) (name, value string) {
+	if element[0] == ';' {
+		return "", "" // parameters of nothing
+	}
 	for part := range split(element, ';') {
 		name, value, _ = strings.Cut(part, "=")
 		break
@@ -172,18 +174,20 @@ func unquote(s string) (string, error) {
 // text/event-stream. A wildcard does not ask for a stream.
 func AcceptsEvents(lines []string) bool {
 	for element := range split(strings.Join(lines, ","), ',') {
-		kind, refused := "", false
-		for part := range split(element, ';') {
-			name, value, parameter := strings.Cut(part, "=")
-			switch {
-			case kind == "":
-				kind = strings.ToLower(part)
-			case parameter && strings.EqualFold(strings.Trim(name, " \t"), "q"):
-				refused = strings.Trim(value, " \t0.") == ""
+		kind, _, _ := strings.Cut(element, ";")
+		if !strings.EqualFold(strings.Trim(kind, " \t"), "text/event-stream") {
+			continue
+		}
+		refused := false
+		for parameter := range split(element, ';') {
+			name, value, ok := strings.Cut(parameter, "=")
+			if ok && strings.EqualFold(strings.Trim(name, " \t"), "q") {
+				value = strings.Trim(value, " \t")
+				refused = value != "" && strings.Trim(value, "0.") == ""
 			}
 		}
-		if kind == "text/event-stream" {
-			return !refused
+		if !refused {
+			return true
 		}
 	}
 	return false

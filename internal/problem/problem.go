@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 )
@@ -43,9 +44,10 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 	switch held, ok := r.Body.(*Body); {
 	case tooLarge:
 	case ok && held.read == 0:
-		return held.data, true
+		body, tooLarge = held.data, int64(len(held.data)) > limit
 	case r.ContentLength >= 0 && r.ContentLength <= small:
-		body, err = readShort(r)
+		body, err = readShort(r.Body, int(r.ContentLength), limit)
+		tooLarge = int64(len(body)) > limit
 	default:
 		body, err = io.ReadAll(http.MaxBytesReader(unwrap(w), r.Body, limit))
 		_, tooLarge = errors.AsType[*http.MaxBytesError](err)
@@ -67,18 +69,25 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 // memory.
 const small = 4 << 10
 
-// readShort reads to the end: before that the server does not notice a client
-// that leaves.
-func readShort(r *http.Request) ([]byte, error) {
-	data := make([]byte, r.ContentLength+1) // one more, to see the end
-	n, err := io.ReadFull(r.Body, data)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = nil
-		if int64(n) < r.ContentLength {
-			err = io.ErrUnexpectedEOF
+// readShort reads to the end, or beyond limit: before the end the server does not
+// notice a client that leaves. The length is what the client has said. It need not
+// be that of a body which somebody has put in the place of the client's.
+func readShort(from io.Reader, length int, limit int64) ([]byte, error) {
+	data := make([]byte, 0, length+1) // one more, to see the end
+	for int64(len(data)) <= limit {
+		if len(data) == cap(data) {
+			data = append(data, 0)[:len(data)]
+		}
+		n, err := from.Read(data[len(data):cap(data)])
+		data = data[:len(data)+n]
+		if err == io.EOF {
+			return data, nil
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
-	return data[:n], err
+	return data, nil
 }
 
 // A Body is the body of a request in memory.
@@ -120,6 +129,9 @@ func unwrap(w http.ResponseWriter) http.ResponseWriter {
 func Mux(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h, pattern := mux.Handler(r)
+		if pattern != "" && !asked(r.URL.Path, pattern) {
+			h, pattern = http.NotFoundHandler(), ""
+		}
 		switch {
 		case strings.Contains(pattern, "{"): // only mux itself can set path values
 			mux.ServeHTTP(w, r)
@@ -140,6 +152,15 @@ func Mux(mux *http.ServeMux) http.Handler {
 		}
 		Write(w, http.StatusNotFound, "nothing is served at this path; GET / tells what is")
 	})
+}
+
+// asked reports whether path is what pattern stands for. For a path that only could
+// be made so, mux would redirect, and a POST would come back as something else.
+func asked(asked, pattern string) bool {
+	_, route, _ := strings.Cut(pattern, "/")
+	fixed, _, _ := strings.Cut(route, "{")
+	clean := path.Clean(asked)
+	return strings.HasPrefix(asked, "/"+fixed) && (asked == clean || asked == clean+"/")
 }
 
 type answer struct {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,11 +36,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	// The method comes before the id: the answer to a wrong one must not depend
 	// on whether there is such a job.
-	allow := "DELETE, GET, HEAD"
+	methods := []string{"GET", "HEAD", "DELETE"}
 	if nested {
-		allow = "GET, HEAD"
+		methods = methods[:2]
 	}
-	if !strings.Contains(allow, r.Method) {
+	if !slices.Contains(methods, r.Method) {
+		allow := strings.Join(methods, ", ")
 		w.Header().Set("Allow", allow)
 		problem.Write(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; want "+allow)
 		return
@@ -96,34 +98,48 @@ func setApplied(w http.ResponseWriter, applied string) {
 }
 
 // Await waits until the job has ended, a time has come, the client has left, or
-// nobody is to wait any more.
-func (h *Handler) Await(w http.ResponseWriter, r *http.Request, j *store.Job, until time.Time) {
-	late := time.NewTimer(time.Until(until))
+// nobody is to wait any more. It reports whether the job has ended before that time.
+func (h *Handler) Await(w http.ResponseWriter, r *http.Request, j *store.Job, until time.Time) bool {
+	left := time.Until(until)
+	if left <= 0 {
+		return false
+	}
+	late := time.NewTimer(left)
 	defer late.Stop()
-	defer Prompt(w, r)
+	defer Unhurried(w, r)()
 	for {
 		changed := h.Store.Changed(j)
 		if h.Store.View(j).State.Ended() {
-			return
+			return true
 		}
 		select {
 		case <-changed:
 		case <-late.C:
-			return
+			return false
 		case <-r.Context().Done():
-			return
+			return false
 		case <-h.Stop:
-			return
+			return false
 		}
 	}
 }
 
-// Prompt lets the server's WriteTimeout, if there is one, begin now. The server
-// itself lets it begin with the request, so that a wait would use it up.
-func Prompt(w http.ResponseWriter, r *http.Request) {
-	if s, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && s.WriteTimeout > 0 {
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.WriteTimeout))
+// Unhurried lifts the server's WriteTimeout, if there is one, and returns what lets
+// it begin: the server itself lets it begin with the request, so that a wait would
+// use it up. To set it after the wait is not enough, since in HTTP/2 the stream is
+// reset when it has passed. A ResponseWriter that has such a method itself sees to
+// that by itself.
+func Unhurried(w http.ResponseWriter, r *http.Request) (hurry func()) {
+	if own, ok := w.(interface{ Unhurried() func() }); ok {
+		return own.Unhurried()
 	}
+	s, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if !ok || s.WriteTimeout <= 0 {
+		return func() {}
+	}
+	c := http.NewResponseController(w)
+	c.SetWriteDeadline(time.Time{})
+	return func() { c.SetWriteDeadline(time.Now().Add(s.WriteTimeout)) }
 }
 
 // Accepted answers that the request has become a job. All such answers have one
@@ -248,12 +264,12 @@ func rank(s store.State) int {
 // present one to the last. A client that comes back for more than the last one
 // gets 204, which tells it to stay away.
 func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
-	told, err := strconv.Atoi(r.Header.Get("Last-Event-ID"))
-	if err != nil || told < 0 || told > 3 {
-		told = 0
-	}
 	changed := h.Store.Changed(j)
 	v := h.Store.View(j)
+	told, err := strconv.Atoi(r.Header.Get("Last-Event-ID"))
+	if err != nil || told < 0 || told > rank(v.State) {
+		told = 0
+	}
 	setState(w, v.State)
 	w.Header().Set("Vary", "Accept")
 	if v.State.Ended() && told == rank(v.State) {
@@ -262,7 +278,16 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.WriteHeader(http.StatusOK)
-	stream := http.NewResponseController(w)
+	hurry := Unhurried(w, r)
+	defer hurry()
+	send := func(text string) error {
+		hurry()
+		defer Unhurried(w, r)
+		if _, err := io.WriteString(w, text); err != nil {
+			return err
+		}
+		return http.NewResponseController(w).Flush()
+	}
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
 	for {
@@ -271,13 +296,13 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 			told = n
 			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, h.represent(j, v))
 		}
-		if err := send(stream, w, r, text); err != nil || v.State.Ended() {
+		if err := send(text); err != nil || v.State.Ended() {
 			return
 		}
 		select {
 		case <-changed:
 		case <-quiet.C:
-			if send(stream, w, r, ": still "+string(v.State)+"\n\n") != nil {
+			if send(": still "+string(v.State)+"\n\n") != nil {
 				return
 			}
 		case <-r.Context().Done():
@@ -288,12 +313,4 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 		changed = h.Store.Changed(j)
 		v = h.Store.View(j)
 	}
-}
-
-func send(stream *http.ResponseController, w http.ResponseWriter, r *http.Request, text string) error {
-	Prompt(w, r)
-	if _, err := w.Write([]byte(text)); err != nil {
-		return err
-	}
-	return stream.Flush()
 }

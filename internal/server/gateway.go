@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"time"
 
 	"holdfast/internal/problem"
@@ -31,6 +32,12 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(upstream)
+			r.Out.URL.RawQuery = r.In.URL.RawQuery // also what ReverseProxy cannot parse: it is not for us to read
+			for name := range r.Out.Header {
+				if strings.HasPrefix(name, "X-Forwarded-") || name == "X-Real-Ip" {
+					delete(r.Out.Header, name)
+				}
+			}
 			r.SetXForwarded()
 		},
 		Transport: &http.Transport{
@@ -49,7 +56,7 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 		// that breaks off is told from one that does not.
 		ModifyResponse: func(r *http.Response) error {
 			if r.StatusCode == http.StatusSwitchingProtocols {
-				return errors.New("it switches protocols, which a queued request cannot")
+				return unusable("the upstream switches protocols, which a queued request cannot")
 			}
 			body, err := io.ReadAll(io.LimitReader(r.Body, maxResponse+1))
 			r.Body.Close()
@@ -57,7 +64,7 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 				return err
 			}
 			if int64(len(body)) > maxResponse {
-				return fmt.Errorf("its response has more than %d bytes", maxResponse)
+				return unusable(fmt.Sprintf("the response of the upstream is too large; want at most %d bytes", maxResponse))
 			}
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			return nil
@@ -66,13 +73,22 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 			if r.Context().Err() == nil {
 				log.Warn("upstream failed", "method", r.Method, "path", r.URL.Path, "error", err)
 			}
-			var late net.Error
-			if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &late) && late.Timeout() {
+			late, ok := errors.AsType[net.Error](err)
+			why, known := errors.AsType[unusable](err)
+			switch {
+			case errors.Is(err, context.DeadlineExceeded) || ok && late.Timeout():
 				problem.Write(w, http.StatusGatewayTimeout, "the upstream has not answered in time")
-				return
+			case known:
+				problem.Write(w, http.StatusBadGateway, string(why))
+			default:
+				problem.Write(w, http.StatusBadGateway, "the upstream has not answered, or not completely")
 			}
-			problem.Write(w, http.StatusBadGateway, "the upstream has not answered, or not completely")
 		},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 }
+
+// unusable says why a response of the upstream cannot be passed on.
+type unusable string
+
+func (u unusable) Error() string { return string(u) }

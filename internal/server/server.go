@@ -102,7 +102,6 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) {
 		path, ok := strings.CutPrefix(r.URL.Path, b.prefix)
 		raw, rawOK := strings.CutPrefix(r.URL.RawPath, b.prefix)
 		if ok && strings.HasPrefix(path, "/") && (rawOK || r.URL.RawPath == "") {
-			r = r.WithContext(r.Context())
 			url := *r.URL
 			r.URL, url.Path, url.RawPath = &url, path, raw
 			b.h.ServeHTTP(w, r)
@@ -145,12 +144,28 @@ const heldBack = 2048
 
 func (w *promptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-func (w *promptWriter) Write(p []byte) (int, error) {
+// pieceSize is how much a client has to take in within writeTimeout.
+const pieceSize = 64 << 10
+
+func (w *promptWriter) Write(p []byte) (n int, err error) {
+	for len(p) > pieceSize && err == nil {
+		var m int
+		w.more(pieceSize)
+		m, err = w.ResponseWriter.Write(p[:pieceSize])
+		n, p = n+m, p[m:]
+	}
+	if err != nil {
+		return n, err
+	}
 	w.more(len(p))
-	return w.ResponseWriter.Write(p)
+	m, err := w.ResponseWriter.Write(p)
+	return n + m, err
 }
 
 func (w *promptWriter) WriteString(s string) (int, error) {
+	if len(s) > pieceSize {
+		return w.Write([]byte(s))
+	}
 	w.more(len(s))
 	return io.WriteString(w.ResponseWriter, s)
 }
@@ -181,6 +196,9 @@ func (w *promptWriter) extend() {
 	w.from = from
 	http.NewResponseController(w.ResponseWriter).SetWriteDeadline(from.Add(writeTimeout))
 }
+
+// Unhurried tells whoever waits that there is nothing to do about the deadline.
+func (w *promptWriter) Unhurried() (hurry func()) { return func() {} }
 
 // Run serves on l until ctx ends or serving fails, then stops: at once it is no
 // longer ready and accepts no work; until the jobs have ended, or for drain if

@@ -19,14 +19,22 @@ type log struct {
 	first  uint32   // the number of the first chunk
 	front  int      // where in it the oldest record begins
 	bytes  int64    // that the records take
+
+	large map[ID]exchange.Response // those that are objects of their own, since so they need no copy
 }
 
 type place struct{ chunk, offset uint32 }
 
-// chunkSize is that of a chunk with many records. A record that does not fit begins
-// a chunk, of its own size if it is larger, so less than half of the memory is
-// left unused.
-const chunkSize = 256 << 10
+// A chunk has the size chunkSize. A response of more than largeSize is not in it,
+// so no more than an eighth of a chunk is left unused.
+const (
+	chunkSize = 256 << 10
+	largeSize = chunkSize / 8
+)
+
+func newLog() log {
+	return log{index: make(map[ID]place), large: make(map[ID]exchange.Response)}
+}
 
 // A record is what is kept of a job.
 type record struct {
@@ -48,16 +56,24 @@ const (
 	claimSize = 256          // the Claim, and its place in a map
 )
 
-// add appends a record and returns its outcome as it lies in the log.
+// add appends a record and returns its outcome as it lies in the log. A response of
+// more than largeSize the log takes over as it is, any other it copies.
 func (l *log) add(r record) Outcome {
 	response := 0
-	if r.outcome.State == Done {
+	switch {
+	case r.outcome.State != Done:
+	case r.outcome.Response.Size() > largeSize:
+		l.large[r.id] = r.outcome.Response
+	default:
 		response = 4 + r.outcome.Response.Size()
+	}
+	if len(r.outcome.Detail) > largeSize {
+		r.outcome.Detail = r.outcome.Detail[:largeSize]
 	}
 	size := fixedSize + len(r.outcome.Detail) + response
 	last := len(l.chunks) - 1
 	if last < 0 || len(l.chunks[last])+size > cap(l.chunks[last]) {
-		l.chunks = append(l.chunks, make([]byte, 0, max(chunkSize, size)))
+		l.chunks = append(l.chunks, make([]byte, 0, chunkSize))
 		last++
 	}
 	b := l.chunks[last]
@@ -102,7 +118,7 @@ func (r *record) size() int64 {
 }
 
 // decode reads the record at the beginning of b.
-func decode(b []byte) (r record) {
+func (l *log) decode(b []byte) (r record) {
 	all := len(b)
 	b = b[copy(r.id[:], b):]
 	for _, t := range []*time.Duration{&r.accepted, &r.started, &r.ended} {
@@ -117,7 +133,12 @@ func decode(b []byte) (r record) {
 	detail, response := binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
 	b = b[8:]
 	r.outcome.Detail = string(b[:detail])
-	r.outcome.Response = exchange.Cut(b[detail : detail+response])
+	if r.outcome.State == Done {
+		r.outcome.Response = l.large[r.id]
+	}
+	if response > 0 {
+		r.outcome.Response = exchange.Cut(b[detail : detail+response])
+	}
 	r.length = all - len(b[detail+response:])
 	return r
 }
@@ -128,7 +149,7 @@ func (l *log) find(id ID) (record, bool) {
 	if !ok {
 		return record{}, false
 	}
-	return decode(l.chunks[at.chunk-l.first][at.offset:]), true
+	return l.decode(l.chunks[at.chunk-l.first][at.offset:]), true
 }
 
 // oldest returns the record that was added first, if there is one.
@@ -136,12 +157,13 @@ func (l *log) oldest() (record, bool) {
 	if len(l.index) == 0 {
 		return record{}, false
 	}
-	return decode(l.chunks[0][l.front:]), true
+	return l.decode(l.chunks[0][l.front:]), true
 }
 
 // drop forgets r, which must be the oldest.
 func (l *log) drop(r record) {
 	delete(l.index, r.id)
+	delete(l.large, r.id)
 	l.bytes -= r.size()
 	l.front += r.length
 	if l.front == len(l.chunks[0]) && (len(l.chunks) > 1 || len(l.index) == 0) {

@@ -68,7 +68,8 @@ type Job struct {
 
 // New returns an empty Store.
 func New(b Bounds) *Store {
-	return &Store{bounds: b, epoch: time.Now(), open: make(map[ID]*Job), kept: log{index: make(map[ID]place)}, claims: make(map[Key]*Claim)}
+	b.Age = min(b.Age, 100*365*24*time.Hour) // so that the sum with a time is one
+	return &Store{bounds: b, epoch: time.Now(), open: make(map[ID]*Job), kept: newLog(), claims: make(map[Key]*Claim)}
 }
 
 // Work is what a record is of.
@@ -115,16 +116,16 @@ func (id ID) String() string {
 	return string(text[:])
 }
 
-// now returns the time on the store's clock, which is never 0.
+// now returns the time on the store's clock, which is never 0. Read under the lock,
+// it tells the order of what was done.
 func (s *Store) now() time.Duration { return time.Since(s.epoch) + 1 }
 
 // Accept makes a job known, by its id and, if there is a claim, by that. It may
 // have started or ended before. A job that is not accepted needs no mention.
 func (s *Store) Accept(j *Job, c *Claim) {
-	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	j.accepted = now
+	j.accepted = s.now()
 	for _, earlier := range []time.Duration{j.started, j.ended} {
 		if earlier > 0 {
 			j.accepted = min(j.accepted, earlier)
@@ -143,9 +144,8 @@ func (s *Store) Accept(j *Job, c *Claim) {
 
 // Start says that the job runs.
 func (s *Store) Start(j *Job) {
-	now := s.now()
 	s.mu.Lock()
-	j.outcome.State, j.started = Running, now
+	j.outcome.State, j.started = Running, s.now()
 	s.changedLocked(j)
 	s.mu.Unlock()
 }
@@ -161,12 +161,19 @@ type Outcome struct {
 }
 
 // End says how the job has ended. It comes once for each job. The response is
-// copied.
+// copied: its memory is the caller's again.
 func (s *Store) End(j *Job, o Outcome) {
-	now := s.now()
+	copied := o.Response.Size() > largeSize
+	if copied {
+		o.Response = o.Response.Clone() // not under the lock, which all jobs need
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	j.outcome, j.ended, j.work = o, now, nil
+	j.ended, j.work = s.now(), nil
+	if j.accepted == 0 && !copied { // Accept is yet to come, and with it the log
+		o.Response = o.Response.Clone()
+	}
+	j.outcome = o
 	if j.accepted > 0 {
 		delete(s.open, j.ID)
 		s.keepLocked(j)
@@ -283,7 +290,7 @@ func (s *Store) evictLocked(now time.Duration) {
 			return
 		}
 		s.kept.drop(r)
-		s.lastEvicted = r.ended
+		s.lastEvicted = max(s.lastEvicted, r.ended) // a late Accept is out of order
 		if r.claimed {
 			delete(s.claims, r.key)
 		}
@@ -308,7 +315,7 @@ type Stats struct {
 	Kept                   int
 	Bytes                  int64
 	ByAge, ByJobs, ByBytes uint64        // evicted
-	Reach                  time.Duration // what ended no longer ago than that is still there
+	Reach                  time.Duration // what ended less long ago than that is still there
 }
 
 // Stats returns a snapshot.

@@ -1,0 +1,223 @@
+package exchange
+
+import (
+	"bytes"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestCut(t *testing.T) {
+	if p := Cut(nil); p.Size() != 0 {
+		t.Errorf("Cut of nothing has %d bytes", p.Size())
+	}
+	x, err := serve(set(write("body"), "X-A", "b"), "GET", ample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Release()
+	before := []byte("before")
+	b := x.Response().Append(before)
+	if !bytes.HasPrefix(b, before) || len(b) != len(before)+4+x.Response().Size() {
+		t.Fatalf("%q", b)
+	}
+	p := Cut(b[len(before):])
+	if &p.body[0] != &b[len(b)-len("body")] {
+		t.Error("Cut copies the body")
+	}
+	if cap(p.head) != len(p.head) || cap(p.body) != len(p.body) {
+		t.Error("an append to one part would write over the next")
+	}
+}
+
+// A play is what a handler does, read from bytes: any bytes are one.
+type play []byte
+
+func (p *play) byte() byte {
+	if len(*p) == 0 {
+		return 0
+	}
+	c := (*p)[0]
+	*p = (*p)[1:]
+	return c
+}
+
+func (p *play) text() string {
+	n := min(int(p.byte()), len(*p))
+	s := string((*p)[:n])
+	*p = (*p)[n:]
+	return s
+}
+
+func (p *play) values() []string {
+	var values []string
+	for range p.byte() % 4 {
+		values = append(values, p.text())
+	}
+	return values
+}
+
+// perform does on w what the play says.
+func (p play) perform(w http.ResponseWriter, status int) {
+	for len(p) > 0 {
+		switch p.byte() % 8 {
+		case 0:
+			w.Header()[p.text()] = p.values()
+		case 1:
+			w.Header()[http.CanonicalHeaderKey(p.text())] = p.values()
+		case 2:
+			w.Header()[http.TrailerPrefix+p.text()] = p.values()
+		case 3:
+			w.Header()["Trailer"] = p.values()
+		case 4:
+			w.Header()[[]string{"Content-Type", "Content-Encoding", "Date", "Vary"}[p.byte()%4]] = p.values()
+		case 5:
+			w.Write([]byte(p.text()))
+		case 6:
+			w.WriteHeader(status)
+		case 7:
+			w.(http.Flusher).Flush()
+		}
+	}
+}
+
+// A witness is a plain ResponseWriter that says what a play comes to. It knows
+// what the server does from its documentation.
+type witness struct {
+	header, sent http.Header
+	status       int
+	body         []byte
+	flushed      bool
+}
+
+func (w *witness) Header() http.Header { return w.header }
+
+func (w *witness) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status, w.sent = status, w.header.Clone()
+	}
+}
+
+func (w *witness) Write(p []byte) (int, error) {
+	w.WriteHeader(200)
+	if w.status != 204 && w.status != 304 {
+		w.body = append(w.body, p...)
+	}
+	return len(p), nil
+}
+
+func (w *witness) Flush() {
+	w.WriteHeader(200)
+	w.sniff()
+	w.flushed = true
+}
+
+func (w *witness) sniff() {
+	_, typed := w.sent["Content-Type"]
+	if !w.flushed && !typed && w.sent.Get("Content-Encoding") == "" && w.sent.Get("Transfer-Encoding") == "" && len(w.body) > 0 {
+		w.sent["Content-Type"] = []string{http.DetectContentType(w.body)}
+	}
+}
+
+// trailer returns the fields that are to be set after the body.
+func (w *witness) trailer() http.Header {
+	trailer := make(http.Header)
+	for _, line := range w.sent["Trailer"] {
+		for name := range strings.SplitSeq(line, ",") {
+			name = http.CanonicalHeaderKey(strings.TrimSpace(name))
+			if values, ok := w.header[name]; ok && name != "" {
+				trailer[name] = values
+			}
+		}
+	}
+	for name, values := range w.header {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			trailer[name] = values
+		}
+	}
+	return trailer
+}
+
+func FuzzResponse(f *testing.F) {
+	for _, seed := range []string{
+		"",
+		"\x05\x04text",
+		"\x00\x03x-a\x02\x01b\x00\x05\x04text",
+		"\x01\x03x-a\x01\x01b\x06\x01\x03x-a\x01\x01c\x05\x06<html>",
+		"\x07\x05\x06<html>",
+		"\x05\x06<html>\x07\x05\x02\x00\x01",
+		"\x03\x01\x03X-A\x05\x01x\x01\x03X-A\x02\x011\x012",
+		"\x03\x02\x08X-A, x-b\x00\x05\x01x\x01\x03X-B\x01\x01y\x02\x03X-C\x01\x01z",
+		"\x02\x03X-A\x01\x01b\x05\x01x\x07",
+		"\x04\x00\x00\x05\x06<html>", "\x04\x01\x01\x04gzip\x05\x02\x1f\x8b", "\x04\x02\x00\x05\x01x", "\x04\x03\x00",
+		"\x00\x00\x01\x01x\x05\x01y", // a field without a name
+		"\x00\x11Transfer-Encoding\x01\x08identity\x05\x01x",
+	} {
+		f.Add(uint16(200), false, []byte(seed))
+		f.Add(uint16(204), false, []byte(seed))
+		f.Add(uint16(999), true, []byte(seed))
+		f.Add(uint16(103), true, []byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, status uint16, head bool, script []byte) {
+		code := 100 + int(status)%900
+		if code == http.StatusSwitchingProtocols || bytes.Contains(bytes.ToLower(script), []byte("content-length")) {
+			return // have tests of their own
+		}
+		method := "GET"
+		if head {
+			method = "HEAD"
+		}
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { play(script).perform(w, code) })
+		x, err := serve(h, method, ample)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response := x.Response()
+		b := response.Append(nil)
+		if len(b) != 4+response.Size() {
+			t.Errorf("size %d, %d bytes", response.Size(), len(b))
+		}
+		response = Cut(b)
+		x.Release()
+		if again := response.Append(nil); !bytes.Equal(again, b) {
+			t.Errorf("%q becomes %q", b, again)
+		}
+
+		want := &witness{header: http.Header{"Vary": {"Prefer"}}}
+		play(script).perform(want, code)
+		want.WriteHeader(200)
+		if _, ok := want.sent["Transfer-Encoding"]; ok && want.sent.Get("Transfer-Encoding") == "" {
+			return // one that says nothing keeps the recorder from sniffing, and no server
+		}
+		want.sniff()
+		rec := httptest.NewRecorder()
+		response.CopyHeader(rec.Header())
+		response.Write(rec, method)
+		res := rec.Result()
+		if head {
+			want.body = nil
+			delete(res.Header, "Content-Length") // tested against the server
+		}
+		if rec.Code != want.status || !bytes.Equal(rec.Body.Bytes(), want.body) || rec.Flushed != want.flushed {
+			t.Errorf("%d %q, flushed %v; want %d %q, %v", rec.Code, rec.Body, rec.Flushed, want.status, want.body, want.flushed)
+		}
+		delete(want.sent, "") // which no server sends
+		if !maps.EqualFunc(res.Header, want.sent, slices.Equal) {
+			t.Errorf("header %q, want %q", res.Header, want.sent)
+		}
+		for name, values := range want.trailer() {
+			if got := rec.Header()[name]; !slices.Equal(got, values) {
+				t.Errorf("trailer %q: %q, want %q", name, got, values)
+			}
+		}
+		// Nothing else is set behind the body.
+		for name, values := range rec.Header() {
+			if _, ok := want.trailer()[name]; !ok && !slices.Equal(values, want.sent[name]) && name != "Content-Length" {
+				t.Errorf("%q is %q behind the body, and was %q", name, values, want.sent[name])
+			}
+		}
+	})
+}
