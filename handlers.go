@@ -28,8 +28,8 @@ type JobsConfig struct {
 	MaxBody int64
 
 	// MaxResponse is the greatest size of a response in bytes, header and trailer
-	// included. A job with a larger one fails. If zero, 8 MiB is used. It may not
-	// be more than RetainBytes.
+	// included. A job with a larger one fails. It may not be more than half of
+	// RetainBytes; if zero, 8 MiB or that half is used, whichever is less.
 	MaxResponse int64
 
 	// Retain is how long a job can be read after its end. If zero, 1 hour is used.
@@ -38,7 +38,8 @@ type JobsConfig struct {
 	// RetainJobs is how many ended jobs are kept, and RetainBytes how many bytes
 	// they may take, as far as that can be told; of what is too much the one that
 	// ended first is forgotten first. If zero, 100,000 and 256 MiB are used. Jobs
-	// that are queued or running are always kept.
+	// that are queued or running are always kept. RetainBytes may not be less than
+	// 64 KiB.
 	RetainJobs  int
 	RetainBytes int64
 }
@@ -64,15 +65,15 @@ type Jobs struct {
 	resource    *resource.Handler
 }
 
-// NewJobs returns Jobs that run on d. It panics if a field of cfg is negative, or
-// Path or MaxResponse is not as described.
+// NewJobs returns Jobs that run on d. It panics if a field of cfg is negative or
+// otherwise not as described.
 func NewJobs(d *Dispatcher, cfg JobsConfig) *Jobs {
 	if cfg.Path == "" {
 		cfg.Path = "/jobs/"
 	}
 	orDefault(&cfg.MaxBody, 1<<20)
 	orDefault(&cfg.RetainBytes, 256<<20)
-	orDefault(&cfg.MaxResponse, min(8<<20, cfg.RetainBytes))
+	orDefault(&cfg.MaxResponse, min(8<<20, cfg.RetainBytes/2))
 	orDefault(&cfg.Retain, time.Hour)
 	orDefault(&cfg.RetainJobs, 100_000)
 	switch {
@@ -80,8 +81,8 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) *Jobs {
 		panic(fmt.Sprintf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path))
 	case min(cfg.MaxBody, cfg.MaxResponse, cfg.RetainBytes, int64(cfg.Retain), int64(cfg.RetainJobs)) < 0:
 		panic(fmt.Sprintf("holdfast: a field of %+v is negative", cfg))
-	case cfg.MaxResponse > cfg.RetainBytes:
-		panic(fmt.Sprintf("holdfast: JobsConfig.MaxResponse is %d; want at most RetainBytes, %d", cfg.MaxResponse, cfg.RetainBytes))
+	case cfg.RetainBytes < 64<<10 || cfg.MaxResponse > cfg.RetainBytes/2:
+		panic(fmt.Sprintf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, %d", cfg.RetainBytes, cfg.MaxResponse))
 	}
 	j := &Jobs{d: d, maxBody: cfg.MaxBody, maxResponse: cfg.MaxResponse}
 	j.store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
@@ -248,13 +249,15 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, p h
 	if !ok {
 		return
 	}
-	hurry := resource.Unhurried(w, r)
-	record, err := j.accept(p.Strip(r), h, body)
-	hurry()
-	switch {
-	case errors.Is(err, errKey):
+	key, err := header.ParseKey(r.Header["Idempotency-Key"])
+	if err != nil {
 		problem.Write(w, http.StatusBadRequest, err.Error())
 		return
+	}
+	hurry := resource.Unhurried(w, r)
+	record, err := j.accept(p.Strip(r), h, body, key)
+	hurry()
+	switch {
 	case errors.Is(err, store.ErrOtherRequest):
 		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
 		return
@@ -272,11 +275,7 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, p h
 // accept returns the record of the job that the request becomes, or has become
 // before. It blocks while there is no place, or while another one with the same
 // key does.
-func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte) (*store.Job, error) {
-	key, err := header.ParseKey(r.Header["Idempotency-Key"])
-	if err != nil {
-		return nil, fmt.Errorf("%w%w", errKey, err)
-	}
+func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte, key string) (*store.Job, error) {
 	var claim *store.Claim
 	if key != "" {
 		record, first, err := j.store.Claim(r.Context(), store.KeyOf(r, key), store.PrintOf(r, body))
@@ -297,9 +296,6 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte) (*store.Job,
 	j.store.Accept(x.record, claim)
 	return x.record, nil
 }
-
-// errKey is matched by an error that says what is wrong with an Idempotency-Key.
-var errKey = errors.New("")
 
 type jobIDKey struct{}
 

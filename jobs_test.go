@@ -1024,8 +1024,8 @@ func TestNewJobs(t *testing.T) {
 	}{
 		{JobsConfig{}, 1 << 20, 8 << 20, "/jobs/"},
 		{JobsConfig{Path: "/"}, 1 << 20, 8 << 20, "/"},
-		{JobsConfig{RetainBytes: 1000}, 1 << 20, 1000, "/jobs/"},
-		{JobsConfig{RetainBytes: 1000, MaxResponse: 1000, MaxBody: 1, RetainJobs: 1, Retain: 1, Path: "/a/b/"}, 1, 1000, "/a/b/"},
+		{JobsConfig{RetainBytes: 64 << 10}, 1 << 20, 32 << 10, "/jobs/"},
+		{JobsConfig{RetainBytes: 64 << 10, MaxResponse: 32 << 10, MaxBody: 1, RetainJobs: 1, Retain: 1, Path: "/a/b/"}, 1, 32 << 10, "/a/b/"},
 	} {
 		j := NewJobs(d, test.cfg)
 		if j.maxBody != test.maxBody || j.maxResponse != test.response || j.resource.Path != test.path {
@@ -1036,7 +1036,8 @@ func TestNewJobs(t *testing.T) {
 		"Path":        {Path: "jobs/"},
 		"/ ":          {Path: "/jobs"},
 		"negative":    {MaxBody: -1},
-		"MaxResponse": {MaxResponse: 2000, RetainBytes: 1000},
+		"MaxResponse": {MaxResponse: 64 << 10, RetainBytes: 127 << 10},
+		"64 KiB":      {RetainBytes: 64<<10 - 1},
 		"Retain:-1":   {Retain: -1},
 		"RetainJobs":  {RetainJobs: -1},
 		"RetainBytes": {RetainBytes: -1},
@@ -1066,7 +1067,7 @@ func TestNewJobs(t *testing.T) {
 }
 
 func TestJobsStats(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{RetainJobs: 3, Retain: time.Minute, RetainBytes: 10_000}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1}, JobsConfig{RetainJobs: 3, Retain: time.Minute, RetainBytes: 100_000}, func(t *testing.T, f *jobsFixture) {
 		h := f.Async(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(time.Second)
 			io.Copy(w, r.Body)
@@ -1075,7 +1076,7 @@ func TestJobsStats(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			got := f.Stats()
-			if (got.KeptBytes > 0) != (got.Kept > 0) || got.KeptBytes > 10_000 {
+			if (got.KeptBytes > 0) != (got.Kept > 0) || got.KeptBytes > 100_000 {
 				t.Errorf("%s: %d bytes", what, got.KeptBytes)
 			}
 			got.KeptBytes = 0
@@ -1092,10 +1093,10 @@ func TestJobsStats(t *testing.T) {
 		check("two have ended", JobsStats{Open: 3, Kept: 2, Reach: time.Minute})
 		time.Sleep(3 * time.Second) // ends at 1, 2, 3, 4 and 5 s
 		check("by jobs", JobsStats{Kept: 3, EvictedJobs: 2, Reach: 3 * time.Second})
-		post(h, strings.Repeat("x", 9000)) // at 6 s
+		post(h, strings.Repeat("x", 50_000-100)) // at 6 s
 		time.Sleep(time.Second)
 		check("more", JobsStats{Kept: 3, EvictedJobs: 3, Reach: 3 * time.Second})
-		post(h, strings.Repeat("x", 9000)) // at 7 s
+		post(h, strings.Repeat("x", 50_000-100)) // at 7 s
 		time.Sleep(time.Second)
 		check("by bytes", JobsStats{Kept: 1, EvictedJobs: 4, EvictedBytes: 2, Reach: time.Second})
 		time.Sleep(time.Minute)

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,22 +24,6 @@ import (
 
 // version is stamped by make build.
 var version = "devel"
-
-const guide = `Holdfast: hold a load that cannot be served at once.
-
-Work at once; the answer comes when it is done:
-    curl -d '{"sleep_time":1}' http://localhost:8099/aaa
-Queue the same work; the answer comes at once:
-    curl -d '{"sleep_time":1}' http://localhost:8099/bbb
-Where does the job stand, and what was the answer? (id as in the 202)
-    curl http://localhost:8099/jobs/{id}
-    curl http://localhost:8099/jobs/{id}/response
-What else can be asked, for programs?
-    curl http://localhost:8099/openapi.json
-Is the server alive, and does it accept work?
-    curl http://localhost:8099/healthz
-    curl http://localhost:8099/readyz
-`
 
 func main() {
 	config, err := server.ParseConfig(os.Args[1:], os.Getenv, version, os.Stdout)
@@ -82,7 +65,7 @@ func run(config server.Config, log *slog.Logger) error {
 		s.Below("/async", s.Work(jobs.Async(gateway)))
 	}
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, guide) })
+	mux.HandleFunc("GET /{$}", server.Guide)
 
 	l, err := net.Listen("tcp", config.Addr)
 	if err != nil {

@@ -35,20 +35,19 @@ func (x *Exchange) Capture(ctx context.Context, h http.Handler, r *http.Request,
 // Serve calls the handler, once, and lets its panics pass. An error says why there
 // is no response.
 func (x *Exchange) Serve() error {
-	// The same as on what Jobs answers itself: it depends on what a client prefers.
 	// The server does this for its own request; of this one it does not know.
 	defer func() {
 		if form := x.request.MultipartForm; form != nil {
 			form.RemoveAll()
 		}
 	}()
-	x.recorder.begin(x.request.Method, x.limit, http.Header{"Vary": varyPrefer})
+	// As on what the same handler answers at once: it depends on what a client
+	// prefers.
+	x.recorder.begin(x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
 	x.handler.ServeHTTP(&x.recorder, x.request)
 	x.response, x.err = x.recorder.end()
 	return x.err
 }
-
-var varyPrefer = []string{"Prefer"}
 
 // Response returns the response, if Serve has returned nil. It is valid until
 // Release.

@@ -151,21 +151,17 @@ func (h *Handler) Accepted(w http.ResponseWriter, j *store.Job, applied string) 
 	end := len(answer) - len("\"}\n")
 	url := answer[end-len(h.Path)-len(id) : end]
 
+	// What Header.Set would do, with one object for all values.
+	values := [...]string{"application/json", strconv.Itoa(len(answer)), string(store.Queued), url}
 	header := w.Header()
-	header["Content-Type"] = jsonType
-	header["Content-Length"] = []string{strconv.Itoa(len(answer))}
-	header["Job-State"] = queuedState
-	header["Location"] = []string{url}
+	header["Content-Type"] = values[0:1:1]
+	header["Content-Length"] = values[1:2:2]
+	header["Job-State"] = values[2:3:3]
+	header["Location"] = values[3:4:4]
 	setApplied(w, applied)
 	w.WriteHeader(http.StatusAccepted)
 	io.WriteString(w, answer)
 }
-
-// Header.Set would make one for each answer.
-var (
-	jsonType    = []string{"application/json"}
-	queuedState = []string{string(store.Queued)}
-)
 
 // Result answers with the job's response, with the reason why it has none, or, if
 // it has not ended, with 202.
@@ -199,7 +195,7 @@ func setState(w http.ResponseWriter, s store.State) {
 func (h *Handler) show(w http.ResponseWriter, j *store.Job, status int, v store.View) {
 	body := append(h.represent(j, v), '\n')
 	setState(w, v.State)
-	w.Header()["Content-Type"] = jsonType
+	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	w.Write(body)

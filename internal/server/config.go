@@ -50,7 +50,7 @@ func (c Config) Dispatcher() holdfast.Config {
 
 // Jobs returns the configuration of the job resource.
 func (c Config) Jobs() holdfast.JobsConfig {
-	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes}
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes}
 }
 
 // ParseConfig reads the configuration from the arguments, then the environment,
@@ -74,10 +74,10 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"drain", "DRAIN_TIMEOUT", (*duration)(&c.Drain), "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
 		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
-		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`, and of -retain-bytes; a job with a larger one fails"},
+		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`, and half of -retain-bytes; a job with a larger one fails"},
 		{"retain", "RETAIN", (*period)(&c.Retain), "1h", "keep ended jobs for `d`"},
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
-		{"retain-bytes", "RETAIN_BYTES", (*Size)(&c.RetainBytes), "256MiB", "keep ended jobs that take at most `size`"},
+		{"retain-bytes", "RETAIN_BYTES", &atLeast{(*Size)(&c.RetainBytes), 64 << 10}, "256MiB", "keep ended jobs that take at most `size`"},
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
 		{"log-jobs", "LOG_JOBS", (*boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
 	}
@@ -267,4 +267,27 @@ func (v *Size) Set(s string) error {
 		return nil
 	}
 	return errors.New("want a size of at least 1 byte, such as 65536, 64KiB or 1MiB")
+}
+
+// atLeast is a Size with a lower bound of its own.
+type atLeast struct {
+	*Size
+	least Size
+}
+
+func (v *atLeast) String() string {
+	if v.Size == nil {
+		return ""
+	}
+	return v.Size.String()
+}
+
+// Set is that of the Size.
+func (v *atLeast) Set(s string) error {
+	var size Size
+	if size.Set(s) != nil || size < v.least {
+		return fmt.Errorf("want a size of at least %v, such as 1MiB or 256MiB", &v.least)
+	}
+	*v.Size = size
+	return nil
 }

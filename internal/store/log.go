@@ -67,9 +67,6 @@ func (l *log) add(r record) Outcome {
 	default:
 		response = 4 + r.outcome.Response.Size()
 	}
-	if len(r.outcome.Detail) > largeSize {
-		r.outcome.Detail = r.outcome.Detail[:largeSize]
-	}
 	size := fixedSize + len(r.outcome.Detail) + response
 	last := len(l.chunks) - 1
 	if last < 0 || len(l.chunks[last])+size > cap(l.chunks[last]) {
