@@ -86,7 +86,9 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) *Jobs {
 	}
 	j := &Jobs{d: d, maxBody: cfg.MaxBody, maxResponse: cfg.MaxResponse}
 	j.store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
-	j.resource = &resource.Handler{Store: j.store, Path: cfg.Path, RetryAfter: d.retryAfter, Stop: d.cut}
+	// When a shutdown that was cut off has told the queued jobs too, nobody need wait
+	// for those that still run.
+	j.resource = &resource.Handler{Store: j.store, Path: cfg.Path, RetryAfter: d.retryAfter, Stop: d.swept}
 	return j
 }
 
