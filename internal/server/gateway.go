@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"holdfast/internal/problem"
@@ -22,13 +24,20 @@ import (
 const (
 	dialTimeout = 10 * time.Second
 	idleConn    = 90 * time.Second
+	lingerTime  = 100 * time.Millisecond
 )
 
 // Gateway returns a handler that passes requests on to the service at upstream,
 // with the X-Forwarded-* headers of its own in place of the client's, and answers
 // for it where it does not: 504 if it is late, else 502. Responses have at most
-// maxResponse bytes. It keeps as many connections to it as jobs run at once.
+// maxResponse bytes.
+//
+// A job could end when its response is there. To the upstream the request is there
+// until its handler has returned: only then it takes another one from the connection,
+// or closes it. So there are never more connections than workers, and a job waits for
+// the end of one that will not be used again.
 func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger) http.Handler {
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
 	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(upstream)
@@ -39,14 +48,21 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 				}
 			}
 			r.SetXForwarded()
+			r.Out = traced(r.Out)
 		},
 		Transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext,
+			Proxy: http.ProxyFromEnvironment,
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				c, err := dialer.DialContext(ctx, network, addr)
+				if err != nil {
+					return nil, err
+				}
+				return &lingering{Conn: c, closed: make(chan struct{})}, nil
+			},
 			TLSHandshakeTimeout:    dialTimeout,
 			ExpectContinueTimeout:  time.Second,
 			IdleConnTimeout:        idleConn,
-			MaxIdleConns:           0, // as many as are used at once
+			MaxConnsPerHost:        max(workers, 1),
 			MaxIdleConnsPerHost:    max(workers, 1),
 			MaxResponseHeaderBytes: 64 << 10,
 			DisableCompression:     true, // what the client asks for is what it gets
@@ -67,6 +83,9 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 				return unusable(fmt.Sprintf("the response of the upstream is too large; want at most %d bytes", maxResponse))
 			}
 			r.Body = io.NopCloser(bytes.NewReader(body))
+			if r.Close {
+				settle(r.Request)
+			}
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -92,3 +111,51 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 type unusable string
 
 func (u unusable) Error() string { return string(u) }
+
+// A lingering connection is closed when the upstream has closed it too, or a moment
+// later: until then the upstream may still be at work on its last request.
+type lingering struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *lingering) Close() (err error) {
+	c.once.Do(func() {
+		if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+			c.SetReadDeadline(time.Now().Add(lingerTime))
+			io.Copy(io.Discard, io.LimitReader(c.Conn, 64<<10))
+		}
+		err = c.Conn.Close()
+		close(c.closed)
+	})
+	return err
+}
+
+// A used is the connection that a request got.
+type used struct{ conn net.Conn }
+
+type usedKey struct{}
+
+// traced returns the request with a note of the connection that it will get.
+func traced(r *http.Request) *http.Request {
+	u := new(used)
+	ctx := context.WithValue(r.Context(), usedKey{}, u)
+	return r.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { u.conn = info.Conn },
+	}))
+}
+
+// settle waits until the connection of a request is closed.
+func settle(r *http.Request) {
+	conn := r.Context().Value(usedKey{}).(*used).conn
+	if outer, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+		conn = outer.NetConn()
+	}
+	if c, ok := conn.(*lingering); ok {
+		select {
+		case <-c.closed:
+		case <-r.Context().Done():
+		}
+	}
+}
