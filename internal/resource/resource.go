@@ -278,11 +278,12 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	defer hurry()
 	send := func(text string) error {
 		hurry()
-		defer Unhurried(w, r)
 		if _, err := io.WriteString(w, text); err != nil {
 			return err
 		}
-		return http.NewResponseController(w).Flush()
+		err := http.NewResponseController(w).Flush()
+		Unhurried(w, r)
+		return err
 	}
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()

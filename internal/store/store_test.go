@@ -407,7 +407,7 @@ func TestExpiry(t *testing.T) {
 			if kept, _, _, _ := inside(); kept != 2 || !there(s, first.ID) {
 				t.Errorf("%d kept the moment before, want 2", kept)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			if kept, _, _, timer := inside(); kept != 1 || !timer {
 				t.Errorf("%d kept after a minute, timer %v; want 1, true", kept, timer)
@@ -452,14 +452,13 @@ type model struct {
 }
 
 type modelJob struct {
-	job      *Job
-	state    State
-	accepted bool
-	gone     bool
-	ended    time.Time
-	size     int64
-	text     string // of the response, or the detail
-	key      *Key
+	job   *Job
+	state State
+	gone  bool
+	ended time.Time
+	size  int64
+	text  string // of the response, or the detail
+	key   *Key
 }
 
 func (m *model) evict(now time.Time) {
