@@ -68,15 +68,15 @@ func main() {
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), *rounds, *jobs, workers, places)
 	free := freeCores()
 
+	if *only != "http" {
+		compareKeepers(max(*jobs, 2*kept)) // first, while there is little else for the garbage collector
+	}
 	if *only == "" {
 		compare("Empty job", newJob(func() {}), *jobs, filepath.Join(*out, "ratios.svg"))
 		compare("Job of 10 µs", busy(10*time.Microsecond), max(*jobs/25, 1), "")
 		weighAll()
 		compareWorkers()
 		compareStatistics(dir)
-	}
-	if *only != "http" {
-		compareKeepers(max(*jobs, 2*kept))
 	}
 	if *only != "keep" {
 		perServer := 3 * time.Second
