@@ -1,6 +1,7 @@
 //go:build ignore
 
-// Holdfast's server: POST /aaa works at once, POST /bbb queues the same work.
+// Holdfast's server: POST /aaa works at once, POST /bbb queues the same work. With
+// plan as the first argument, the planner.
 //
 // A folder holds one package, and this folder's is the library, so this file is
 // run by its name: go run main.go.
@@ -20,12 +21,20 @@ import (
 
 	"holdfast"
 	"holdfast/internal/server"
+	"holdfast/plan"
 )
 
 // version is stamped by make build.
 var version = "devel"
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "plan" {
+		if err := plan.Run(os.Args[2:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintln(os.Stderr, "holdfast plan:", err)
+			os.Exit(2)
+		}
+		return
+	}
 	config, err := server.ParseConfig(os.Args[1:], os.Getenv, version, os.Stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):

@@ -96,7 +96,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 	flags.Usage = func() {}
 	usage := func() {
 		fmt.Fprintf(out, "Holdfast %s: POST /aaa works at once, POST /bbb queues the work.\n\n", version)
-		fmt.Fprintf(out, "Usage: go run main.go [flags]\n\n")
+		fmt.Fprintf(out, "Usage: go run main.go [flags]\n       go run main.go plan -h, to find out how many workers and how long a queue\n\n")
 		for _, s := range settings {
 			arg, text := flag.UnquoteUsage(flags.Lookup(s.name))
 			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, cmp.Or(s.byDefault, "none"))
