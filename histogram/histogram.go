@@ -85,3 +85,17 @@ func (h *Histogram) Quantile(q float64) time.Duration {
 	}
 	return time.Duration(upper(i))
 }
+
+// CountUpTo returns how many durations are in buckets that end at d or before. It
+// is exact where a bucket ends: at 2^n−1 nanoseconds, and between any two of these
+// at eight places.
+func (h *Histogram) CountUpTo(d time.Duration) uint64 {
+	n := uint64(0)
+	for i, count := range h.buckets {
+		if upper(i) > int64(d) {
+			break
+		}
+		n += count
+	}
+	return n
+}

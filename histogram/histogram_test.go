@@ -151,3 +151,18 @@ func FuzzHistogram(f *testing.F) {
 		}
 	})
 }
+
+func TestCountUpTo(t *testing.T) {
+	var h Histogram
+	for _, ns := range []time.Duration{-1, 0, 1, 7, 8, 1023, 1024, 1 << 20, 100 * time.Hour} {
+		h.Add(ns)
+	}
+	for _, c := range []struct {
+		d    time.Duration
+		want uint64
+	}{{-1, 0}, {0, 2}, {6, 3}, {7, 4}, {1022, 5}, {1023, 6}, {1<<20 - 1, 7}, {1<<21 - 1, 8}, {math.MaxInt64, 9}} {
+		if got := h.CountUpTo(c.d); got != c.want {
+			t.Errorf("CountUpTo(%d) = %d, want %d", c.d, got, c.want)
+		}
+	}
+}
