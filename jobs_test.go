@@ -1220,3 +1220,69 @@ func TestMemoryOfWaitingRequests(t *testing.T) {
 	}
 	runtime.KeepAlive(d)
 }
+
+// Whoever waits is not cut off by the server's WriteTimeout: over HTTP/1 the
+// deadline can be moved when the wait is over, over HTTP/2 the stream is gone then.
+func TestWaitsOutliveTheWriteTimeout(t *testing.T) {
+	t.Parallel()
+	const timeout = 150 * time.Millisecond
+	for _, http2 := range []bool{false, true} {
+		d, _ := asyncDispatcher(t, Config{Workers: 1, Queue: -1})
+		jobs := NewJobs(d, JobsConfig{})
+		slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(2 * timeout)
+			io.WriteString(w, "slept")
+		})
+		mux := http.NewServeMux()
+		mux.Handle("/queued", jobs.Queued(slow))
+		mux.Handle("/async", jobs.Async(slow))
+		mux.Handle("/jobs/", jobs)
+		s := httptest.NewUnstartedServer(mux)
+		s.Config.WriteTimeout = timeout
+		s.EnableHTTP2 = http2
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		get := func(method, path string, header ...string) (status int, body, location string) {
+			t.Helper()
+			req, err := http.NewRequest(method, s.URL+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(header) > 0 {
+				req.Header.Set(header[0], header[1])
+			}
+			res, err := s.Client().Do(req)
+			if err != nil {
+				t.Errorf("HTTP/2 %v, %s: %v", http2, path, err)
+				return 0, "", ""
+			}
+			defer res.Body.Close()
+			text, err := io.ReadAll(res.Body)
+			if err != nil || (res.ProtoMajor == 2) != http2 {
+				t.Errorf("%s, %s: %v", res.Proto, path, err)
+			}
+			return res.StatusCode, string(text), res.Header.Get("Location")
+		}
+		if status, body, _ := get("POST", "/queued"); status != 200 || body != "slept" {
+			t.Errorf("HTTP/2 %v, queued: %d %s", http2, status, body)
+		}
+		if status, body, _ := get("POST", "/async", "Prefer", "wait=10"); status != 200 || body != "slept" {
+			t.Errorf("HTTP/2 %v, wait: %d %s", http2, status, body)
+		}
+		_, _, first := get("POST", "/async")
+		status, _, second := get("POST", "/async") // has to wait for the place of the first
+		if status != 202 {
+			t.Errorf("HTTP/2 %v, full queue: %d", http2, status)
+		}
+		if status, body, _ := get("GET", second, "Prefer", "wait=10"); status != 200 || !strings.Contains(body, `"done"`) {
+			t.Errorf("HTTP/2 %v, long poll: %d %s", http2, status, body)
+		}
+		_, _, third := get("POST", "/async")
+		if status, body, _ := get("GET", third, "Accept", "text/event-stream"); status != 200 || !strings.Contains(body, `"done"`) {
+			t.Errorf("HTTP/2 %v, events: %d %s", http2, status, body)
+		}
+		if status, body, _ := get("GET", first+"/response"); status != 200 || body != "slept" {
+			t.Errorf("HTTP/2 %v, the first: %d %s", http2, status, body)
+		}
+	}
+}
