@@ -1,0 +1,498 @@
+package prometheus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"holdfast"
+	"holdfast/histogram"
+)
+
+func newDispatcher(t *testing.T, cfg holdfast.Config) *holdfast.Dispatcher {
+	t.Helper()
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	d, err := holdfast.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// serve returns /metrics of a registry that checks all that it is given.
+func serve(t *testing.T, c prometheus.Collector) http.Handler {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	if err := reg.Register(c); err != nil {
+		t.Fatal(err)
+	}
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+}
+
+// scrape reads metrics as Prometheus does, and returns the samples by name and
+// labels as they stand in the text.
+func scrape(h http.Handler) (map[string]float64, error) {
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	if rec.Code != http.StatusOK {
+		return nil, fmt.Errorf("%d: %s", rec.Code, rec.Body)
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(rec.Body)
+	if err != nil {
+		return nil, err
+	}
+	return samples(families)
+}
+
+func samples(families map[string]*dto.MetricFamily) (map[string]float64, error) {
+	out := map[string]float64{}
+	for name, f := range families {
+		for _, m := range f.Metric {
+			key := name
+			for _, l := range m.Label {
+				key += fmt.Sprintf("{%s=%q}", l.GetName(), l.GetValue())
+			}
+			switch f.GetType() {
+			case dto.MetricType_COUNTER:
+				out[key] = m.Counter.GetValue()
+			case dto.MetricType_GAUGE:
+				out[key] = m.Gauge.GetValue()
+			case dto.MetricType_HISTOGRAM:
+				out[key+"_count"] = float64(m.Histogram.GetSampleCount())
+				out[key+"_sum"] = m.Histogram.GetSampleSum()
+				for _, b := range m.Histogram.Bucket {
+					out[fmt.Sprintf("%s_bucket{le=%q}", key, fmt.Sprint(b.GetUpperBound()))] = float64(b.GetCumulativeCount())
+				}
+			default:
+				return nil, fmt.Errorf("%s is a %v", key, f.GetType())
+			}
+		}
+	}
+	return out, nil
+}
+
+func withoutBuckets(all map[string]float64) map[string]float64 {
+	out := maps.Clone(all)
+	maps.DeleteFunc(out, func(key string, _ float64) bool { return strings.Contains(key, "_bucket{") })
+	return out
+}
+
+func compare(t *testing.T, got, want map[string]float64) {
+	t.Helper()
+	for key, v := range want {
+		if g, ok := got[key]; !ok {
+			t.Errorf("%s is missing, want %v", key, v)
+		} else if g != v {
+			t.Errorf("%s = %v, want %v", key, g, v)
+		}
+	}
+	for key, v := range got {
+		if _, ok := want[key]; !ok {
+			t.Errorf("%s = %v, want none", key, v)
+		}
+	}
+}
+
+// The dispatcher is driven into a state in which figures that could be mistaken
+// for each other differ.
+func TestScrape(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		d := newDispatcher(t, holdfast.Config{Workers: 3, Queue: 6})
+		jobs := holdfast.NewJobs(d, holdfast.JobsConfig{RetainJobs: 2, Retain: time.Hour})
+		metrics := serve(t, NewCollector(d, jobs))
+		scrape := func() map[string]float64 {
+			t.Helper()
+			synctest.Wait()
+			got, err := scrape(metrics)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got
+		}
+		expect := func(want error, got error) {
+			t.Helper()
+			if !errors.Is(got, want) {
+				t.Fatalf("got %v, want %v", got, want)
+			}
+		}
+		nothing := func(context.Context) error { return nil }
+
+		for range 7 {
+			expect(nil, d.Do(ctx, func(context.Context) error { time.Sleep(time.Second); return nil }))
+		}
+		for range 2 {
+			d.Do(ctx, func(context.Context) error { return errors.New("no") })
+		}
+		expect(holdfast.ErrNested, d.Do(ctx, func(ctx context.Context) error { return d.Do(ctx, nothing) }))
+		for range 4 {
+			d.Do(ctx, func(context.Context) error { panic("oh") })
+		}
+		async := jobs.Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		for range 5 {
+			async.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil))
+			time.Sleep(time.Second) // so that reach is told by what was forgotten
+		}
+
+		release := make(chan struct{})
+		hold := func(context.Context) error { <-release; return nil }
+		for range 3 {
+			expect(nil, d.Go(ctx, hold))
+		}
+		synctest.Wait()
+		var waiting []*holdfast.Job
+		for range 6 {
+			time.Sleep(time.Second)
+			j, err := d.Submit(ctx, nothing)
+			expect(nil, err)
+			waiting = append(waiting, j)
+		}
+		waiting[4].Cancel()
+		waiting[5].Cancel()
+		for range 4 {
+			expect(holdfast.ErrQueueFull, d.Go(ctx, nothing, holdfast.Reject))
+		}
+		expect(nil, d.Go(ctx, nothing, holdfast.DropOldest))
+		gone, leave := context.WithCancel(ctx)
+		for range 2 {
+			go d.Go(gone, nothing)
+		}
+		synctest.Wait()
+		leave()
+		for range 6 {
+			go d.Go(ctx, nothing)
+		}
+		synctest.Wait()
+		expect(nil, d.Resize(2))
+		time.Sleep(10 * time.Second)
+
+		got := scrape()
+		compare(t, withoutBuckets(got), map[string]float64{
+			`holdfast_jobs_accepted_total`:                    29,
+			`holdfast_jobs_ended_total{outcome="succeeded"}`:  12,
+			`holdfast_jobs_ended_total{outcome="failed"}`:     3,
+			`holdfast_jobs_ended_total{outcome="panicked"}`:   4,
+			`holdfast_jobs_ended_total{outcome="canceled"}`:   2,
+			`holdfast_jobs_ended_total{outcome="dropped"}`:    1,
+			`holdfast_jobs_ended_total{outcome="abandoned"}`:  0,
+			`holdfast_jobs_queued`:                            4,
+			`holdfast_jobs_running`:                           3,
+			`holdfast_workers`:                                2,
+			`holdfast_queue_places`:                           6,
+			`holdfast_queue_vacated_places`:                   2,
+			`holdfast_queue_oldest_age_seconds`:               14, // the second of those that wait
+			`holdfast_submits_blocked`:                        6,
+			`holdfast_submits_refused_total{reason="full"}`:   4,
+			`holdfast_submits_refused_total{reason="closed"}`: 0,
+			`holdfast_submits_refused_total{reason="nested"}`: 1,
+			`holdfast_submits_refused_total{reason="gone"}`:   2,
+			`holdfast_job_wait_seconds_count`:                 22,
+			`holdfast_job_wait_seconds_sum`:                   0,
+			`holdfast_job_run_seconds_count`:                  19,
+			`holdfast_job_run_seconds_sum`:                    7,
+			`holdfast_open_jobs`:                              0,
+			`holdfast_kept_jobs`:                              2,
+			`holdfast_kept_bytes`:                             float64(jobs.Stats().KeptBytes),
+			`holdfast_evicted_jobs_total{cause="age"}`:        0,
+			`holdfast_evicted_jobs_total{cause="jobs"}`:       3,
+			`holdfast_evicted_jobs_total{cause="bytes"}`:      0,
+			`holdfast_reach_seconds`:                          jobs.Stats().Reach.Seconds(),
+		})
+		for le, n := range map[string]float64{"8.191e-06": 12, "0.536870911": 12, "1.073741823": 19, "4398.046511103": 19} {
+			if key := `holdfast_job_run_seconds_bucket{le="` + le + `"}`; got[key] != n {
+				t.Errorf("%s = %v, want %v", key, got[key], n)
+			}
+		}
+
+		ended, end := context.WithCancel(ctx)
+		end()
+		d.Shutdown(ended)
+		close(release)
+		expect(holdfast.ErrClosed, d.Go(ctx, nothing))
+		time.Sleep(2 * time.Hour)
+		async.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil))
+
+		got = scrape()
+		for key, n := range map[string]float64{
+			`holdfast_jobs_ended_total{outcome="abandoned"}`:  4,
+			`holdfast_jobs_ended_total{outcome="canceled"}`:   5,
+			`holdfast_submits_refused_total{reason="closed"}`: 8, // six had waited
+			`holdfast_queue_oldest_age_seconds`:               0,
+			`holdfast_jobs_running`:                           0,
+			`holdfast_workers`:                                0,
+			`holdfast_evicted_jobs_total{cause="age"}`:        2,
+			`holdfast_kept_jobs`:                              0,
+			`holdfast_reach_seconds`:                          3600,
+		} {
+			if got[key] != n {
+				t.Errorf("after the shutdown %s = %v, want %v", key, got[key], n)
+			}
+		}
+	})
+}
+
+func TestWithoutJobs(t *testing.T) {
+	d := newDispatcher(t, holdfast.Config{})
+	defer d.Shutdown(t.Context())
+	c := NewCollector(d, nil)
+	got, err := scrape(serve(t, c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got["holdfast_workers"] != 100 {
+		t.Errorf("workers = %v, want 100", got["holdfast_workers"])
+	}
+	for key := range got {
+		if strings.Contains(key, "kept") || strings.Contains(key, "evicted") {
+			t.Errorf("%s without Jobs", key)
+		}
+	}
+	described := make(chan *prometheus.Desc, 100)
+	c.Describe(described)
+	if len(described) != len(ofDispatcher) {
+		t.Errorf("%d metrics are described, want %d", len(described), len(ofDispatcher))
+	}
+}
+
+func TestSeveralDispatchers(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	for i, name := range []string{"mail", "image"} {
+		d := newDispatcher(t, holdfast.Config{Workers: i + 1})
+		defer d.Shutdown(t.Context())
+		prometheus.WrapRegistererWith(prometheus.Labels{"dispatcher": name}, reg).MustRegister(NewCollector(d, nil))
+	}
+	got, err := scrape(promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, n := range map[string]float64{`holdfast_workers{dispatcher="mail"}`: 1, `holdfast_workers{dispatcher="image"}`: 2} {
+		if got[key] != n {
+			t.Errorf("%s = %v, want %v", key, got[key], n)
+		}
+	}
+}
+
+func TestLint(t *testing.T) {
+	d := newDispatcher(t, holdfast.Config{})
+	defer d.Shutdown(t.Context())
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(NewCollector(d, holdfast.NewJobs(d, holdfast.JobsConfig{})))
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// A figure that is added to the statistics is not forgotten here.
+func TestEveryFieldIsExported(t *testing.T) {
+	var st holdfast.Stats
+	var jst holdfast.JobsStats
+	want := map[float64]string{}
+	next := int64(1)
+	for _, v := range []reflect.Value{reflect.ValueOf(&st).Elem(), reflect.ValueOf(&jst).Elem()} {
+		for i := range v.NumField() {
+			next++
+			name := v.Type().Field(i).Name
+			want[float64(next)] = name
+			switch f := v.Field(i).Addr().Interface().(type) {
+			case *int:
+				*f = int(next)
+			case *int64:
+				*f = next
+			case *uint64:
+				*f = uint64(next)
+			case *time.Duration:
+				*f = time.Duration(next) * time.Second
+			case *histogram.Histogram:
+				f.Add(time.Duration(next) * time.Second)
+			default:
+				t.Fatalf("%s is a %T, which the test does not know", name, f)
+			}
+		}
+	}
+	ch := make(chan prometheus.Metric, 100)
+	sink(ch).stats(&st)
+	sink(ch).jobsStats(jst)
+	close(ch)
+	for m := range ch {
+		var out dto.Metric
+		if err := m.Write(&out); err != nil {
+			t.Fatal(err)
+		}
+		v := out.GetCounter().GetValue() + out.GetGauge().GetValue() + out.GetHistogram().GetSampleSum()
+		if want[v] == "" {
+			t.Errorf("%v has %v, which is no field or one that was told before", m.Desc(), v)
+		}
+		delete(want, v)
+	}
+	for _, name := range want {
+		t.Errorf("%s is not exported", name)
+	}
+}
+
+func TestCumulative(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for _, doublings := range []int{0, 1, 40} {
+		var h histogram.Histogram
+		var all []time.Duration
+		add := func(d time.Duration) { h.Add(d); all = append(all, d) }
+		check := func() {
+			t.Helper()
+			g := h
+			for range doublings {
+				g.Merge(&g)
+			}
+			got := cumulative(&g)
+			if len(got) != len(bounds) {
+				t.Fatalf("%d buckets, want %d", len(got), len(bounds))
+			}
+			for _, bound := range bounds {
+				var want uint64
+				for _, d := range all {
+					if d <= bound {
+						want++
+					}
+				}
+				if want <<= doublings; got[bound.Seconds()] != want {
+					t.Errorf("of %d << %d: %d up to %v, want %d", len(all), doublings, got[bound.Seconds()], bound, want)
+				}
+			}
+		}
+		check()
+		add(0)
+		check()
+		for _, bound := range bounds {
+			add(bound)
+			add(bound + 1) // falls into the next bucket
+		}
+		check()
+		for range 1000 {
+			add(time.Duration(rnd.Uint64() >> (1 + rnd.IntN(60))))
+		}
+		check()
+	}
+}
+
+// Whatever happens between two scrapes, each is of one moment.
+func TestScrapesUnderLoad(t *testing.T) {
+	d := newDispatcher(t, holdfast.Config{Workers: 4, Queue: 8})
+	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{RetainJobs: 10})
+	metrics := serve(t, NewCollector(d, jobs))
+
+	var stop atomic.Bool
+	var load, scrapes sync.WaitGroup
+	async := jobs.Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	for i := range 6 {
+		load.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(i), 0))
+			ctx := context.Background()
+			for !stop.Load() {
+				fn := func(context.Context) error {
+					switch n := rand.IntN(200); {
+					case n == 0:
+						panic("oh")
+					case n == 1:
+						time.Sleep(100 * time.Microsecond)
+					case n < 30:
+						return errors.New("no")
+					}
+					return nil
+				}
+				switch rnd.IntN(40) {
+				case 0:
+					if j, err := d.Submit(ctx, fn, holdfast.Reject); err == nil {
+						j.Cancel()
+					}
+				case 1:
+					async.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil))
+				case 2:
+					d.Do(ctx, fn)
+				case 3:
+					d.Resize(1 + rnd.IntN(4))
+				default:
+					d.Go(ctx, fn, holdfast.Overflow(rnd.IntN(3)))
+				}
+			}
+		})
+	}
+	for range 4 {
+		scrapes.Go(func() {
+			last := map[string]float64{}
+			for range 500 {
+				got, err := scrape(metrics)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var sum float64
+				for key, v := range got {
+					if strings.HasPrefix(key, "holdfast_jobs_ended_total{") {
+						sum += v
+					}
+					if strings.Contains(key, "_total") && v < last[key] {
+						t.Errorf("%s fell from %v to %v", key, last[key], v)
+					}
+				}
+				sum += got["holdfast_jobs_queued"] + got["holdfast_jobs_running"]
+				if accepted := got["holdfast_jobs_accepted_total"]; accepted != sum {
+					t.Errorf("%v jobs accepted, but %v are queued, running or ended", accepted, sum)
+				}
+				started, done := got["holdfast_job_wait_seconds_count"], got["holdfast_job_run_seconds_count"]
+				if started < done || started > done+4 {
+					t.Errorf("%v jobs have started and %v of them ended, with 4 workers", started, done)
+				}
+				last = got
+			}
+		})
+	}
+	scrapes.Wait()
+	stop.Store(true)
+	d.Resize(4)
+	load.Wait()
+	d.Shutdown(context.Background())
+	got, err := scrape(metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got["holdfast_jobs_accepted_total"] < 100 {
+		t.Errorf("only %v jobs were accepted", got["holdfast_jobs_accepted_total"])
+	}
+}
+
+// The search is by rank, so its cost must not grow with the number of jobs: this
+// is a history of 2^40.
+func BenchmarkCumulative(b *testing.B) {
+	var h histogram.Histogram
+	for i := range 1000000 {
+		h.Add(time.Duration(i) * time.Microsecond)
+	}
+	for range 20 {
+		h.Merge(&h)
+	}
+	for b.Loop() {
+		cumulative(&h)
+	}
+}
