@@ -9,7 +9,8 @@
 // For exponential service times the waits and refusals are then exact. For
 // others the waits follow Allen and Cunneen's approximation, which multiplies
 // them by (1 + CV2)/2, and refusals are computed as for exponential ones: as a
-// rule too many if CV2 is below 1, too few if it is above. What a burst and a deadline
+// rule too many if CV2 is below 1, too few if it is above, by a factor of up to
+// two near full load. What a burst and a deadline
 // need is computed as a flow with a normally distributed error.
 package plan
 
