@@ -9,10 +9,9 @@
 //
 // A job leaves the queue only when a worker is idle to run it, in the order in
 // which jobs were accepted; of submits that overlap in time either may be first.
-// With w workers and a queue of L places, w + L jobs
-// are accepted, from any state, before the next one waits, is refused or
-// displaces the oldest; at most w of them run. The number of goroutines is w + 1
-// however many jobs wait.
+// With w workers and a queue of L places, w + L jobs are accepted, from any
+// state, before the next one waits, is refused or displaces the oldest; at most w
+// of them run. The number of goroutines is w + 1 however many jobs wait.
 //
 // Every accepted job ends exactly once, in one of the states from [Succeeded] to
 // [Abandoned], also if it panics, calls [runtime.Goexit], or the dispatcher is

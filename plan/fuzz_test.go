@@ -113,7 +113,7 @@ func FuzzPlan(f *testing.F) {
 	f.Add(math.Inf(1), int64(-1), math.NaN(), -1.0, int64(-1), int64(-1), math.NaN(), -1.0, -1, -2)
 	f.Fuzz(func(t *testing.T, rate float64, service int64, cv2, burst float64, burstFor, deadline int64, mayWait, mayRefuse float64, workers, queue int) {
 		if rate*float64(service) > 3e13 || workers > 30_000 {
-			t.Skip("slow")
+			t.Skip("takes tens of milliseconds: a fuzzer would do little else; TestExtremes and BenchmarkFor are about these")
 		}
 		l := Load{rate, time.Duration(service), cv2, burst, time.Duration(burstFor), time.Duration(deadline), mayWait, mayRefuse, workers, queue}
 		check(t, l)

@@ -128,9 +128,7 @@ func (r *recorder) checkSizeLocked() bool {
 func (r *recorder) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.status == 0 {
-		r.writeHeaderLocked(http.StatusOK)
-	}
+	r.writeHeaderLocked(http.StatusOK) // unless it is written
 	switch {
 	case r.ended:
 		return 0, errEnded
@@ -161,9 +159,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 func (r *recorder) Flush() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.status == 0 {
-		r.writeHeaderLocked(http.StatusOK)
-	}
+	r.writeHeaderLocked(http.StatusOK) // unless it is written
 	r.sniffLocked()
 	r.flushed = true
 }
@@ -191,9 +187,7 @@ func (r *recorder) end() (Response, error) {
 	if r.ended {
 		return Response{}, r.err
 	}
-	if r.status == 0 {
-		r.writeHeaderLocked(http.StatusOK)
-	}
+	r.writeHeaderLocked(http.StatusOK) // unless it is written
 	if r.err == nil && !r.head && r.length > r.written && bodyAllowed(r.status) {
 		r.err = fmt.Errorf("the response breaks off after %d of the %d bytes that the handler declared", r.written, r.length)
 	}
@@ -235,10 +229,12 @@ func (r *recorder) release() {
 // appendTrailerLocked appends the fields of the trailer, with their values at the
 // end: those that the header has declared, and those with http.TrailerPrefix.
 func (r *recorder) appendTrailerLocked() {
-	for name := range strings.SplitSeq(strings.Join(r.trailer, ","), ",") {
-		name = http.CanonicalHeaderKey(strings.TrimSpace(name))
-		if values, ok := r.header[name]; ok {
-			r.scratch.head = appendField(r.scratch.head, name, values)
+	for _, names := range r.trailer {
+		for name := range strings.SplitSeq(names, ",") {
+			name = http.CanonicalHeaderKey(strings.TrimSpace(name))
+			if values, ok := r.header[name]; ok {
+				r.scratch.head = appendField(r.scratch.head, name, values)
+			}
 		}
 	}
 	for name, values := range r.header {

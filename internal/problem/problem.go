@@ -34,6 +34,12 @@ func Write(w http.ResponseWriter, status int, detail string) {
 	w.Write(body)
 }
 
+// NotAllowed answers a request whose method is none of those in allow.
+func NotAllowed(w http.ResponseWriter, r *http.Request, allow string) {
+	w.Header().Set("Allow", allow)
+	Write(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; want "+allow)
+}
+
 // ReadBody returns the body of a request, or answers it and returns false: with
 // 413 if the body has more than limit bytes, and with 400 if it breaks off. It
 // leaves the request with a body that can be read again, so that handlers behind
@@ -145,9 +151,7 @@ func Mux(mux *http.ServeMux) http.Handler {
 		said := &answer{header: make(http.Header)}
 		h.ServeHTTP(said, r)
 		if said.status == http.StatusMethodNotAllowed {
-			allow := said.header.Get("Allow")
-			w.Header().Set("Allow", allow)
-			Write(w, said.status, r.Method+" is not allowed here; want "+allow)
+			NotAllowed(w, r, said.header.Get("Allow"))
 			return
 		}
 		Write(w, http.StatusNotFound, "nothing is served at this path; GET / tells what is")

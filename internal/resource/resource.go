@@ -41,9 +41,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		methods = methods[:2]
 	}
 	if !slices.Contains(methods, r.Method) {
-		allow := strings.Join(methods, ", ")
-		w.Header().Set("Allow", allow)
-		problem.Write(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; want "+allow)
+		problem.NotAllowed(w, r, strings.Join(methods, ", "))
 		return
 	}
 	j, ok := h.Store.Lookup(id)
