@@ -19,13 +19,14 @@ import (
 	"time"
 
 	"holdfast/conformance"
+	"holdfast/internal/proctest"
 	"holdfast/internal/server"
 )
 
 // Everything that the description says is seen at a server, and nothing else is.
 func TestServerIsAsDescribed(t *testing.T) {
 	d := readDescription(t)
-	build(t)
+	proctest.Build(t)
 	var seen record
 	t.Run("servers", func(t *testing.T) {
 		for _, test := range []struct {
@@ -357,10 +358,10 @@ func stopping(t *testing.T, d *description, seen *record) {
 	c, p := via(t, d, seen, "-workers", "1", "-drain", "0")
 	job := c.accepted("/bbb", endless)
 	c.state(job, "running")
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	p.awaitLog(regexp.MustCompile(`( stopping )`))
+	p.AwaitLog(regexp.MustCompile(`( stopping )`))
 	for began := time.Now(); c.send("GET", "/readyz", "").status != 503; time.Sleep(5 * time.Millisecond) {
 		if time.Since(began) > patience {
 			t.Fatal("it stops, and is ready")
@@ -373,7 +374,7 @@ func stopping(t *testing.T, d *description, seen *record) {
 	c.must(200, "GET", job, "")
 	c.must(202, "DELETE", job, "")
 	select {
-	case <-p.ended:
+	case <-p.Ended:
 	case <-time.After(patience):
 		t.Error("the job has ended, and the server has not")
 	}

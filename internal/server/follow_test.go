@@ -62,7 +62,7 @@ func TestProcessStopEndsStreamsAndPolls(t *testing.T) {
 	if code := p.exit(); code != 1 {
 		t.Errorf("exit code %d, want 1: a job was cut off", code)
 	}
-	p.awaitLog(regexp.MustCompile(` INFO stopped finished=0 cut_off=1 never_started=1 requests_cut_off=0`))
+	p.AwaitLog(regexp.MustCompile(` INFO stopped finished=0 cut_off=1 never_started=1 requests_cut_off=0`))
 }
 
 // What has ended stays readable while the rest drains.
@@ -73,7 +73,7 @@ func TestProcessResponsesDuringDrain(t *testing.T) {
 	last := p.must(202, "POST", "/bbb", sleepFor(1)).id()
 	p.must(200, "GET", "/jobs/"+done+"/response", "", "Prefer: wait=10")
 	p.signal(syscall.SIGTERM)
-	p.awaitLog(regexp.MustCompile(` INFO stopping `))
+	p.AwaitLog(regexp.MustCompile(` INFO stopping `))
 	if a := p.must(200, "GET", "/jobs/"+done+"/response", ""); a.body != sleepFor(0)+"\n" {
 		t.Errorf("the response is %q", a.body)
 	}
@@ -154,7 +154,7 @@ func TestProcessKeepsWithinBounds(t *testing.T) {
 // memory returns the resident memory of the process in KiB, 0 where the system
 // does not tell.
 func (p *process) memory() int64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Cmd.Process.Pid))
 	if err != nil {
 		return 0
 	}

@@ -15,15 +15,14 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/internal/proctest"
 )
 
 // The tests in this file start main.go as it is shipped.
@@ -34,111 +33,28 @@ var (
 )
 
 // patience bounds whatever is waited for here.
-const patience = 30 * time.Second
+const patience = proctest.Patience
 
-var binary struct {
-	once      sync.Once
-	dir, path string
-	err       error
-}
+func TestMain(m *testing.M) { proctest.Main(m) }
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if binary.dir != "" {
-		os.RemoveAll(binary.dir)
-	}
-	os.Exit(code)
-}
-
-// build returns the path of the program, with the race detector if the tests
-// have it.
 func build(t *testing.T) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
-	binary.once.Do(func() {
-		if binary.dir, binary.err = os.MkdirTemp("", "holdfast"); binary.err != nil {
-			return
-		}
-		binary.path = filepath.Join(binary.dir, "holdfast")
-		args := []string{"build", "-o", binary.path}
-		if info, ok := debug.ReadBuildInfo(); ok {
-			for _, s := range info.Settings {
-				if s.Key == "-race" && s.Value == "true" {
-					args = append(args, "-race")
-				}
-			}
-		}
-		cmd := exec.Command("go", append(args, "main.go")...)
-		cmd.Dir = filepath.Join("..", "..")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			binary.err = fmt.Errorf("%v: %v\n%s", cmd, err, out)
-		}
-	})
-	if binary.err != nil {
-		t.Fatal(binary.err)
-	}
-	return binary.path
+	return proctest.Build(t)
 }
 
 // A process is a server that a test has started, and ends with it.
 type process struct {
-	t     *testing.T
-	cmd   *exec.Cmd
-	addr  string
-	ended chan struct{} // closed when it has ended and its log is complete
-
-	mu    sync.Mutex
-	log   []byte
-	lines chan struct{} // has room for one; there is more in log
+	*proctest.Process
+	t    *testing.T
+	addr string
 }
 
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	p.log = append(p.log, b...)
-	p.mu.Unlock()
-	select {
-	case p.lines <- struct{}{}:
-	default:
-	}
-	return len(b), nil
-}
-
-func (p *process) text() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return string(p.log)
-}
-
-// launch starts a command with an environment of its own.
 func launch(t *testing.T, env []string, name string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(name, args...), ended: make(chan struct{}), lines: make(chan struct{}, 1)}
-	p.cmd.Env = append(env, "PATH="+os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0")
-	p.cmd.Stdout, p.cmd.Stderr = p, p
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		p.cmd.Wait()
-		close(p.ended)
-	}()
-	t.Cleanup(func() {
-		p.cmd.Process.Kill()
-		<-p.ended
-		log := p.text()
-		if strings.Contains(log, "DATA RACE") {
-			t.Error("data race in the process")
-		}
-		if t.Failed() {
-			if len(log) > 4000 {
-				log = log[:1000] + "\n…\n" + log[len(log)-3000:]
-			}
-			t.Logf("%v\n%s", p.cmd, log)
-		}
-	})
-	return p
+	return &process{Process: proctest.Launch(t, env, name, args...), t: t}
 }
 
 // start runs the server on a free port and returns when it listens.
@@ -151,33 +67,12 @@ func start(t *testing.T, args ...string) *process {
 
 func (p *process) listens() {
 	p.t.Helper()
-	p.addr = p.awaitLog(regexp.MustCompile(` addr=(\S+) `))
-}
-
-// awaitLog waits for a line in the log and returns the expression's group.
-func (p *process) awaitLog(line *regexp.Regexp) string {
-	p.t.Helper()
-	late := time.After(patience)
-	for {
-		if match := line.FindStringSubmatch(p.text() + "\n"); match != nil {
-			return match[len(match)-1]
-		}
-		select {
-		case <-p.lines:
-		case <-p.ended:
-			if match := line.FindStringSubmatch(p.text() + "\n"); match != nil {
-				return match[len(match)-1]
-			}
-			p.t.Fatalf("ended without %v in the log", line)
-		case <-late:
-			p.t.Fatalf("no %v in the log", line)
-		}
-	}
+	p.addr = p.Addr()
 }
 
 func (p *process) signal(s os.Signal) {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
+	if err := p.Cmd.Process.Signal(s); err != nil {
 		p.t.Fatalf("%v: %v", s, err)
 	}
 }
@@ -186,11 +81,11 @@ func (p *process) signal(s os.Signal) {
 func (p *process) exit() int {
 	p.t.Helper()
 	select {
-	case <-p.ended:
+	case <-p.Ended:
 	case <-time.After(patience):
 		p.t.Fatal("does not end")
 	}
-	return p.cmd.ProcessState.ExitCode()
+	return p.Cmd.ProcessState.ExitCode()
 }
 
 // stopped waits for the end after a stop that has lost nothing.
@@ -199,7 +94,7 @@ func (p *process) stopped() {
 	if code := p.exit(); code != 0 {
 		p.t.Errorf("exit code %d, want 0", code)
 	}
-	lines := strings.Split(strings.TrimSpace(p.text()), "\n")
+	lines := strings.Split(strings.TrimSpace(p.Text()), "\n")
 	last := lines[len(lines)-1]
 	for _, want := range []string{"INFO stopped ", " cut_off=0 ", " never_started=0 ", " requests_cut_off=0"} {
 		if !strings.Contains(last+" ", want) {
@@ -213,7 +108,7 @@ var ranLine = regexp.MustCompile(` ran path=/bbb job=(\S+)`)
 // ran returns the ids of the jobs that have run, and how often each did.
 func (p *process) ran() map[string]int {
 	ids := make(map[string]int)
-	for _, match := range ranLine.FindAllStringSubmatch(p.text(), -1) {
+	for _, match := range ranLine.FindAllStringSubmatch(p.Text(), -1) {
 		ids[match[1]]++
 	}
 	return ids
@@ -284,7 +179,7 @@ func TestProcessServes(t *testing.T) {
 	p.must(413, "POST", "/aaa", strings.Repeat(" ", 1<<20+1))
 	p.must(413, "POST", "/bbb", strings.Repeat(" ", 1<<20+1))
 	id := p.must(202, "POST", "/bbb", sleepFor(0), "Job-Id: forged").id()
-	p.awaitLog(regexp.MustCompile(` ran path=/bbb job=` + id + `\n`))
+	p.AwaitLog(regexp.MustCompile(` ran path=/bbb job=` + id + `\n`))
 	p.signal(os.Interrupt)
 	p.stopped()
 	if ran := p.ran(); len(ran) != 1 {
@@ -394,7 +289,7 @@ func TestProcessBurst(t *testing.T) {
 		if got[202] != 4 || got[503] != 46 {
 			t.Errorf("answers %v, want 4 times 202 and 46 times 503", got)
 		}
-		p.cmd.Process.Kill()
+		p.Cmd.Process.Kill()
 		p.exit()
 	}
 }
@@ -556,7 +451,7 @@ func TestProcessDrains(t *testing.T) {
 	p := start(t, "-workers", "1")
 	ids := []string{p.must(202, "POST", "/bbb", sleepFor(1)).id(), p.must(202, "POST", "/bbb", sleepFor(1)).id()}
 	p.signal(syscall.SIGTERM)
-	p.awaitLog(regexp.MustCompile(` INFO stopping `))
+	p.AwaitLog(regexp.MustCompile(` INFO stopping `))
 	var readiness int
 	for end := time.Now().Add(patience); readiness != 503 && time.Now().Before(end); { // the line comes first
 		a, err := p.once("GET", "/readyz", "")
@@ -583,7 +478,7 @@ func TestProcessDrainLimit(t *testing.T) {
 	if code := p.exit(); code != 1 {
 		t.Errorf("exit code %d, want 1", code)
 	}
-	if log := p.text(); !strings.Contains(log, "INFO stopped finished=0 cut_off=1 never_started=1 ") || !strings.Contains(log, "ERROR ") {
+	if log := p.Text(); !strings.Contains(log, "INFO stopped finished=0 cut_off=1 never_started=1 ") || !strings.Contains(log, "ERROR ") {
 		t.Error("the log does not tell what was cut off")
 	}
 }
@@ -594,23 +489,23 @@ func TestProcessSecondSignal(t *testing.T) {
 		p := start(t, "-workers", "1", "-drain", drain)
 		p.must(202, "POST", "/bbb", sleepFor(60))
 		p.signal(syscall.SIGTERM)
-		p.awaitLog(regexp.MustCompile(` INFO stopping `))
+		p.AwaitLog(regexp.MustCompile(` INFO stopping `))
 		// The process may not be done yet with handling the first one, so
 		// the second one is repeated.
 		began, signals := time.Now(), 0
 		for ended := false; !ended; signals++ {
-			err := p.cmd.Process.Signal(syscall.SIGTERM)
+			err := p.Cmd.Process.Signal(syscall.SIGTERM)
 			if d := time.Since(began); d > patience {
 				t.Fatalf("goes on %v after the second signal, which was sent %d times, the last time with %v", d, signals, err)
 			}
 			select {
-			case <-p.ended:
+			case <-p.Ended:
 				ended = true
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
-		if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
-			t.Errorf("ended with %v, want by the signal", p.cmd.ProcessState)
+		if status := p.Cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
+			t.Errorf("ended with %v, want by the signal", p.Cmd.ProcessState)
 		}
 	}
 }
@@ -643,7 +538,7 @@ func TestProcessStartFails(t *testing.T) {
 		if code := p.exit(); code != test.code {
 			t.Errorf("%q %s: exit code %d, want %d", test.args, test.env, code, test.code)
 		}
-		log := p.text()
+		log := p.Text()
 		for _, want := range test.says {
 			if !strings.Contains(log, want) {
 				t.Errorf("%q %s: %q does not say %q", test.args, test.env, log, want)
@@ -659,7 +554,7 @@ func TestProcessEnvironment(t *testing.T) {
 	t.Parallel()
 	p := launch(t, []string{"ADDR=127.0.0.1:0", "MAX_WORKERS=3", "MAX_QUEUE=", "OVERFLOW=reject"}, build(t), "-workers", "2")
 	p.listens()
-	if log := p.text(); !strings.Contains(log, " workers=2 queue=200 overflow=reject\n") {
+	if log := p.Text(); !strings.Contains(log, " workers=2 queue=200 overflow=reject\n") {
 		t.Errorf("%q, want the flag, the default and the variable", log)
 	}
 }
@@ -715,7 +610,7 @@ func TestProcessFewDescriptors(t *testing.T) {
 			t.Fatalf("round %d: the server does not recover", round)
 		}
 	}
-	if strings.Contains(p.text(), "too many open files") {
+	if strings.Contains(p.Text(), "too many open files") {
 		t.Error("the process ran out of descriptors")
 	}
 	p.signal(syscall.SIGTERM)
