@@ -146,7 +146,7 @@ func (d *Dispatcher) settleLocked() {
 // submit accepts e, or says why not. Without a refusal it blocks only under
 // Block, and there until a place is free, ctx ends or the dispatcher is closed.
 func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) error {
-	policy := d.overflow
+	policy := Overflow(d.overflow.Load())
 	if len(overflow) > 0 {
 		if policy = overflow[0]; int(policy) >= len(overflowNames) {
 			return fmt.Errorf("holdfast: %v is not an overflow policy", policy)

@@ -76,7 +76,6 @@ type Config struct {
 type Dispatcher struct {
 	// Written once in New, only read afterwards.
 	places     int // L, the places in the queue
-	overflow   Overflow
 	jobTimeout time.Duration
 	log        *slog.Logger
 	epoch      time.Time // the clock's zero
@@ -109,6 +108,7 @@ type Dispatcher struct {
 	word atomic.Uint64 // decides admission; every job writes it, so it has its cache line to itself
 	_    [64]byte
 
+	overflow   atomic.Uint32              // an Overflow; seldom written
 	surplus    atomic.Int64               // workers alive beyond the target; raised with every shard locked
 	sweeping   atomic.Bool                // no job may start any more; set with every shard locked
 	stamps     atomic.Pointer[stamps.Set] // the newest of allStamps
@@ -149,7 +149,6 @@ func New(cfg Config) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{
 		places:     places,
-		overflow:   cfg.Overflow,
 		jobTimeout: cfg.JobTimeout,
 		log:        cfg.Logger,
 		epoch:      time.Now(),
@@ -167,6 +166,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		d.log = slog.Default()
 	}
 	d.ctx, d.cancel = context.WithCancelCause(context.WithValue(context.Background(), ownerKey{}, d))
+	d.overflow.Store(uint32(cfg.Overflow))
 	d.word.Store(uint64(places+freeBias) * onePlace)
 	d.mu.Lock()
 	d.resizeLocked(workers)
@@ -267,6 +267,17 @@ func (d *Dispatcher) Resize(n int) error {
 	d.admitLocked()
 	d.mu.Unlock()
 	d.nudge()
+	return nil
+}
+
+// SetOverflow changes what a submit does when every place is taken, unless the call
+// says otherwise. Submitters that wait for a place already go on waiting. A policy
+// that is none is an error and changes nothing.
+func (d *Dispatcher) SetOverflow(o Overflow) error {
+	if int(o) >= len(overflowNames) {
+		return fmt.Errorf("holdfast: SetOverflow(%v); want Block, Reject or DropOldest", o)
+	}
+	d.overflow.Store(uint32(o))
 	return nil
 }
 

@@ -159,7 +159,7 @@ func endedIn(st Stats) uint64 {
 
 // numbers returns st without its timings, so that it can be compared.
 func numbers(st Stats) Stats {
-	st.OldestAge, st.Wait, st.Run = 0, histogram.Histogram{}, histogram.Histogram{}
+	st.Overflow, st.OldestAge, st.Wait, st.Run = 0, 0, histogram.Histogram{}, histogram.Histogram{}
 	return st
 }
 
@@ -220,8 +220,6 @@ func (p *panicLog) records() int {
 }
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
-
-// ---- G1: idle first, exact bound
 
 // Without it an idle pool would refuse before its workers have work.
 func TestG1IdleFirstExactBound(t *testing.T) {
@@ -434,8 +432,6 @@ func TestG1SendWaitsForNoJobToEndAcrossResize(t *testing.T) {
 	})
 }
 
-// ---- G2: bound
-
 // Without it a time-out would free the slot while the job runs on.
 func TestG2BoundHoldsPastTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -489,8 +485,6 @@ func TestG2SurplusFinishesAfterShrink(t *testing.T) {
 		expectStats(t, d, Stats{Workers: 2, Queue: 20, Accepted: 15, Succeeded: 15})
 	})
 }
-
-// ---- G3: order
 
 // Without it one worker would not be a way to run things in order.
 func TestG3OneWorkerRunsInOrder(t *testing.T) {
@@ -610,8 +604,6 @@ func TestG3OrderOfEachProducerUnderLoad(t *testing.T) {
 		}
 	}
 }
-
-// ---- G4: overflow
 
 // Without it who waits longest could starve.
 func TestG4BlockIsFirstComeFirstServed(t *testing.T) {
@@ -936,7 +928,41 @@ func TestG4PolicyPerCall(t *testing.T) {
 	})
 }
 
-// ---- G5: one outcome
+// Without it an operator would have to restart the server to change it.
+func TestG4PolicyChangesWhileRunning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(0, 1))
+		oldest := mustSubmit(t, d, nop)
+		waits := make(chan error, 1)
+		go func() { waits <- d.Go(bg, nop) }()
+		synctest.Wait()
+
+		if err := d.SetOverflow(Overflow(3)); err == nil || !strings.Contains(err.Error(), "Overflow(3)") {
+			t.Errorf("SetOverflow(Overflow(3)): %v", err)
+		}
+		expectStats(t, d, Stats{Queue: 1, Accepted: 1, Queued: 1, Blocked: 1})
+		if err := d.SetOverflow(Reject); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Go(bg, nop); err != ErrQueueFull {
+			t.Errorf("after Reject: %v", err)
+		}
+		expectStats(t, d, Stats{Queue: 1, Accepted: 1, Queued: 1, Blocked: 1, RefusedFull: 1})
+		d.SetOverflow(DropOldest)
+		if got := d.Stats().Overflow; got != DropOldest {
+			t.Errorf("the policy is %v", got)
+		}
+		mustGo(t, d, nop)
+		expectState(t, oldest, Dropped, ErrDropped)
+		expectStats(t, d, Stats{Queue: 1, Accepted: 2, Queued: 1, Dropped: 1, Blocked: 1, RefusedFull: 1})
+		if err := d.Resize(1); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-waits; err != nil {
+			t.Errorf("who waited under Block got %v", err)
+		}
+	})
+}
 
 // Without it a job could end twice, or in no way that its handle shows.
 func TestG5EachOutcomeOnce(t *testing.T) {
@@ -1052,8 +1078,6 @@ func TestG5NoWaiterHangs(t *testing.T) {
 		}
 	}
 }
-
-// ---- G6: conservation
 
 // Without it the statistics could be wrong in a way that adds up.
 func TestG6SnapshotsMatchTheTestsCounts(t *testing.T) {
@@ -1218,8 +1242,6 @@ func TestG6EverySnapshotUnderLoadConserves(t *testing.T) {
 	}
 }
 
-// ---- G7: cancel
-
 // Without it a canceled job would run, or give its place away before its turn.
 func TestG7CanceledInTheQueueNeverRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1372,8 +1394,6 @@ func TestG7DoWhoseCallerLeavesBeforeTheStart(t *testing.T) {
 		expectStats(t, d, Stats{Queue: 1, Accepted: 3, Succeeded: 1, Vacated: 1, Canceled: 2, RefusedGone: 1})
 	})
 }
-
-// ---- G8: context
 
 type ctxKey string
 
@@ -1648,8 +1668,6 @@ func TestG8ChildrenOfAJobsContext(t *testing.T) {
 	})
 }
 
-// ---- G9: isolation
-
 // Without it a panic would take the process with it, or leave no trace.
 func TestG9PanicIsTheJobsError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1736,8 +1754,6 @@ func TestG9GoexitEndsTheJobNotThePool(t *testing.T) {
 	})
 }
 
-// ---- G10: nesting
-
 // Without it a job could wait for a worker that is itself.
 func TestG10NestedSubmitNeverWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1804,8 +1820,6 @@ func TestG10NestedSubmitNeverWaits(t *testing.T) {
 		}
 	})
 }
-
-// ---- G11: resize
 
 // Without it a resize could lose, strand or repeat jobs.
 func TestG11NoJobIsLostOrRunTwice(t *testing.T) {
@@ -1934,8 +1948,6 @@ func TestG11ResizeReturnsAtOnce(t *testing.T) {
 		}
 	})
 }
-
-// ---- G12: shutdown
 
 // Without it accepted jobs would be lost at a normal stop.
 func TestG12Drain(t *testing.T) {
@@ -2263,8 +2275,6 @@ func TestG12SubmitMeetsShutdown(t *testing.T) {
 	t.Logf("%d accepted, %d refused, %d abandoned", accepted, refused, abandoned)
 }
 
-// ---- G13: no lost wake-up
-
 // atRest checks what holds at every point of rest.
 func atRest(t testing.TB, d *Dispatcher) {
 	t.Helper()
@@ -2453,8 +2463,6 @@ func TestG13NobodyIsForgottenUnderLoad(t *testing.T) {
 	})
 }
 
-// ---- G14: timings
-
 // Without it the histograms could be off by the time of another job.
 func TestG14HistogramsAreExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -2594,8 +2602,6 @@ func TestG14OldestAgeAcrossGrowth(t *testing.T) {
 	})
 }
 
-// ---- Do and Wait
-
 // Without it Wait would be a way to cancel by accident.
 func TestWaitEndsWithItsContextNotTheJob(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -2648,8 +2654,6 @@ func TestDoNeverLeavesItsClosureRunning(t *testing.T) {
 	}
 	wg.Wait()
 }
-
-// ---- allocations
 
 // Without it fire-and-forget would feed the garbage collector at each job.
 func TestAllocations(t *testing.T) {

@@ -17,8 +17,9 @@ import (
 // surplus workers have finished what they run, Running may be up to the number
 // of workers there were.
 type Stats struct {
-	Workers int // as set by New or Resize
-	Queue   int // places for jobs that wait
+	Workers  int      // as set by New or Resize
+	Queue    int      // places for jobs that wait
+	Overflow Overflow // as set by New or SetOverflow
 
 	Accepted uint64 // jobs since New
 	Queued   int    // jobs that wait for a worker
@@ -52,6 +53,7 @@ func (d *Dispatcher) Stats() Stats {
 	st := Stats{
 		Workers:       d.target,
 		Queue:         d.places,
+		Overflow:      Overflow(d.overflow.Load()),
 		Blocked:       d.blocked.Len(),
 		RefusedFull:   d.refusedFull.Load(),
 		RefusedClosed: d.refusedClosed.Load(),
