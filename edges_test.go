@@ -3,6 +3,9 @@ package holdfast
 import (
 	"context"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
@@ -23,6 +26,26 @@ func parked(fn string) bool {
 		}
 	}
 	return false
+}
+
+// Without it every program that imports the package would serve its profiles to
+// whoever can reach its default mux.
+func TestImportRegistersNothing(t *testing.T) {
+	for _, path := range []string{"/", "/debug/pprof/", "/debug/vars", "/jobs/", "/healthz"} {
+		r := httptest.NewRequest("GET", path, nil)
+		if _, pattern := http.DefaultServeMux.Handler(r); pattern != "" {
+			t.Errorf("http.DefaultServeMux serves %s as %q", path, pattern)
+		}
+	}
+	deps, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dep := range strings.Fields(string(deps)) {
+		if dep == "expvar" || dep == "net/http/pprof" || dep == "holdfast/admin" {
+			t.Errorf("the package imports %s", dep)
+		}
+	}
 }
 
 // A DropOldest that finds a place just freed could let the first of those who wait

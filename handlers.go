@@ -186,6 +186,18 @@ func (j *Jobs) Async(h http.Handler) http.Handler {
 // needs to do that, and without it one learns nothing.
 func (j *Jobs) ServeHTTP(w http.ResponseWriter, r *http.Request) { j.resource.ServeHTTP(w, r) }
 
+// List returns a handler that answers GET with the jobs as {"jobs":[…],"next":"…"}:
+// first those that have not ended, the last accepted before the others, then those
+// that have, the last ended before the others. The query's state asks for those in
+// one state, limit for at most so many, 1 to 1000 (100 if there is none), and after
+// for those behind a page, whose next it is. Without a next there are no more; with
+// one a page may still be short, or empty. Who goes on to the end misses no job
+// that is there all the time, and may get one twice that ends meanwhile.
+//
+// It is for the operator alone: it tells the ids, and with them whoever can read it
+// can read and cancel every job. It asks nobody who they are.
+func (j *Jobs) List() http.Handler { return http.HandlerFunc(j.resource.List) }
+
 // preferring calls next with what the client prefers.
 func (j *Jobs) preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

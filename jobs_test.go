@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -1102,6 +1103,46 @@ func TestJobsStats(t *testing.T) {
 		check("by bytes", JobsStats{Kept: 1, EvictedJobs: 4, EvictedBytes: 2, Reach: time.Second})
 		time.Sleep(time.Minute)
 		check("by age", JobsStats{EvictedJobs: 4, EvictedBytes: 2, EvictedAge: 1, Reach: time.Minute})
+	})
+}
+
+func TestJobsList(t *testing.T) {
+	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+		type page struct {
+			Jobs []struct{ ID, State, URL string }
+			Next string
+		}
+		get := func(query string) (p page) {
+			t.Helper()
+			rec := ask(bg, f.List(), "GET", "/anywhere"+query, "")
+			if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil || rec.Code != 200 {
+				t.Fatalf("%d %s: %v", rec.Code, rec.Body, err)
+			}
+			return p
+		}
+		var ids []string
+		for range 4 {
+			ids = append(ids, asyncAccepted(t, post(f.Async(sleeps), "10s")))
+			time.Sleep(time.Second)
+		}
+		time.Sleep(20 * time.Second) // at 24 s the third runs
+		want := []struct{ id, state string }{{ids[3], "queued"}, {ids[2], "running"}, {ids[1], "done"}, {ids[0], "done"}}
+		for query, n := range map[string]int{"": 4, "?limit=4": 4, "?limit=3": 3, "?limit=1": 1} {
+			p := get(query)
+			if len(p.Jobs) != n || (p.Next != "") != (n < 4) {
+				t.Fatalf("%s: %+v", query, p)
+			}
+			for i, j := range append(p.Jobs, get("?after=" + p.Next).Jobs[:4-n]...) {
+				if j.ID != want[i].id || j.State != want[i].state || j.URL != "/jobs/"+j.ID {
+					t.Errorf("%s: number %d is %+v, want %v", query, i, j, want[i])
+				}
+			}
+		}
+		if p := get("?state=queued"); len(p.Jobs) != 1 || p.Jobs[0].ID != ids[3] {
+			t.Errorf("%+v", p)
+		}
+		asyncRefused(t, ask(bg, f.List(), "GET", "/?state=late", ""), 400, "want queued, running", "")
+		asyncRefused(t, ask(bg, f.List(), "DELETE", "/", ""), 405, "GET, HEAD", "")
 	})
 }
 

@@ -17,7 +17,7 @@ import (
 // surplus workers have finished what they run, Running may be up to the number
 // of workers there were.
 type Stats struct {
-	Workers  int      // as set by New or Resize
+	Workers  int      // as set by New or Resize; 0 when a shutdown needs them no more
 	Queue    int      // places for jobs that wait
 	Overflow Overflow // as set by New or SetOverflow
 
@@ -59,9 +59,6 @@ func (d *Dispatcher) Stats() Stats {
 		RefusedClosed: d.refusedClosed.Load(),
 		RefusedNested: d.refusedNested.Load(),
 		RefusedGone:   d.refusedGone.Load(),
-	}
-	if d.closed {
-		st.Workers = 0
 	}
 	var t counts.Sum
 	d.counts.Freeze(func() {

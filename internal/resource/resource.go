@@ -191,31 +191,43 @@ func setState(w http.ResponseWriter, s store.State) {
 
 // show answers with the job resource.
 func (h *Handler) show(w http.ResponseWriter, j *store.Job, status int, v store.View) {
-	body := append(h.represent(j, v), '\n')
 	setState(w, v.State)
+	write(w, status, h.represent(j.ID, v))
+}
+
+// write answers with v as JSON.
+func write(w http.ResponseWriter, status int, v any) {
+	body := append(marshal(v), '\n')
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	w.Write(body)
 }
 
-func (h *Handler) represent(j *store.Job, v store.View) []byte {
-	id := j.ID.String()
-	body, err := json.Marshal(struct {
-		ID          string      `json:"id"`
-		State       store.State `json:"state"`
-		AcceptedAt  time.Time   `json:"accepted_at"`
-		StartedAt   time.Time   `json:"started_at,omitzero"`
-		EndedAt     time.Time   `json:"ended_at,omitzero"`
-		ExpiresAt   time.Time   `json:"expires_at,omitzero"`
-		Error       string      `json:"error,omitempty"`
-		URL         string      `json:"url"`
-		ResponseURL string      `json:"response_url"`
-	}{
-		id, v.State,
+// A representation is the job resource.
+type representation struct {
+	ID          string      `json:"id"`
+	State       store.State `json:"state"`
+	AcceptedAt  time.Time   `json:"accepted_at"`
+	StartedAt   time.Time   `json:"started_at,omitzero"`
+	EndedAt     time.Time   `json:"ended_at,omitzero"`
+	ExpiresAt   time.Time   `json:"expires_at,omitzero"`
+	Error       string      `json:"error,omitempty"`
+	URL         string      `json:"url"`
+	ResponseURL string      `json:"response_url"`
+}
+
+func (h *Handler) represent(id store.ID, v store.View) representation {
+	url := h.Path + id.String()
+	return representation{
+		id.String(), v.State,
 		stamp(v.Accepted), stamp(v.Started), stamp(v.Ended), stamp(v.Expires),
-		v.Detail, h.Path + id, h.Path + id + "/response",
-	})
+		v.Detail, url, url + "/response",
+	}
+}
+
+func marshal(v any) []byte {
+	body, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // strings and the times of a clock can always be marshaled
 	}
@@ -289,7 +301,7 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 		var text string
 		if n := rank(v.State); n > told {
 			told = n
-			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, h.represent(j, v))
+			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, marshal(h.represent(j.ID, v)))
 		}
 		if err := send(text); err != nil || v.State.Ended() {
 			return

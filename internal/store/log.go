@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"holdfast/internal/exchange"
@@ -25,6 +26,10 @@ type log struct {
 
 type place struct{ chunk, offset uint32 }
 
+func (p place) before(q place) bool {
+	return p.chunk < q.chunk || p.chunk == q.chunk && p.offset < q.offset
+}
+
 // A chunk has the size chunkSize. A response of more than largeSize is not in it,
 // so no more than an eighth of a chunk is left unused.
 const (
@@ -46,12 +51,18 @@ type record struct {
 	length                   int // in its chunk
 }
 
+// job returns a Job that has ended as the record says.
+func (r *record) job() *Job {
+	return &Job{ID: r.id, accepted: r.accepted, started: r.started, ended: r.ended, outcome: r.outcome}
+}
+
 // states are encoded by their place.
 var states = []State{Queued, Running, Done, Failed, Canceled, Dropped}
 
 // What a record takes besides its Detail and Response.
 const (
-	fixedSize = 16 + 3*8 + 1 + 2 + 1 + 32 + 2*4
+	stateAt   = 16 + 3*8 // the place of its state
+	fixedSize = stateAt + 1 + 2 + 1 + 32 + 2*4
 	indexSize = 2 * (16 + 8) // a map is at most half empty, nearly always
 	claimSize = 256          // the Claim, and its place in a map
 )
@@ -116,7 +127,7 @@ func (r *record) size() int64 {
 
 // decode reads the record at the beginning of b.
 func (l *log) decode(b []byte) (r record) {
-	all := len(b)
+	r.length = lengthOf(b)
 	b = b[copy(r.id[:], b):]
 	for _, t := range []*time.Duration{&r.accepted, &r.started, &r.ended} {
 		*t = time.Duration(binary.LittleEndian.Uint64(b))
@@ -136,8 +147,13 @@ func (l *log) decode(b []byte) (r record) {
 	if response > 0 {
 		r.outcome.Response = exchange.Cut(b[detail : detail+response])
 	}
-	r.length = all - len(b[detail+response:])
 	return r
+}
+
+// lengthOf returns the length of the record at the beginning of b.
+func lengthOf(b []byte) int {
+	detail, response := binary.LittleEndian.Uint32(b[fixedSize-8:]), binary.LittleEndian.Uint32(b[fixedSize-4:])
+	return fixedSize + int(detail) + int(response)
 }
 
 // find returns the record with an id.
@@ -169,4 +185,53 @@ func (l *log) drop(r record) {
 		l.first++
 		l.front = 0
 	}
+}
+
+// end returns the place behind all records.
+func (l *log) end() place {
+	last := len(l.chunks) - 1
+	if last < 0 {
+		return place{chunk: l.first}
+	}
+	return place{l.first + uint32(last), uint32(len(l.chunks[last]))}
+}
+
+// mostSeen is how many records one call of before looks at. The lock is held for so
+// long: half a millisecond to three, the more the longer the records are.
+const mostSeen = 100_000
+
+// before returns at most limit of the records that lie before a place, which may
+// be any, the last added first; if a state is given, those in it. It returns
+// also how far it has looked, and whether there is anything before that. Since
+// records only go in the order in which they came, a place stays what it is.
+func (l *log) before(at place, state State, limit int) (found []record, rest place, more bool) {
+	if end := l.end(); end.before(at) {
+		at = end
+	}
+	want := slices.Index(states, state)
+	oldest := place{l.first, uint32(l.front)}
+	var offsets []uint32 // of the records in a chunk: they can only be read forward
+	for seen := 0; len(found) < limit && seen < mostSeen && oldest.before(at); {
+		if at.offset == 0 {
+			at.chunk--
+			at.offset = chunkSize
+		}
+		b, offset := l.chunks[at.chunk-l.first], uint32(0)
+		if at.chunk == l.first {
+			offset = oldest.offset
+		}
+		offsets = offsets[:0]
+		for offset < min(at.offset, uint32(len(b))) {
+			offsets = append(offsets, offset)
+			offset += uint32(lengthOf(b[offset:]))
+		}
+		for len(offsets) > 0 && len(found) < limit && seen < mostSeen {
+			at.offset, offsets = offsets[len(offsets)-1], offsets[:len(offsets)-1]
+			seen++
+			if state == "" || int(b[at.offset+stateAt]) == want {
+				found = append(found, l.decode(b[at.offset:]))
+			}
+		}
+	}
+	return found, at, oldest.before(at)
 }

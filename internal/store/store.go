@@ -197,14 +197,18 @@ type View struct {
 
 // View returns what is known of the job.
 func (s *Store) View(j *Job) View {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.viewLocked(j)
+}
+
+func (s *Store) viewLocked(j *Job) View {
 	at := func(t time.Duration) time.Time {
 		if t == 0 {
 			return time.Time{}
 		}
 		return s.epoch.Add(t)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	v := View{Outcome: j.outcome, Accepted: at(j.accepted), Started: at(j.started), Ended: at(j.ended)}
 	if j.outcome.State.Ended() {
 		v.Expires = at(j.ended + s.bounds.Age)
@@ -242,7 +246,7 @@ func (s *Store) lookupLocked(id ID) (*Job, bool) {
 		return j, true
 	}
 	r, ok := s.kept.find(id)
-	return &Job{ID: id, accepted: r.accepted, started: r.started, ended: r.ended, outcome: r.outcome}, ok
+	return r.job(), ok
 }
 
 // Cancel cancels a job and returns where it stands then: Canceled if it was
