@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"holdfast"
+	"holdfast/admin"
 	"holdfast/internal/server"
 	"holdfast/plan"
 )
@@ -68,22 +69,42 @@ func run(config server.Config, log *slog.Logger) error {
 	mux.Handle("POST /aaa", checked(jobs.Sync(sleep)))
 	mux.Handle("POST /bbb", checked(jobs.Async(sleep)))
 	mux.Handle("/jobs/", jobs)
+	resized := func(int) {}
 	if config.Upstream != nil {
-		gateway := server.Gateway(config.Upstream, config.Workers, config.MaxResponse, log)
+		gateway := server.NewGateway(config.Upstream, config.Workers, config.MaxResponse, log)
 		s.Below("/sync", s.Work(jobs.Queued(gateway)))
 		s.Below("/async", s.Work(jobs.Async(gateway)))
+		resized = gateway.Resize
 	}
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
 
-	l, err := net.Listen("tcp", config.Addr)
+	operator := admin.New(admin.Config{
+		Dispatcher: d, Jobs: jobs, Version: version, Log: log,
+		Stopping: s.Stopping, Health: s.Health(),
+		Token: config.AdminToken, Host: config.AdminHost(),
+		Demo: mux, Resized: resized,
+	})
+	s.Admin(operator)
+
+	public, err := net.Listen("tcp", config.Addr)
 	if err != nil {
 		return err
 	}
-	log.Info("holdfast "+version, "addr", l.Addr().String(), "workers", config.Workers, "queue", config.Queue, "overflow", config.Overflow)
+	private, err := config.ListenAdmin(log)
+	if err != nil {
+		return err
+	}
+	log.Info("holdfast "+version, "addr", public.Addr().String(), "workers", config.Workers, "queue", config.Queue, "overflow", config.Overflow)
+	if private != nil {
+		log.Info("dashboard", "url", "http://"+private.Addr().String()+"/")
+	}
 
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer restore()
 	context.AfterFunc(ctx, restore) // a second signal ends the process at once
-	return s.Run(ctx, l, config.Drain)
+	watching, leave := context.WithCancel(context.Background())
+	defer leave()
+	go operator.Run(watching)
+	return s.Run(ctx, public, private, config.Drain)
 }

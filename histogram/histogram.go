@@ -57,6 +57,15 @@ func (h *Histogram) Merge(o *Histogram) {
 	}
 }
 
+// Since returns what was added after earlier, a copy of h, was taken.
+func (h *Histogram) Since(earlier *Histogram) Histogram {
+	d := Histogram{Count: h.Count - earlier.Count, Sum: h.Sum - earlier.Sum}
+	for i := range d.buckets {
+		d.buckets[i] = h.buckets[i] - earlier.buckets[i]
+	}
+	return d
+}
+
 // Mean returns the mean duration, or 0 if there is none.
 func (h *Histogram) Mean() time.Duration {
 	if h.Count == 0 {
@@ -66,6 +75,40 @@ func (h *Histogram) Mean() time.Duration {
 		return time.Duration(mean)
 	}
 	return math.MaxInt64
+}
+
+// CV2 returns the squared coefficient of variation: the variance of the durations
+// divided by the square of their mean, 0 if there are less than two. Each counts
+// as the middle of its bucket, so the root of CV2 is right to √(1+CV2)/16, however
+// the durations are distributed, and CV2 to about a hundredth where they are not
+// crowded in a few buckets. Durations that share a bucket, as equal ones do, have
+// 0. It means nothing if some are longer than 39 hours.
+func (h *Histogram) CV2() float64 {
+	if h.Count < 2 || h.Sum <= 0 {
+		return 0
+	}
+	n := float64(h.Count)
+	// The spread is that of the middles around their own mean, which the exact
+	// one may be beside; what it is in proportion to is the exact mean.
+	center := 0.0
+	for i, count := range h.buckets {
+		center += float64(count) / n * middle(i)
+	}
+	variance := 0.0
+	for i, count := range h.buckets {
+		variance += float64(count) / n * (middle(i) - center) * (middle(i) - center)
+	}
+	mean := h.Sum / n
+	return variance / (mean * mean)
+}
+
+// middle returns the duration in the middle of bucket i, in nanoseconds.
+func middle(i int) float64 {
+	lower := int64(0)
+	if i > 0 {
+		lower = upper(i-1) + 1
+	}
+	return float64(lower+upper(i)) / 2
 }
 
 // Quantile returns the duration that a share q of the durations do not exceed,

@@ -146,6 +146,9 @@ func FuzzHistogram(f *testing.F) {
 		if got := h.Quantile(q); got < h.Quantile(0) || got > h.Quantile(1) {
 			t.Fatalf("Quantile(%v) = %v, from %v to %v", q, got, h.Quantile(0), h.Quantile(1))
 		}
+		if cv2 := h.CV2(); !(cv2 >= 0) || math.IsInf(cv2, 1) {
+			t.Fatalf("CV2 %v", cv2)
+		}
 		if mean := h.Mean(); h.Count > 0 && (mean < 0 || float64(mean) > h.Sum+1) {
 			t.Fatalf("mean %v of sum %v", mean, h.Sum)
 		}
@@ -163,6 +166,102 @@ func TestCountUpTo(t *testing.T) {
 	}{{-1, 0}, {0, 2}, {6, 3}, {7, 4}, {1022, 5}, {1023, 6}, {1<<20 - 1, 7}, {1<<21 - 1, 8}, {math.MaxInt64, 9}} {
 		if got := h.CountUpTo(c.d); got != c.want {
 			t.Errorf("CountUpTo(%d) = %d, want %d", c.d, got, c.want)
+		}
+	}
+}
+
+func TestSince(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	var h, added Histogram
+	if h.Since(&h) != added {
+		t.Error("since itself: not empty")
+	}
+	for range 500 {
+		h.Add(time.Duration(rng.Int64N(1000)))
+	}
+	earlier := h
+	for range 500 {
+		ns := time.Duration(rng.Int64N(1_000_000))
+		h.Add(ns)
+		added.Add(ns)
+	}
+	before := h
+	if got := h.Since(&earlier); got != added {
+		t.Errorf("since: %d with %v, want %d with %v", got.Count, got.Sum, added.Count, added.Sum)
+	}
+	if h != before || h.Since(&Histogram{}) != h {
+		t.Error("Since changes what it is called on, or not all is since nothing")
+	}
+}
+
+// TestCV2 holds CV2 against its definition.
+func TestCV2(t *testing.T) {
+	var h Histogram
+	if got := h.CV2(); got != 0 {
+		t.Errorf("of none: %v", got)
+	}
+	for range 5 {
+		h.Add(0)
+	}
+	if got := h.CV2(); got != 0 {
+		t.Errorf("of a mean of 0: %v", got)
+	}
+	rng := rand.New(rand.NewPCG(5, 6))
+	for range 300 {
+		var equal Histogram
+		ns := time.Duration(rng.Int64() >> (16 + rng.IntN(47)))
+		for range 1 + rng.IntN(9) {
+			equal.Add(ns)
+			if got := equal.CV2(); got != 0 {
+				t.Fatalf("of %d times %v: %v", equal.Count, ns, got)
+			}
+		}
+	}
+
+	const worst = -1 // any durations, which the bound on the root is for
+	for _, test := range []struct {
+		name string
+		want float64
+		draw func() float64
+	}{
+		{"exponential", 1, rng.ExpFloat64},
+		{"uniform", 1. / 3, rng.Float64},
+		{"half to one and a half", 1. / 12, func() float64 { return 0.5 + rng.Float64() }},
+		{"Erlang-3", 1. / 3, func() float64 { return rng.ExpFloat64() + rng.ExpFloat64() + rng.ExpFloat64() }},
+		{"one in ten takes a hundred times as long", worst, func() float64 {
+			if rng.IntN(10) == 0 {
+				return 100
+			}
+			return 1
+		}},
+		{"on both sides of a bound", worst, func() float64 { return 1.048576 + 1e-6*(rng.Float64()-0.5) }},
+		{"at the ends of two buckets", worst, func() float64 { return []float64{1.048576, 1.310719}[rng.IntN(2)] }},
+		{"at opposite ends of two buckets", worst, func() float64 {
+			if rng.IntN(100) == 0 {
+				return 8.388608
+			}
+			return 1.179647
+		}},
+		{"two far apart", worst, func() float64 { return []float64{1e-6, 1.15}[rng.IntN(2)] }},
+		{"of any magnitude", worst, func() float64 { return math.Exp(20 * (rng.Float64() - 0.5)) }},
+	} {
+		var h Histogram
+		var sum, squares float64
+		const n = 50_000
+		for range n {
+			ns := math.Floor(1e6 * test.draw())
+			h.Add(time.Duration(ns))
+			sum += ns
+			squares += ns * ns
+		}
+		exact := squares/n/(sum/n*sum/n) - 1
+		got := h.CV2()
+		t.Logf("%s: %.4f, exactly %.4f", test.name, got, exact)
+		if off := math.Abs(math.Sqrt(got) - math.Sqrt(max(exact, 0))); off > math.Sqrt(1+exact)/16+1e-6 {
+			t.Errorf("%s: %v, exactly %v, whose root is off by %v", test.name, got, exact, off)
+		}
+		if test.want != worst && (math.Abs(got-test.want) > 0.05*test.want || math.Abs(got-exact) > 0.015*max(exact, 1)) {
+			t.Errorf("%s: %v, want about %v and %v", test.name, got, test.want, exact)
 		}
 	}
 }

@@ -76,6 +76,8 @@ func TestRandom(t *testing.T) {
 		for _, set := range []func(){
 			func() { l.CV2 = logUniform(.01, 100) },
 			func() { l.CV2 = -1 },
+			func() { l.ArrivalCV2 = logUniform(.01, 100) },
+			func() { l.ArrivalCV2 = -1 },
 			func() { l.Burst, l.BurstFor = logUniform(1, 100), duration(1e-3, 1e4) },
 			func() { l.Deadline = max(1, time.Duration(logUniform(1, 1e4)*float64(l.Service))) },
 			func() { l.MayWait = logUniform(1e-9, 1) },
@@ -105,17 +107,17 @@ func TestRandom(t *testing.T) {
 // FuzzPlan has any load give a plan that is in itself right, or an error that
 // names a field.
 func FuzzPlan(f *testing.F) {
-	f.Add(100.0, int64(50*time.Millisecond), 0.0, 5.0, int64(2*time.Second), int64(time.Second), 0.0, 0.0, 0, 0)
-	f.Add(0.0, int64(time.Second), -1.0, 0.0, int64(0), int64(0), 1.0, 1e-12, 100, -1)
-	f.Add(120.0, int64(time.Second), 7.0, 1.0, int64(1), int64(1), 0.5, 0.2, 100, 200)
-	f.Add(1e-300, int64(1), 1e6, 1e6, int64(math.MaxInt64), int64(math.MaxInt64), 1e-300, 1.0, 3, 10_000_000)
-	f.Add(5e-324, int64(math.MaxInt64), 1e-300, 1.0, int64(1), int64(0), 1.0, 0.5, 0, 1)
-	f.Add(math.Inf(1), int64(-1), math.NaN(), -1.0, int64(-1), int64(-1), math.NaN(), -1.0, -1, -2)
-	f.Fuzz(func(t *testing.T, rate float64, service int64, cv2, burst float64, burstFor, deadline int64, mayWait, mayRefuse float64, workers, queue int) {
+	f.Add(100.0, int64(50*time.Millisecond), 0.0, 0.0, 5.0, int64(2*time.Second), int64(time.Second), 0.0, 0.0, 0, 0)
+	f.Add(0.0, int64(time.Second), -1.0, -1.0, 0.0, int64(0), int64(0), 1.0, 1e-12, 100, -1)
+	f.Add(120.0, int64(time.Second), 7.0, 3.0, 1.0, int64(1), int64(1), 0.5, 0.2, 100, 200)
+	f.Add(1e-300, int64(1), 1e6, 1e6, 1e6, int64(math.MaxInt64), int64(math.MaxInt64), 1e-300, 1.0, 3, 10_000_000)
+	f.Add(5e-324, int64(math.MaxInt64), 1e-300, 1e-300, 1.0, int64(1), int64(0), 1.0, 0.5, 0, 1)
+	f.Add(math.Inf(1), int64(-1), math.NaN(), math.NaN(), -1.0, int64(-1), int64(-1), math.NaN(), -1.0, -1, -2)
+	f.Fuzz(func(t *testing.T, rate float64, service int64, cv2, arrivalCV2, burst float64, burstFor, deadline int64, mayWait, mayRefuse float64, workers, queue int) {
 		if rate*float64(service) > 3e13 || workers > 30_000 {
 			t.Skip("takes tens of milliseconds: a fuzzer would do little else; TestExtremes and BenchmarkFor are about these")
 		}
-		l := Load{rate, time.Duration(service), cv2, burst, time.Duration(burstFor), time.Duration(deadline), mayWait, mayRefuse, workers, queue}
+		l := Load{rate, time.Duration(service), cv2, arrivalCV2, burst, time.Duration(burstFor), time.Duration(deadline), mayWait, mayRefuse, workers, queue}
 		check(t, l)
 	})
 }

@@ -7,11 +7,12 @@
 // Requests arrive independently of each other (a Poisson process), the next one
 // to be served is the one that has waited longest, and nobody leaves the queue.
 // For exponential service times the waits and refusals are then exact. For
-// others the waits follow Allen and Cunneen's approximation, which multiplies
-// them by (1 + CV2)/2, and refusals are computed as for exponential ones: as a
-// rule too many if CV2 is below 1, too few if it is above, by a factor of up to
-// two near full load. What a burst and a deadline
-// need is computed as a flow with a normally distributed error.
+// others, and for arrivals that come more evenly or less so, the waits follow
+// Allen and Cunneen's approximation, which multiplies them by
+// (ArrivalCV2 + CV2)/2. The share that waits and refusals are computed as if both
+// were 1: as a rule too many refusals if they are below 1, too few if above, by a
+// factor of up to two near full load if it is CV2 alone. What a burst and a
+// deadline need is computed as a flow with a normally distributed error.
 package plan
 
 import (
@@ -42,6 +43,12 @@ type Load struct {
 	// of the exponential distribution; −1 says that every request takes the
 	// same time.
 	CV2 float64
+
+	// ArrivalCV2 is the squared coefficient of variation of the times between
+	// arrivals; for arrivals that depend on each other, the index of dispersion
+	// of their counts, variance by mean. If zero, 1 is used, the value of a
+	// Poisson process; −1 says that requests arrive at equal distances.
+	ArrivalCV2 float64
 
 	// Burst is how many times as high Rate is during a burst, at least 1. If
 	// zero, there are no bursts.
@@ -137,8 +144,8 @@ type Plan struct {
 }
 
 // Waiting describes the time from arrival to the start of the service in an
-// M/M/w system (Erlang C), corrected for the variation of the service time. It
-// includes the requests that don't wait.
+// M/M/w system (Erlang C), corrected for the variation of arrivals and service
+// time. It includes the requests that don't wait.
 type Waiting struct {
 	Probability float64 `json:"probability"` // that a request waits at all
 	Mean        float64 `json:"mean_seconds"`
@@ -284,6 +291,8 @@ func (l Load) withDefaults() (Load, error) {
 		return l, &FieldError{"Service", l.Service.String(), wantService}
 	case !(l.CV2 == -1 || l.CV2 >= 0 && l.CV2 <= 1e6):
 		return l, &FieldError{"CV2", number(l.CV2), wantCV2 + ", or -1 for none"}
+	case !(l.ArrivalCV2 == -1 || l.ArrivalCV2 >= 0 && l.ArrivalCV2 <= 1e6):
+		return l, &FieldError{"ArrivalCV2", number(l.ArrivalCV2), wantCV2 + ", or -1 for none"}
 	case l.Burst == 0 && l.BurstFor > 0:
 		return l, &FieldError{"Burst", "", wantBurst + ", since a burst has a duration"}
 	case !(l.Burst == 0 || l.Burst >= 1 && l.Burst <= 1e6):
@@ -304,11 +313,13 @@ func (l Load) withDefaults() (Load, error) {
 		most := MaxWorkers / l.Service.Seconds()
 		return l, &FieldError{"Rate", number(l.Rate), fmt.Sprintf("less than %g, which keeps 1,000,000 workers busy", most)}
 	}
-	switch l.CV2 {
-	case 0:
-		l.CV2 = 1
-	case -1:
-		l.CV2 = 0
+	for _, v := range []*float64{&l.CV2, &l.ArrivalCV2} {
+		switch *v {
+		case 0:
+			*v = 1
+		case -1:
+			*v = 0
+		}
 	}
 	switch l.Queue {
 	case 0:
@@ -441,12 +452,12 @@ func (l Load) growth(workers int) float64 {
 }
 
 // burstQueue returns the least queue that takes in a burst:
-// (m·n − w/s)·T + z·√(T·(m·n + w/s·CV2)), where z standard deviations are left as
+// (m·n − w/s)·T + z·√(T·(m·n·ArrivalCV2 + w/s·CV2)), where z standard deviations are left as
 // a margin. Workers that are faster than the burst do no more than arrives.
 func (l Load) burstQueue(workers int, z float64) int {
 	in := l.Burst * l.Rate
 	out := min(in, float64(workers)/l.Service.Seconds())
-	return whole(math.Ceil((l.growth(workers) + z*math.Sqrt(l.BurstFor.Seconds()*(in+out*l.CV2))) * (1 - rounding)))
+	return whole(math.Ceil((l.growth(workers) + z*math.Sqrt(l.BurstFor.Seconds()*(in*l.ArrivalCV2+out*l.CV2))) * (1 - rounding)))
 }
 
 // deadlineQueue returns the greatest queue L with which who takes the last place
@@ -494,8 +505,7 @@ func (l Load) longService() float64 {
 	return mean * max(1, root*root*root)
 }
 
-// variation returns the factor of Allen and Cunneen for the mean wait when
-// arrivals are random.
+// variation returns the factor of Allen and Cunneen for the mean wait.
 func (l Load) variation() float64 {
-	return (1 + l.CV2) / 2
+	return (l.ArrivalCV2 + l.CV2) / 2
 }

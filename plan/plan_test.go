@@ -84,6 +84,13 @@ func TestKnownQueue(t *testing.T) {
 	if err != nil || !near(varied.Waiting.Mean, 2*p.Waiting.Mean, 1e-12) {
 		t.Errorf("varied service: %+v, %v", varied.Waiting, err)
 	}
+	for _, test := range []struct{ arrivals, service, want float64 }{{3, 0, 2}, {3, -1, 1.5}, {-1, 3, 1.5}, {-1, -1, 0}, {1, 0, 1}, {0, 1, 1}} {
+		q, err := For(Load{Rate: 10. / 180, Service: 180 * time.Second, Workers: 14, Queue: 30, CV2: test.service, ArrivalCV2: test.arrivals})
+		if err != nil || !near(q.Waiting.Mean, test.want*p.Waiting.Mean, 1e-12) || !near(q.Waiting.P99, test.want*p.Waiting.P99, 1e-12) ||
+			q.Waiting.Probability != p.Waiting.Probability || q.Refused != p.Refused || q.AcceptedWait != p.AcceptedWait || q.MaxRate != p.MaxRate {
+			t.Errorf("arrivals %v and service %v: %+v, %v", test.arrivals, test.service, q, err)
+		}
+	}
 }
 
 func TestLongService(t *testing.T) {
@@ -247,15 +254,16 @@ func TestReasons(t *testing.T) {
 // down as they stand there.
 func TestBounds(t *testing.T) {
 	const z, long = 2.5, 0.3 // any
-	for _, cv2 := range []float64{0, .3, 1, 6} {
+	for i, cv2 := range []float64{0, .3, 1, 6} {
+		ca2 := []float64{1, 5, 0, .2}[i]
 		for _, w := range []int{1, 9, 26, 60} {
-			l := Load{Rate: 100, Service: 130 * time.Millisecond, CV2: cv2, Burst: 4, BurstFor: 3 * time.Second, Deadline: 5 * time.Second}
+			l := Load{Rate: 100, Service: 130 * time.Millisecond, CV2: cv2, ArrivalCV2: ca2, Burst: 4, BurstFor: 3 * time.Second, Deadline: 5 * time.Second}
 			mn, out, cs := 400.0, float64(w)/.13, math.Sqrt(cv2)
 			if mn > out {
-				if got, want := l.burstQueue(w, z), math.Ceil((mn-out)*3+z*math.Sqrt(3*(mn+out*cv2))); float64(got) != want {
+				if got, want := l.burstQueue(w, z), math.Ceil((mn-out)*3+z*math.Sqrt(3*(mn*ca2+out*cv2))); float64(got) != want {
 					t.Errorf("CV2 %v, %d workers: a burst needs %d, want %v", cv2, w, got, want)
 				}
-			} else if got, want := l.burstQueue(w, z), max(0, math.Ceil((mn-out)*3+z*math.Sqrt(3*(mn+mn*cv2)))); float64(got) != want {
+			} else if got, want := l.burstQueue(w, z), max(0, math.Ceil((mn-out)*3+z*math.Sqrt(3*(mn*ca2+mn*cv2)))); float64(got) != want {
 				t.Errorf("CV2 %v, %d workers: a burst they keep up with needs %d, want %v", cv2, w, got, want)
 			}
 			x := (-z*cs + math.Sqrt(z*z*cv2+4*out*(5-long))) / 2
@@ -265,7 +273,7 @@ func TestBounds(t *testing.T) {
 		}
 	}
 	// Workers just above the burst, so that they would do more than arrives.
-	if got := (Load{Rate: 1, Service: time.Second, CV2: 1, Burst: 100, BurstFor: time.Second}).burstQueue(104, 2); got != 25 {
+	if got := (Load{Rate: 1, Service: time.Second, CV2: 1, ArrivalCV2: 1, Burst: 100, BurstFor: time.Second}).burstQueue(104, 2); got != 25 {
 		t.Errorf("104 workers for a burst of 100: %d, want 25", got)
 	}
 	// 1.1·100 − 100 is a little above 10.
@@ -324,6 +332,9 @@ func TestErrors(t *testing.T) {
 		{"CV2", "-0.5", change(func(l *Load) { l.CV2 = -.5 })},
 		{"CV2", "NaN", change(func(l *Load) { l.CV2 = nan })},
 		{"CV2", "+Inf", change(func(l *Load) { l.CV2 = inf })},
+		{"ArrivalCV2", "-2", change(func(l *Load) { l.ArrivalCV2 = -2 })},
+		{"ArrivalCV2", "NaN", change(func(l *Load) { l.ArrivalCV2 = nan })},
+		{"ArrivalCV2", "+Inf", change(func(l *Load) { l.ArrivalCV2 = inf })},
 		{"Burst", "0.5", change(func(l *Load) { l.Burst = .5 })},
 		{"Burst", "-3", change(func(l *Load) { l.Burst = -3 })},
 		{"Burst", "NaN", change(func(l *Load) { l.Burst = nan })},
@@ -344,7 +355,7 @@ func TestErrors(t *testing.T) {
 	} {
 		_, err := For(test.load)
 		var field *FieldError
-		if !errors.As(err, &field) || field.Field != test.field || field.Value != test.value || field.Want == "" || !strings.HasPrefix(err.Error(), test.field+" is ") {
+		if !errors.As(err, &field) || field.Field != test.field || field.Value != test.value || field.Want == "" || flagOf[field.Field] == "" || !strings.HasPrefix(err.Error(), test.field+" is ") {
 			t.Errorf("%s = %q: %v", test.field, test.value, err)
 		}
 	}

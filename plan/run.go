@@ -32,7 +32,7 @@ What do the server's own 100 workers and 200 places hold if a request takes a se
 
 // flagOf is the flag for each field of a Load.
 var flagOf = map[string]string{
-	"Rate": "rate", "Service": "service", "CV2": "cv2", "Burst": "burst", "BurstFor": "burst-for",
+	"Rate": "rate", "Service": "service", "CV2": "cv2", "ArrivalCV2": "arrival-cv2", "Burst": "burst", "BurstFor": "burst-for",
 	"Deadline": "deadline", "MayWait": "may-wait", "MayRefuse": "may-refuse", "Workers": "workers", "Queue": "queue",
 }
 
@@ -52,6 +52,7 @@ func Run(args []string, out io.Writer) error {
 		{"rate", &number{&load.Rate, wantRate, func(v float64) bool { return v > 0 }, 0}, "`n` requests arrive in a second on average"},
 		{"service", &duration{&load.Service, wantService, 1}, "a worker needs `d` for a request on average"},
 		{"cv2", &number{&load.CV2, wantCV2, func(v float64) bool { return v >= 0 && v <= 1e6 }, -1}, "the service time's variance is `x` times its mean squared: 0 constant, default 1 exponential"},
+		{"arrival-cv2", &number{&load.ArrivalCV2, wantCV2, func(v float64) bool { return v >= 0 && v <= 1e6 }, -1}, "the variance of the time between arrivals is `x` times its mean squared: 0 even, default 1 Poisson"},
 		{"burst", &number{&load.Burst, wantBurst, func(v float64) bool { return v >= 1 && v <= 1e6 }, 0}, "at times the rate is `m` times as high; default no bursts"},
 		{"burst-for", &duration{&load.BurstFor, wantService, 1}, "a burst lasts for `d`; default 1s"},
 		{"deadline", &duration{&load.Deadline, wantDuration, 0}, "clients wait `d` for the answer, the service included; default without limit"},

@@ -24,6 +24,7 @@ func TestOutput(t *testing.T) {
 		"overload-json": "-rate 120 -service 1s -workers 100 -queue 0 -json",
 		"contradiction": exampleFlags + " -workers 8",
 		"slow":          "-rate 100 -service 50ms -cv2 0.5 -deadline 100ms",
+		"even":          exampleFlags + " -workers 21 -cv2 0 -arrival-cv2 0",
 		"constant":      "-rate 100 -service 2s -cv2 0 -may-wait 1 -may-refuse 0.001",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -92,6 +93,7 @@ func TestFlagErrors(t *testing.T) {
 		{"-service 5", "for flag -service: want a duration above 0, such as 50ms"},
 		{"-service 0s", "for flag -service: want"},
 		{"-cv2 -1", "for flag -cv2: want 0 to 1,000,000"},
+		{"-arrival-cv2 -1", "for flag -arrival-cv2: want 0 to 1,000,000"},
 		{"-burst 0.9", "for flag -burst: want 1 to 1,000,000"},
 		{"-rate 1 -service 1s -burst-for 1s", "-burst is missing; want 1 to 1,000,000"},
 		{"-burst-for 0s", "for flag -burst-for: want"},

@@ -9,10 +9,15 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
+	"net"
+	"net/netip"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"holdfast"
@@ -29,6 +34,9 @@ type Config struct {
 	MaxBody    int64             // bytes
 	MaxConns   int               // open connections
 	LogJobs    bool              // log each request that has run
+	Admin      string            // listen address of the operator; empty: none
+	AdminToken string            // that the operator needs; empty: none
+	AdminSet   bool              // Admin is not the default
 
 	MaxResponse int64         // bytes of a job's response
 	Retain      time.Duration // that ended jobs are kept
@@ -79,6 +87,8 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
 		{"retain-bytes", "RETAIN_BYTES", &atLeast{(*Size)(&c.RetainBytes), 64 << 10}, "256MiB", "keep ended jobs that take at most `size`"},
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
+		{"admin", "ADMIN_ADDR", (*text)(&c.Admin), "127.0.0.1:8100", "listen for the operator on `host:port`; empty is off, and one that is not loopback needs a token"},
+		{"admin-token-file", "ADMIN_TOKEN_FILE", (*tokenFile)(&c.AdminToken), "", "ask the operator for the token in `file`, as Bearer or as the password of HTTP Basic"},
 		{"log-jobs", "LOG_JOBS", (*boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
 	}
 
@@ -127,14 +137,79 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		if err := s.value.Set(value); err != nil {
 			return Config{}, fmt.Errorf("invalid value %q for %s: %w", value, s.env, err)
 		}
+		given[s.name] = true
+	}
+	c.AdminSet = given["admin"]
+	if c.Admin != "" && !loopback(c.Admin) && c.AdminToken == "" {
+		return Config{}, fmt.Errorf("-admin %s can be reached from other machines; want -admin-token-file, or a host such as 127.0.0.1 or localhost", c.Admin)
 	}
 	return c, nil
+}
+
+// loopback reports whether a listen address can be reached from this machine only.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+// AdminHost returns the name by which the admin listener is reached, or "".
+func (c Config) AdminHost() string {
+	host, _, _ := net.SplitHostPort(c.Admin)
+	return host
+}
+
+// ListenAdmin returns the admin listener, or nil if there is to be none, or if the
+// default address is taken, which is logged: a second server on a machine should
+// start like the first one.
+func (c Config) ListenAdmin(log *slog.Logger) (net.Listener, error) {
+	if c.Admin == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", c.Admin)
+	if err != nil && !c.AdminSet && errors.Is(err, syscall.EADDRINUSE) {
+		log.Warn("no admin listener: its default address is taken; -admin sets another", "addr", c.Admin)
+		return nil, nil
+	}
+	return l, err
 }
 
 type text string
 
 func (t *text) String() string     { return string(*t) }
 func (t *text) Set(s string) error { *t = text(s); return nil }
+
+// A tokenFile is set by the name of the file that has the token.
+type tokenFile string
+
+func (v *tokenFile) String() string { return "" }
+
+func (v *tokenFile) Set(name string) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxToken+1))
+	if err != nil {
+		return err
+	}
+	token := strings.TrimSpace(string(text))
+	if len(token) < minToken || len(text) > maxToken {
+		return fmt.Errorf("the token has %d bytes; want %d to %d", len(token), minToken, maxToken)
+	}
+	*v = tokenFile(token)
+	return nil
+}
+
+// The length of a token in bytes. A shorter one can be guessed.
+const (
+	minToken = 16
+	maxToken = 4096
+)
 
 type boolean bool
 

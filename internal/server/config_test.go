@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +52,8 @@ func settings() []setting {
 			func(c Config) any { return c.RetainBytes }, int64(256 << 20), int64(1 << 30), int64(64 << 10)},
 		{"upstream", "UPSTREAM", "http://127.0.0.1:1", "https://example.com:2/base/", []string{"127.0.0.1:1", "localhost", "/path", "ftp://h", "http://", "http://:80", "http://u:p@h", "http://h?q", "http://h#f", "http://h:x", "http://h/%zz"}, "http://host:port or https://host:port",
 			func(c Config) any { return upstream{&c.Upstream}.String() }, "", "http://127.0.0.1:1", "https://example.com:2/base/"},
+		{"admin", "ADMIN_ADDR", "127.0.0.1:1", "[::1]:2", nil, "",
+			func(c Config) any { return c.Admin }, "127.0.0.1:8100", "127.0.0.1:1", "[::1]:2"},
 		{"log-jobs", "LOG_JOBS", "true", "false", []string{"1", "yes", "True"}, "true or false",
 			func(c Config) any { return c.LogJobs }, false, true, false},
 	}
@@ -216,6 +220,48 @@ func TestConfigDispatcher(t *testing.T) {
 	}
 }
 
+// What can be reached from elsewhere needs a token.
+func TestConfigAdmin(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	write := func(text string) string {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	for addr, open := range map[string]bool{
+		"127.0.0.1:1": false, "127.1.2.3:1": false, "localhost:1": false, "[::1]:1": false, "[::ffff:127.0.0.1]:1": false, "": false,
+		":1": true, "0.0.0.0:1": true, "[::]:1": true, "192.0.2.1:1": true, "host.example:1": true, "localhost.example:1": true, "no-port": true,
+	} {
+		_, _, err := parse(nil, "-admin", addr)
+		if (err != nil) != open || open && (!strings.Contains(err.Error(), "-admin "+addr) || !strings.Contains(err.Error(), "want -admin-token-file")) {
+			t.Errorf("-admin %q without a token: %v", addr, err)
+		}
+		c, _, err := parse(nil, "-admin", addr, "-admin-token-file", write(" 0123456789abcdef\n"))
+		if err != nil || c.AdminToken != "0123456789abcdef" || !c.AdminSet {
+			t.Errorf("-admin %q with a token: %+v, %v", addr, c, err)
+		}
+	}
+	for text, says := range map[string]string{
+		"":                        "0 bytes; want 16 to 4096",
+		"0123456789abcde\n":       "15 bytes; want 16",
+		strings.Repeat("x", 4097): "4097 bytes; want 16 to 4096",
+	} {
+		if _, _, err := parse(map[string]string{"ADMIN_TOKEN_FILE": write(text)}); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "ADMIN_TOKEN_FILE") {
+			t.Errorf("a token file with %.20q: %v", text, err)
+		}
+	}
+	if _, _, err := parse(nil, "-admin-token-file", file+".not"); err == nil || !strings.Contains(err.Error(), "-admin-token-file") {
+		t.Errorf("no file: %v", err)
+	}
+	if c, _, err := parse(map[string]string{"ADMIN_ADDR": "127.0.0.1:8100"}); err != nil || !c.AdminSet {
+		t.Errorf("the default's value, given: %v, %v; want it to count as set", c.AdminSet, err)
+	}
+	if c, _, err := parse(nil); err != nil || c.AdminSet {
+		t.Errorf("nothing given: %v, %v", c.AdminSet, err)
+	}
+}
+
 func TestSize(t *testing.T) {
 	for text, want := range map[string]Size{
 		"1": 1, "1023": 1023, "1KiB": 1 << 10, "3KiB": 3 << 10, "1MiB": 1 << 20, "1GiB": 1 << 30, "1024GiB": 1 << 40,
@@ -268,8 +314,8 @@ func TestConnsFor(t *testing.T) {
 		files           uint64
 		most, byDefault int
 	}{
-		{0, 1, 1}, {32, 1, 1}, {33, 1, 1}, {64, 32, 28}, {1024, 992, 868}, {20000, 19968, 17472},
-		{1 << 20, 1<<20 - 32, 917476}, {math.MaxUint64, 1<<20 - 32, 917476},
+		{0, 1, 1}, {48, 1, 1}, {49, 1, 1}, {64, 16, 14}, {1024, 976, 854}, {20000, 19952, 17458},
+		{1 << 20, 1<<20 - 48, 917462}, {math.MaxUint64, 1<<20 - 48, 917462},
 	} {
 		if most, byDefault := connsFor(test.files); most != test.most || byDefault != test.byDefault {
 			t.Errorf("connsFor(%d) = %d, %d; want %d, %d", test.files, most, byDefault, test.most, test.byDefault)

@@ -21,11 +21,13 @@ var tooMany = "HTTP/1.1 503 Service Unavailable\r\n" +
 	"Connection: close\r\n" +
 	"\r\n" + tooManyProblem
 
-// Descriptors that are kept free of connections: for the listener, the standard
-// streams and the poller, and for connections that are being refused.
+// Descriptors that are kept free of clients: for the listeners, the standard
+// streams and the poller, for connections that are being refused, and for the
+// operator's, of which a browser opens six.
 const (
-	reserved = 16
-	refusers = 16
+	reserved   = 16
+	refusers   = 16
+	adminConns = 16
 )
 
 // connLimit is a listener that has at most max connections open and answers
@@ -97,7 +99,7 @@ func (c *countedConn) CloseWrite() error {
 // connsFor returns the connections that a limit of open files leaves room for,
 // and how many of them to use: some are left to what the handlers open.
 func connsFor(files uint64) (most, byDefault int) {
-	most = int(min(files, 1<<20)) - reserved - refusers
+	most = int(min(files, 1<<20)) - reserved - refusers - adminConns
 	most = max(most, 1)
 	return most, max(most-most/8, 1)
 }

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/internal/problem"
@@ -27,18 +28,64 @@ const (
 	lingerTime  = 100 * time.Millisecond
 )
 
-// Gateway returns a handler that passes requests on to the service at upstream,
-// with the X-Forwarded-* headers of its own in place of the client's, and answers
-// for it where it does not: 504 if it is late, else 502. Responses have at most
-// maxResponse bytes.
+// A Gateway passes requests on to another service, with the X-Forwarded-* headers
+// of its own in place of the client's, and answers for it where it does not: 504 if
+// it is late, else 502.
 //
 // A job could end when its response is there. To the upstream the request is there
 // until its handler has returned: only then it takes another one from the connection,
 // or closes it. So there are never more connections than workers, and a job waits for
 // the end of one that will not be used again.
-func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger) http.Handler {
+type Gateway struct {
+	proxy httputil.ReverseProxy
+	conns atomic.Pointer[http.Transport]
+}
+
+// Resize says how many workers there are. Connections that are in use go on; until
+// the requests on them have ended the upstream may see more than that.
+func (g *Gateway) Resize(workers int) {
+	if old := g.conns.Swap(connections(workers)); old != nil {
+		old.CloseIdleConnections()
+	}
+}
+
+// ServeHTTP passes a request on.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.proxy.ServeHTTP(w, r) }
+
+// RoundTrip implements http.RoundTripper for the proxy.
+func (g *Gateway) RoundTrip(r *http.Request) (*http.Response, error) {
+	return g.conns.Load().RoundTrip(r)
+}
+
+// connections returns a transport for so many workers.
+func connections(workers int) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	return &httputil.ReverseProxy{
+	return &http.Transport{
+		Proxy: http.ProxyFromEnvironment,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return &lingering{Conn: c, closed: make(chan struct{})}, nil
+		},
+		TLSHandshakeTimeout:    dialTimeout,
+		ExpectContinueTimeout:  time.Second,
+		IdleConnTimeout:        idleConn,
+		MaxConnsPerHost:        max(workers, 1),
+		MaxIdleConnsPerHost:    max(workers, 1),
+		MaxResponseHeaderBytes: 64 << 10,
+		DisableCompression:     true, // what the client asks for is what it gets
+		ForceAttemptHTTP2:      true,
+	}
+}
+
+// NewGateway returns a Gateway to the service at upstream, whose responses may have
+// at most maxResponse bytes.
+func NewGateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger) *Gateway {
+	g := new(Gateway)
+	g.Resize(workers)
+	g.proxy = httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(upstream)
 			r.Out.URL.RawQuery = r.In.URL.RawQuery // also what ReverseProxy cannot parse: it is not for us to read
@@ -50,24 +97,7 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 			r.SetXForwarded()
 			r.Out = traced(r.Out)
 		},
-		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment,
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				c, err := dialer.DialContext(ctx, network, addr)
-				if err != nil {
-					return nil, err
-				}
-				return &lingering{Conn: c, closed: make(chan struct{})}, nil
-			},
-			TLSHandshakeTimeout:    dialTimeout,
-			ExpectContinueTimeout:  time.Second,
-			IdleConnTimeout:        idleConn,
-			MaxConnsPerHost:        max(workers, 1),
-			MaxIdleConnsPerHost:    max(workers, 1),
-			MaxResponseHeaderBytes: 64 << 10,
-			DisableCompression:     true, // what the client asks for is what it gets
-			ForceAttemptHTTP2:      true,
-		},
+		Transport: g,
 		// The response is in memory anyway before a client gets it. Read here, one
 		// that breaks off is told from one that does not.
 		ModifyResponse: func(r *http.Response) error {
@@ -105,6 +135,7 @@ func Gateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger
 		},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+	return g
 }
 
 // unusable says why a response of the upstream cannot be passed on.

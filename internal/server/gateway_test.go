@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"os"
 	"strings"
@@ -64,7 +63,7 @@ func newGateway(t *testing.T, c Config, upstream http.HandlerFunc) *gatewayFixtu
 	mux := http.NewServeMux()
 	s := New(g.d, mux, c, log)
 	mux.Handle("/jobs/", jobs)
-	h := Gateway(target, c.Workers, c.MaxResponse, log)
+	h := NewGateway(target, c.Workers, c.MaxResponse, log)
 	s.Below("/sync", s.Work(jobs.Queued(h)))
 	s.Below("/async", s.Work(jobs.Async(h)))
 	g.front = httptest.NewServer(s.http.Handler)
@@ -335,10 +334,10 @@ func TestGatewayUpstreamFails(t *testing.T) {
 
 // A time-out that is not the job's, as that of the dial, is a 504 too.
 func TestGatewayTimeouts(t *testing.T) {
-	proxy := Gateway(&url.URL{Scheme: "http", Host: "upstream"}, 1, 1, slog.New(slog.DiscardHandler)).(*httputil.ReverseProxy)
+	proxy := NewGateway(&url.URL{Scheme: "http", Host: "upstream"}, 1, 1, slog.New(slog.DiscardHandler))
 	for _, err := range []error{&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, fmt.Errorf("round trip: %w", context.DeadlineExceeded)} {
 		rec := httptest.NewRecorder()
-		proxy.ErrorHandler(rec, httptest.NewRequest("GET", "/", nil), err)
+		proxy.proxy.ErrorHandler(rec, httptest.NewRequest("GET", "/", nil), err)
 		recorded(rec).check(t, 504)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"strings"
@@ -530,6 +531,8 @@ func TestProcessStartFails(t *testing.T) {
 		{[]string{"-workers", "many"}, "", 2, []string{"-workers", "many", "0 to 1000000"}},
 		{[]string{"-nonsense"}, "", 2, []string{"-nonsense"}},
 		{[]string{"serve"}, "", 2, []string{"serve"}},
+		{[]string{"-admin", ":8100"}, "", 2, []string{"-admin :8100", "-admin-token-file"}},
+		{[]string{"-admin-token-file", "/nonexistent"}, "", 2, []string{"-admin-token-file", "/nonexistent"}},
 		{nil, "OVERFLOW=sometimes", 2, []string{"OVERFLOW", "sometimes", "block, reject or drop-oldest"}},
 		{[]string{"-h"}, "", 0, []string{"-workers", "MAX_WORKERS"}},
 		{[]string{"-version"}, "", 0, []string{"holdfast devel"}},
@@ -547,6 +550,157 @@ func TestProcessStartFails(t *testing.T) {
 		if test.code != 0 && strings.Count(log, "\n") != 1 {
 			t.Errorf("%q %s: %q, want one line", test.args, test.env, log)
 		}
+	}
+}
+
+var dashboardLine = regexp.MustCompile(` dashboard url=http://(\S+)/`)
+
+// admin starts the server with an admin listener on a free port, and returns its
+// address.
+func admin(t *testing.T, args ...string) (p *process, addr string) {
+	t.Helper()
+	p = start(t, append([]string{"-admin", "127.0.0.1:0"}, args...)...)
+	return p, p.AwaitLog(dashboardLine)
+}
+
+// What only the operator may see stands on the operator's listener alone.
+func TestProcessAdmin(t *testing.T) {
+	t.Parallel()
+	p, addr := admin(t)
+	own := &process{Process: p.Process, t: t, addr: addr}
+	for _, target := range []string{"/stats", "/events", "/jobs", "/burst", "/dispatcher", "/debug/vars", "/debug/pprof/", "/page.js"} {
+		for _, method := range []string{"GET", "POST", "PATCH"} {
+			if a, err := p.once(method, target, "{}"); err != nil || a.status != 404 {
+				t.Errorf("%s %s on the public listener: %d, %v; want 404", method, target, a.status, err)
+			}
+		}
+	}
+	for _, target := range []string{"/", "/stats", "/jobs", "/debug/vars", "/debug/pprof/", "/healthz", "/readyz"} {
+		if a, err := own.once("GET", target, ""); err != nil || a.status != 200 {
+			t.Errorf("%s: %d, %v; want 200", target, a.status, err)
+		}
+	}
+	for _, target := range []string{"/aaa", "/bbb"} {
+		if a, err := own.once("POST", target, sleepFor(0)); err != nil || a.status != 404 {
+			t.Errorf("%s on the admin listener: %d, %v; want 404", target, a.status, err)
+		}
+	}
+	if a, err := own.once("PATCH", "/dispatcher", `{"workers":3,"overflow":"reject"}`); err != nil || a.status != 200 {
+		t.Errorf("PATCH: %d, %v", a.status, err)
+	}
+	p.AwaitLog(regexp.MustCompile(`dispatcher changed workers=3 overflow=reject`))
+	if a, err := own.once("POST", "/burst", `{"path":"/bbb","jobs":300,"sleep_time":0}`); err != nil || a.status != 202 {
+		t.Errorf("POST /burst: %d, %v", a.status, err)
+	}
+	p.signal(syscall.SIGTERM)
+	p.stopped()
+}
+
+// Whoever watches sees the queue drain, to the end.
+func TestProcessAdminOutlivesTheDrain(t *testing.T) {
+	t.Parallel()
+	p, addr := admin(t, "-workers", "1")
+	res, err := http.Get("http://" + addr + "/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	for range 2 {
+		if a, err := p.once("POST", "/bbb", sleepFor(2)); err != nil || a.status != 202 {
+			t.Fatalf("%d, %v", a.status, err)
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	own := &process{Process: p.Process, t: t, addr: addr}
+	p.AwaitLog(regexp.MustCompile(`INFO stopping `))
+	for target, status := range map[string]int{"/readyz": 503, "/healthz": 200, "/jobs": 200, "/stats": 200} {
+		if a, err := own.once("GET", target, ""); err != nil || a.status != status {
+			t.Errorf("%s while it stops: %d, %v; want %d", target, a.status, err, status)
+		}
+	}
+	if a, err := own.once("PATCH", "/dispatcher", `{"workers":3}`); err != nil || a.status != 503 {
+		t.Errorf("PATCH while it stops: %d, %v", a.status, err)
+	}
+	told, err := io.ReadAll(res.Body)
+	if err != nil || !strings.Contains(string(told), `"stopping":true`) || !strings.Contains(string(told), `"succeeded":1,`) {
+		t.Errorf("the stream ended with %v, and tells %.2000s", err, told)
+	}
+	p.stopped()
+}
+
+// A second server on the machine starts like the first, unless it was said where
+// the operator is to find it.
+func TestProcessAdminTaken(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:8100")
+	if err == nil {
+		defer taken.Close() // else somebody else has it, which does as well
+	}
+	p := start(t)
+	if log := p.Text(); !strings.Contains(log, "no admin listener: its default address is taken") || strings.Contains(log, "dashboard") {
+		t.Errorf("%q does not say that there is no dashboard", log)
+	}
+	off := start(t, "-admin", "")
+	if log := off.Text(); strings.Contains(log, "admin") || strings.Contains(log, "dashboard") {
+		t.Errorf("-admin \"\": %q", log)
+	}
+	set := launch(t, nil, build(t), "-addr", "127.0.0.1:0", "-admin", "127.0.0.1:8100")
+	if code := set.exit(); code != 1 || !strings.Contains(set.Text(), "127.0.0.1:8100") || !strings.Contains(set.Text(), "in use") {
+		t.Errorf("exit code %d, %q; want 1 and the reason", code, set.Text())
+	}
+}
+
+// The gateway's connections follow the number of workers.
+func TestProcessAdminResizesGateway(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var now, most int
+	hold := make(chan struct{})
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		<-hold
+		mu.Lock()
+		now--
+		mu.Unlock()
+	}))
+	defer upstream.Close()
+	release := sync.OnceFunc(func() { close(hold) })
+	defer release()
+	seen := func(n int) {
+		t.Helper()
+		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+			mu.Lock()
+			at := now
+			mu.Unlock()
+			if at == n {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d requests at the upstream, want %d", at, n)
+			}
+		}
+	}
+	p, addr := admin(t, "-workers", "1", "-upstream", upstream.URL)
+	for range 5 {
+		if a, err := p.once("GET", "/async/", ""); err != nil || a.status != 202 {
+			t.Fatalf("%d, %v", a.status, err)
+		}
+	}
+	seen(1)
+	own := &process{Process: p.Process, t: t, addr: addr}
+	if a, err := own.once("PATCH", "/dispatcher", `{"workers":4}`); err != nil || a.status != 200 {
+		t.Fatalf("%d, %v", a.status, err)
+	}
+	seen(4)
+	release()
+	seen(0)
+	p.signal(syscall.SIGTERM)
+	p.stopped()
+	if most > 4 {
+		t.Errorf("%d requests at the upstream at once, want at most 4", most)
 	}
 }
 

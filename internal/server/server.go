@@ -24,6 +24,7 @@ const (
 	writeTimeout  = 30 * time.Second // to take a piece of a response
 	bodyTimeout   = 10 * time.Second // to send a request, besides the time that bodyRate allows
 	bodyRate      = 16 << 10         // bytes a second
+	adminTimeout  = 10 * time.Second // to send a request to the admin listener
 
 	// lastAnswers is how long connections may stay after the last job has ended
 	// or been cut off, for responses to be written.
@@ -34,6 +35,7 @@ const (
 type Server struct {
 	dispatcher *holdfast.Dispatcher
 	http       *http.Server
+	admin      *http.Server // nil if there is none
 	routes     http.Handler
 	below      []below
 	maxConns   int
@@ -48,35 +50,58 @@ type Server struct {
 // while the server stops, are answered with a problem.
 func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
 	s := &Server{dispatcher: d, routes: problem.Mux(mux), maxConns: c.MaxConns, log: log}
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, "ok\n")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if s.stopping.Load() {
-			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
-			return
-		}
-		io.WriteString(w, "ready\n")
-	})
-	s.http = &http.Server{
-		Handler:           s.guard(http.HandlerFunc(s.route)),
+	mux.Handle("GET /healthz", s.Health())
+	mux.Handle("GET /readyz", s.Health())
+	timeout := bodyTimeout + time.Duration(min(c.MaxBody/bodyRate, math.MaxInt32))*time.Second
+	s.http = s.listening(s.counted(prompt(http.HandlerFunc(s.route), timeout)), timeout)
+	s.http.WriteTimeout = writeTimeout // for what the server answers past prompt, which extends it
+	return s
+}
+
+// listening returns an HTTP server with what both listeners have in common.
+func (s *Server) listening(h http.Handler, timeout time.Duration) *http.Server {
+	return &http.Server{
+		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       bodyTimeout + time.Duration(min(c.MaxBody/bodyRate, math.MaxInt32))*time.Second,
-		WriteTimeout:      writeTimeout, // for what the server answers past guard, which extends it
+		ReadTimeout:       timeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
-		// The server's own answer to OPTIONS * reads a body, and past guard.
+		// The server's own answer to OPTIONS * reads a body, and past prompt.
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
-	return s
+}
+
+// Admin makes h what the admin listener serves. It must be called before Run if
+// that gets such a listener.
+func (s *Server) Admin(h http.Handler) {
+	// No WriteTimeout: package pprof refuses what takes longer.
+	s.admin = s.listening(prompt(h, adminTimeout), adminTimeout)
+}
+
+// Stopping reports whether Run has begun to stop.
+func (s *Server) Stopping() bool { return s.stopping.Load() }
+
+// Health returns a handler of /healthz, which says that the server is alive, and
+// /readyz, which says whether it accepts work.
+func (s *Server) Health() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/healthz":
+			io.WriteString(w, "ok\n")
+		case s.Stopping():
+			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
+		default:
+			io.WriteString(w, "ready\n")
+		}
+	})
 }
 
 // Work returns h as a route that takes on new work: while the server stops it
 // answers 503.
 func (s *Server) Work(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.stopping.Load() {
+		if s.Stopping() {
 			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
 			return
 		}
@@ -111,18 +136,25 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) {
 	s.routes.ServeHTTP(w, r)
 }
 
-// guard bounds the time for which a slow client can hold a connection, and that
-// time alone. When the request is there, the server itself lifts its ReadTimeout,
-// from then on reading only to notice that the client leaves. Its WriteTimeout runs
-// from the header on and would cut off whoever waits for a long answer, so each
-// piece of a response gets one of its own instead.
-func (s *Server) guard(next http.Handler) http.Handler {
+// counted counts the requests that next serves.
+func (s *Server) counted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.active.Add(1)
 		defer s.active.Add(-1)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// prompt bounds the time for which a slow client can hold a connection, and that
+// time alone. When the request is there, the server itself lifts its ReadTimeout,
+// which is timeout, from then on reading only to notice that the client leaves. Its
+// WriteTimeout runs from the header on and would cut off whoever waits for a long
+// answer, so each piece of a response gets one of its own instead.
+func prompt(next http.Handler, timeout time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		prompt := &promptWriter{ResponseWriter: w, request: r, from: time.Now()}
 		if r.Body != http.NoBody {
-			prompt.bodyBy = prompt.from.Add(s.http.ReadTimeout)
+			prompt.bodyBy = prompt.from.Add(timeout)
 		}
 		defer prompt.extend()
 		next.ServeHTTP(prompt, r)
@@ -200,14 +232,32 @@ func (w *promptWriter) extend() {
 // Unhurried tells whoever waits that there is nothing to do about the deadline.
 func (w *promptWriter) Unhurried() (hurry func()) { return func() {} }
 
-// Run serves on l until ctx ends or serving fails, then stops: at once it is no
-// longer ready and accepts no work; until the jobs have ended, or for drain if
-// that is not 0, it goes on answering; then the connections are closed. The
-// error is nil if everything that was accepted has ended by itself.
-func (s *Server) Run(ctx context.Context, l net.Listener, drain time.Duration) error {
+// Run serves on public, and on admin unless that is nil, until ctx ends or serving
+// the public fails, then stops: at once it is no longer ready and accepts no work;
+// until the jobs have ended, or for drain if that is not 0, it goes on answering;
+// then the connections are closed, the operator's last. The error is nil if
+// everything that was accepted has ended by itself.
+func (s *Server) Run(ctx context.Context, public, admin net.Listener, drain time.Duration) error {
 	var serving error
 	failed := make(chan error, 1)
-	go func() { failed <- s.http.Serve(&connLimit{Listener: l, max: int64(s.maxConns)}) }()
+	go func() { failed <- s.http.Serve(&connLimit{Listener: public, max: int64(s.maxConns)}) }()
+	if admin != nil {
+		watched, leave := context.WithCancel(context.Background())
+		s.admin.BaseContext = func(net.Listener) context.Context { return watched }
+		go func() {
+			if err := s.admin.Serve(&connLimit{Listener: admin, max: adminConns}); err != http.ErrServerClosed {
+				s.log.Error("the admin listener has failed", "error", err)
+			}
+		}()
+		defer func() {
+			leave()
+			soon, enough := context.WithTimeout(context.Background(), lastAnswers)
+			defer enough()
+			if s.admin.Shutdown(soon) != nil {
+				s.admin.Close()
+			}
+		}()
+	}
 	select {
 	case serving = <-failed:
 		s.log.Info("stopping, since serving failed", "drain", drain)

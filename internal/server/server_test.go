@@ -128,7 +128,7 @@ func serve(t *testing.T, c Config, routes map[string]http.HandlerFunc) *fixture 
 	var result error
 	done := make(chan struct{})
 	go func() {
-		result = s.Run(ctx, f.l, c.Drain)
+		result = s.Run(ctx, f.l, nil, c.Drain)
 		f.ended <- result
 		close(done)
 	}()
@@ -178,7 +178,7 @@ func (c *client) send(text string) {
 
 // request is the text of a request.
 func request(method, target, body string, header ...string) string {
-	text := method + " " + target + " HTTP/1.1\r\nHost: test\r\n"
+	text := method + " " + target + " HTTP/1.1\r\nHost: localhost\r\n"
 	if body != "" {
 		text += fmt.Sprintf("Content-Length: %d\r\n", len(body))
 	}
