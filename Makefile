@@ -3,7 +3,7 @@ MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*/go.mod'))
 FUZZTIME := 20s
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help run build test check bench load fuzz soak
+.PHONY: help run build test check bench load screenshots fuzz soak
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,9 @@ load: build ## ab on /aaa and /bbb, with and without keep-alive (ab is in apache
 		ab -q -n $$n -c 100 $$k -p testdata/sleep.json -T application/json http://127.0.0.1:8099/$$path | \
 			grep -E 'Time taken|Complete|Failed|Non-2xx|Requests per|  50%|  99%|100%'; \
 	done; done; done
+
+screenshots: ## write the pictures of the dashboard anew, into e2e/screenshots (needs Chromium)
+	cd e2e && go test -count=1 -run Dashboard -timeout 30m . -screenshots "$$PWD/screenshots"
 
 fuzz: ## run each fuzz target for FUZZTIME
 	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
