@@ -27,18 +27,25 @@ import (
 	"holdfast/internal/problem"
 )
 
-// A Config says what the operator is shown. Dispatcher, Jobs, Log, Stopping and
-// Health are needed.
+// A Config says what the operator is shown. Only the Dispatcher is needed.
 type Config struct {
 	Dispatcher *holdfast.Dispatcher
-	Jobs       *holdfast.Jobs // that are served at /jobs/
-	Version    string
-	Log        *slog.Logger // gets a record for each change
 
-	// Stopping reports whether the server has begun to shut down.
+	// Jobs are listed at /jobs. They must be served at /jobs/, too, where they are
+	// public. If nil, there is no list.
+	Jobs *holdfast.Jobs
+
+	// Version is what the page and /stats say of the program.
+	Version string
+
+	// Log gets a record for each change. If nil, slog.Default() is used.
+	Log *slog.Logger
+
+	// Stopping reports whether the server has begun to shut down. If nil, it
+	// never has.
 	Stopping func() bool
 
-	// Health answers GET /healthz and GET /readyz.
+	// Health answers GET /healthz and GET /readyz. If nil, there are no such routes.
 	Health http.Handler
 
 	// Token is what a request must have as Bearer token or as the password of HTTP
@@ -74,7 +81,7 @@ type Handler struct {
 // maxStreams is how many may watch at once.
 const maxStreams = 32
 
-// New returns a Handler for:
+// New returns a Handler for these routes, as far as c has what they need:
 //
 //	GET /             the dashboard
 //	GET /stats        what there is now, as JSON: Stats
@@ -92,6 +99,12 @@ const maxStreams = 32
 // refused, as are those without the token if there is one. Only /healthz and
 // /readyz need none.
 func New(c Config) *Handler {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Stopping == nil {
+		c.Stopping = func() bool { return false }
+	}
 	h := &Handler{config: c, began: time.Now()}
 	st := c.Dispatcher.Stats()
 	h.history.marks = []mark{{h.began, st}}
@@ -100,16 +113,20 @@ func New(c Config) *Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, h.stats()) })
 	mux.HandleFunc("GET /events", h.serveEvents)
-	mux.Handle("GET /jobs", c.Jobs.List())
-	mux.Handle("/jobs/", c.Jobs)
 	mux.HandleFunc("PATCH /dispatcher", h.serveChange)
+	if c.Jobs != nil {
+		mux.Handle("GET /jobs", c.Jobs.List())
+		mux.Handle("/jobs/", c.Jobs)
+	}
+	if c.Health != nil {
+		mux.Handle("GET /healthz", c.Health)
+		mux.Handle("GET /readyz", c.Health)
+	}
 	if c.Demo != nil {
 		h.bursts = newBursts(c.Demo)
 		mux.HandleFunc("POST /burst", h.bursts.serveStart)
 		mux.HandleFunc("DELETE /burst", h.bursts.serveStop)
 	}
-	mux.Handle("GET /healthz", c.Health)
-	mux.Handle("GET /readyz", c.Health)
 	mux.HandleFunc("GET /debug/vars", h.serveVars)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -138,20 +155,22 @@ func (h *Handler) Run(ctx context.Context) {
 func (h *Handler) stats() Stats {
 	now := mark{time.Now(), h.config.Dispatcher.Stats()}
 	past, _ := h.history.look()
-	kept := h.config.Jobs.Stats()
 	s := Stats{
 		Time:     now.at.UTC(),
 		Uptime:   now.at.Sub(h.began).Seconds(),
 		Version:  h.config.Version,
 		Stopping: h.config.Stopping(),
-		Kept: Kept{
+		Second:   sample(&past[max(len(past)-2, 0)], &past[len(past)-1]),
+		Minute:   recent(past[max(len(past)-1-int(time.Minute/interval), 0):]),
+		Advice:   h.history.advise(),
+	}
+	if h.config.Jobs != nil {
+		kept := h.config.Jobs.Stats()
+		s.Kept = &Kept{
 			Open: kept.Open, Jobs: kept.Kept, Bytes: kept.KeptBytes,
 			Evicted: Evicted{kept.EvictedAge, kept.EvictedJobs, kept.EvictedBytes},
 			Reach:   kept.Reach.Seconds(),
-		},
-		Second: sample(&past[max(len(past)-2, 0)], &past[len(past)-1]),
-		Minute: recent(past[max(len(past)-1-int(time.Minute/interval), 0):]),
-		Advice: h.history.advise(),
+		}
 	}
 	if h.bursts != nil {
 		s.Bursts = h.bursts.list()

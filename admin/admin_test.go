@@ -415,10 +415,18 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%s %s: %.200s, want %q in it", test.method, test.target, w.Body, test.says)
 		}
 	}
-	none := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) { c.Demo = nil })
-	none.expect(none.do("POST", "/burst", `{"path":"/bbb","jobs":1}`), 404)
-	if s := none.stats(); s.Bursts != nil {
-		t.Error("without a demo there is a list of bursts")
+}
+
+// Only the dispatcher is needed.
+func TestLeastConfig(t *testing.T) {
+	f := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) { *c = Config{Dispatcher: c.Dispatcher} })
+	f.expect(f.do("POST", "/burst", `{"path":"/bbb","jobs":1}`), 404)
+	f.expect(f.do("GET", "/jobs", ""), 404)
+	f.expect(f.do("GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""), 404, "nothing is served")
+	f.expect(f.do("GET", "/healthz", ""), 404)
+	f.expect(f.do("PATCH", "/dispatcher", `{"workers":2}`), 200)
+	if s := f.stats(); s.Bursts != nil || s.Kept != nil || s.Stopping || s.Dispatcher.Workers != 2 {
+		t.Errorf("%+v", s)
 	}
 }
 

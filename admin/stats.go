@@ -18,7 +18,7 @@ type Stats struct {
 	Stopping bool      `json:"stopping"` // the server drains its queue and accepts nothing
 
 	Dispatcher Dispatcher `json:"dispatcher"`
-	Kept       Kept       `json:"kept"`
+	Kept       *Kept      `json:"kept"` // null without Config.Jobs
 
 	// Second is the last full second, Minute the last one as far as the server is
 	// that old.
@@ -26,7 +26,7 @@ type Stats struct {
 	Minute Recent `json:"minute"`
 
 	Advice Advice  `json:"advice"`
-	Bursts []Burst `json:"bursts"` // the last one for each path, by path; empty if there was none
+	Bursts []Burst `json:"bursts"` // the last one for each path, by path; null without Config.Demo
 }
 
 // Dispatcher is a [holdfast.Stats] as JSON, all of one moment: accepted = queued +

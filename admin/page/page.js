@@ -240,6 +240,8 @@ function renderTimes(d, minute) {
 }
 
 function renderKept(k) {
+  show("kept", k !== null);
+  if (k === null) return;
   text("kept-open", count(k.open));
   text("kept-jobs", count(k.jobs));
   text("kept-bytes", bytes(k.bytes));
