@@ -103,8 +103,10 @@ func run(config server.Config, log *slog.Logger) error {
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer restore()
 	context.AfterFunc(ctx, restore) // a second signal ends the process at once
-	watching, leave := context.WithCancel(context.Background())
-	defer leave()
-	go operator.Run(watching)
+	if private != nil {
+		watching, leave := context.WithCancel(context.Background())
+		defer leave()
+		go operator.Run(watching)
+	}
 	return s.Run(ctx, public, private, config.Drain)
 }

@@ -1,6 +1,7 @@
 // Package admin serves what only the operator of a server may see or do: the
 // dashboard, statistics as JSON and as a stream, the list of jobs, the controls of
-// the dispatcher, and Go's own debugging pages.
+// the dispatcher, and Go's own debugging pages. It differs from a page of metrics in
+// that it says what the numbers mean for the size of the pool, and can change it.
 //
 // It imports expvar and net/http/pprof, which register themselves on
 // http.DefaultServeMux: a program that imports admin should serve a mux of its own,
@@ -8,18 +9,16 @@
 package admin
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"expvar"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
 	"strconv"
-	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,8 +30,8 @@ import (
 type Config struct {
 	Dispatcher *holdfast.Dispatcher
 
-	// Jobs are listed at /jobs. They must be served at /jobs/, too, where they are
-	// public. If nil, there is no list.
+	// Jobs are listed at /jobs and served below it, so their JobsConfig.Path must be
+	// /jobs/, the default. If nil, there is no list.
 	Jobs *holdfast.Jobs
 
 	// Version is what the page and /stats say of the program.
@@ -57,29 +56,33 @@ type Config struct {
 	// since a hostile page could have made it lead here.
 	Host string
 
-	// Demo gets the requests of POST /burst: POST /aaa and POST /bbb with
-	// {"sleep_time":n}. If nil, there is no POST /burst.
+	// Demo gets the requests of POST /burst, which show a newcomer what the queue is
+	// for: POST /aaa and POST /bbb with {"sleep_time":n}. If nil, there is no burst.
 	Demo http.Handler
 
-	// Resized is called with the number of workers after a request has changed it.
-	// If nil, nobody is told.
+	// Resized is called with the number of workers after a request has changed it,
+	// one call at a time. If nil, nobody is told.
 	Resized func(workers int)
 }
 
-// A Handler serves the admin listener. Create one with [New]; it shows what happens
-// from then on, while Run runs. It may be used by any number of goroutines at once.
+// A Handler serves the admin listener. Create one with [New] and let it [Handler.Run];
+// it may be used by any number of goroutines at once.
 type Handler struct {
 	config  Config
 	began   time.Time
 	history history
 	bursts  *bursts // nil without a Demo
-	resume  atomic.Int64
 	streams atomic.Int64
 	guarded http.Handler
+
+	// Two changes at a time could leave Resized with the number of the first.
+	changing sync.Mutex // protects the following field
+	resume   int        // workers to go on with after a pause
 }
 
-// maxStreams is how many may watch at once.
-const maxStreams = 32
+// maxStreams is how many may watch at once. A listener that takes few connections
+// should have some left for those who want to change something.
+const maxStreams = 8
 
 // New returns a Handler for these routes, as far as c has what they need:
 //
@@ -108,12 +111,12 @@ func New(c Config) *Handler {
 	h := &Handler{config: c, began: time.Now()}
 	st := c.Dispatcher.Stats()
 	h.history.marks = []mark{{h.began, st}}
-	h.resume.Store(int64(max(st.Workers, 1)))
+	h.resume = max(st.Workers, 1)
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, h.stats()) })
 	mux.HandleFunc("GET /events", h.serveEvents)
-	mux.HandleFunc("PATCH /dispatcher", h.serveChange)
+	mux.HandleFunc("PATCH /dispatcher", h.unlessStopping(h.serveChange))
 	if c.Jobs != nil {
 		mux.Handle("GET /jobs", c.Jobs.List())
 		mux.Handle("/jobs/", c.Jobs)
@@ -124,7 +127,7 @@ func New(c Config) *Handler {
 	}
 	if c.Demo != nil {
 		h.bursts = newBursts(c.Demo)
-		mux.HandleFunc("POST /burst", h.bursts.serveStart)
+		mux.HandleFunc("POST /burst", h.unlessStopping(h.bursts.serveStart))
 		mux.HandleFunc("DELETE /burst", h.bursts.serveStop)
 	}
 	mux.HandleFunc("GET /debug/vars", h.serveVars)
@@ -143,7 +146,8 @@ func New(c Config) *Handler {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.guarded.ServeHTTP(w, r) }
 
 // Run looks at the dispatcher every second, until ctx ends, and then ends the
-// requests of bursts that are not answered yet.
+// requests of bursts that are not answered yet. Without it there is nothing to tell
+// of the last minutes, no advice, and no second event in a stream.
 func (h *Handler) Run(ctx context.Context) {
 	h.history.run(ctx, h.config.Dispatcher)
 	if h.bursts != nil {
@@ -175,9 +179,12 @@ func (h *Handler) stats() Stats {
 	if h.bursts != nil {
 		s.Bursts = h.bursts.list()
 	}
+	h.changing.Lock()
+	resume := h.resume
+	h.changing.Unlock()
 	st := &now.stats
-	s.Dispatcher = Dispatcher{
-		Workers: st.Workers, Queue: st.Queue, Overflow: st.Overflow, Resume: int(h.resume.Load()),
+	s.Dispatcher = Counts{
+		Workers: st.Workers, Queue: st.Queue, Overflow: st.Overflow, Resume: resume,
 		Accepted: st.Accepted, Queued: st.Queued, Running: st.Running, Vacated: st.Vacated, Blocked: st.Blocked,
 		Ended:     Ended{st.Succeeded, st.Failed, st.Panicked, st.Canceled, st.Dropped, st.Abandoned},
 		Refused:   Refused{st.RefusedFull, st.RefusedClosed, st.RefusedNested, st.RefusedGone},
@@ -198,6 +205,9 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
+	if r.Method == http.MethodHead {
+		return
+	}
 	send := func(event string, data any) error {
 		text, err := json.Marshal(data)
 		if err != nil {
@@ -222,38 +232,49 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// unlessStopping refuses what would come too late.
+func (h *Handler) unlessStopping(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if h.config.Stopping() {
+			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
+			return
+		}
+		next(w, r)
+	}
+}
+
 // serveChange changes the dispatcher: everything that is asked for, or nothing.
 func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
-	var asked struct {
-		Workers  *int               `json:"workers"`
-		Overflow *holdfast.Overflow `json:"overflow"`
+	var workers *int
+	var overflow *holdfast.Overflow
+	if !readObject(w, r, map[string]any{"workers": &workers, "overflow": &overflow}, `{"workers": n}, {"overflow": "block", "reject" or "drop-oldest"}, or both`) {
+		return
 	}
-	if !readJSON(w, r, &asked) {
+	if workers == nil && overflow == nil {
+		problem.Write(w, http.StatusBadRequest, "nothing is to be changed; want workers, overflow, or both")
 		return
 	}
 	d := h.config.Dispatcher
-	if asked.Workers == nil && asked.Overflow == nil {
-		problem.Write(w, http.StatusBadRequest, `want {"workers": n}, {"overflow": "block", "reject" or "drop-oldest"}, or both`)
-		return
-	}
-	if n := asked.Workers; n != nil {
-		switch err := d.Resize(*n); {
+	h.changing.Lock()
+	defer h.changing.Unlock()
+	if workers != nil {
+		switch err := d.Resize(*workers); {
 		case errors.Is(err, holdfast.ErrClosed):
-			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
+			problem.Write(w, http.StatusServiceUnavailable, "the dispatcher is shut down")
 			return
 		case err != nil:
-			problem.Write(w, http.StatusBadRequest, fmt.Sprintf("workers is %d; want 0 (paused) to 1000000", *n))
+			problem.Write(w, http.StatusBadRequest, fmt.Sprintf("workers is %d; want 0 (paused) to 1000000", *workers))
 			return
 		}
-		if *n > 0 {
-			h.resume.Store(int64(*n))
+		if *workers > 0 {
+			h.resume = *workers
 		}
 		if h.config.Resized != nil {
-			h.config.Resized(*n)
+			h.config.Resized(*workers)
 		}
 	}
-	if asked.Overflow != nil {
-		d.SetOverflow(*asked.Overflow) // its text was one of the three
+	if overflow != nil {
+		d.SetOverflow(*overflow) // its text was one of the three
 	}
 	st := d.Stats()
 	h.config.Log.Info("dispatcher changed", "workers", st.Workers, "overflow", st.Overflow, "by", r.RemoteAddr)
@@ -275,26 +296,15 @@ func (h *Handler) serveVars(w http.ResponseWriter, r *http.Request) {
 // maxBody is what a request to change something may take.
 const maxBody = 4 << 10
 
-// readJSON reads the body of a request into v, or answers it and returns false.
-func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
+// readObject reads the fields of the JSON object that the body of a request is, or
+// answers it, with what was wanted, and returns false.
+func readObject(w http.ResponseWriter, r *http.Request, fields map[string]any, want string) bool {
 	body, ok := problem.ReadBody(w, r, maxBody)
 	if !ok {
 		return false
 	}
-	if len(bytes.TrimSpace(body)) == 0 {
-		problem.Write(w, http.StatusBadRequest, "the body is empty; want a JSON object")
-		return false
-	}
-	decoder := json.NewDecoder(bytes.NewReader(body))
-	decoder.DisallowUnknownFields()
-	err := decoder.Decode(v)
-	if err == nil {
-		if _, more := decoder.Token(); more != io.EOF {
-			err = errors.New("something follows the object")
-		}
-	}
-	if err != nil {
-		problem.Write(w, http.StatusBadRequest, "the body is not the JSON object that was expected: "+strings.TrimPrefix(err.Error(), "json: "))
+	if err := problem.Unmarshal(body, fields); err != nil {
+		problem.Write(w, http.StatusBadRequest, err.Error()+"; want "+want)
 		return false
 	}
 	return true

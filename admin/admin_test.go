@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -28,7 +29,7 @@ type fixture struct {
 	jobs     *holdfast.Jobs
 	h        *Handler
 	stopping atomic.Bool
-	resized  []int
+	resized  []int // not locked: calls come one at a time
 }
 
 // newFixture returns a fixture that ends with the test. In a bubble its history
@@ -153,7 +154,7 @@ func TestStatsNames(t *testing.T) {
 		"kept":                    "open jobs bytes evicted reach_seconds",
 		"kept evicted":            "age jobs bytes",
 		"second":                  "time arrivals started finished refused workers queue queued running blocked wait_p50_seconds wait_p99_seconds run_p50_seconds run_p99_seconds",
-		"minute":                  "seconds arrivals_per_second throughput_per_second refused_per_second busy_workers wait_seconds run_seconds",
+		"minute":                  "seconds arrivals_per_second finished_per_second refused_per_second busy_workers wait_seconds run_seconds",
 	} {
 		at := s
 		for _, name := range strings.Fields(path) {
@@ -195,7 +196,7 @@ func TestStatsTellTheTruth(t *testing.T) {
 		if s.Second.Arrivals != 0 || s.Second.Finished != 2 || s.Second.Started != 2 || s.Second.Queued != 1 || s.Second.RunP50 == nil || *s.Second.RunP50 < 1 || *s.Second.RunP50 > 1.125 {
 			t.Errorf("the second second: %+v", s.Second)
 		}
-		if m := s.Minute; m.Seconds != 2 || m.Arrivals != 3.5 || m.Throughput != 1 || m.Refused != 1 || m.Run.Count != 2 || *m.Run.Mean != 1 {
+		if m := s.Minute; m.Seconds != 2 || m.Arrivals != 3.5 || m.Finished != 1 || m.Refused != 1 || m.Run.Count != 2 || *m.Run.Mean != 1 {
 			t.Errorf("so far: %+v", m)
 		}
 		time.Sleep(2 * time.Minute)
@@ -319,7 +320,7 @@ func TestStreamsAreBounded(t *testing.T) {
 			}()
 		}
 		synctest.Wait()
-		f.expect(f.do("GET", "/events", ""), 503, "32 streams are open")
+		f.expect(f.do("GET", "/events", ""), 503, "8 streams are open")
 		leave()
 		synctest.Wait()
 		if n := f.h.streams.Load(); n != 0 {
@@ -338,18 +339,21 @@ func TestChange(t *testing.T) {
 		}{
 			{`{"workers":50,"overflow":"reject"}`, 200, `{"workers":50,"queue":7,"overflow":"reject"}`},
 			{`{"overflow":"drop-oldest"}`, 200, `{"workers":50,"queue":7,"overflow":"drop-oldest"}`},
-			{`{"workers":0}`, 200, `{"workers":0,"queue":7,"overflow":"drop-oldest"}`},
+			{` {"workers":0}` + "\n", 200, `{"workers":0,"queue":7,"overflow":"drop-oldest"}`},
 			{`{"workers":-1,"overflow":"block"}`, 400, "workers is -1; want 0 (paused) to 1000000"},
 			{`{"workers":1000001,"overflow":"block"}`, 400, "workers is 1000001"},
-			{`{"workers":1,"overflow":"Block"}`, 400, "want block, reject or drop-oldest"},
-			{`{"workers":1.5}`, 400, "workers"},
-			{`{"workers":"1"}`, 400, "workers"},
-			{`{"workers":1,"queue":1}`, 400, "queue"},
+			{`{"workers":1,"overflow":"Block"}`, 400, `overflow cannot be \"Block\"; want {`},
+			{`{"workers":1.5}`, 400, "workers cannot be 1.5; want {"},
+			{`{"workers":"1"}`, 400, "workers cannot be"},
+			{`{"workers":null,"overflow":"block"}`, 400, "workers cannot be null"},
+			{`{"workers":1,"workers":2}`, 400, "workers is given twice"},
+			{`{"Workers":1}`, 400, `Workers\" is not known`},
+			{`{"workers":1,"queue":1}`, 400, `queue\" is not known`},
 			{`{"workers":1} {}`, 400, "something follows"},
 			{`{}`, 400, "or both"},
-			{`null`, 400, "or both"},
-			{`[]`, 400, "JSON object"},
-			{`{`, 400, "JSON object"},
+			{`null`, 400, "not a JSON object"},
+			{`[]`, 400, "not a JSON object"},
+			{`{`, 400, "not JSON"},
 			{``, 400, "empty"},
 			{`{"workers":1,"overflow":"` + strings.Repeat("x", 5000) + `"}`, 413, "at most 4096 bytes"},
 		} {
@@ -364,9 +368,29 @@ func TestChange(t *testing.T) {
 		if d := f.stats().Dispatcher; d.Resume != 50 {
 			t.Errorf("to resume with %d workers, want the 50 before the pause", d.Resume)
 		}
+		f.stopping.Store(true)
+		f.expect(f.do("PATCH", "/dispatcher", `{"overflow":"block"}`), 503, "shutting down")
+		f.expect(f.do("POST", "/burst", `{"path":"/bbb","jobs":1}`), 503, "shutting down")
+		f.stopping.Store(false)
 		f.d.Shutdown(context.Background())
-		f.expect(f.do("PATCH", "/dispatcher", `{"workers":3,"overflow":"block"}`), 503, "shutting down")
+		f.expect(f.do("PATCH", "/dispatcher", `{"workers":3,"overflow":"block"}`), 503, "shut down")
 	})
+}
+
+// Of changes at the same time one is the last, for all who are told.
+func TestChangesAtTheSameTime(t *testing.T) {
+	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
+	for range 100 {
+		var wg sync.WaitGroup
+		for _, n := range []string{"1", "40", "0", "7"} {
+			wg.Go(func() { f.expect(f.do("PATCH", "/dispatcher", `{"workers":`+n+`}`), 200, `{"workers":`+n+`,`) })
+		}
+		wg.Wait()
+		d := f.stats().Dispatcher
+		if told := f.resized[len(f.resized)-1]; d.Workers != told || d.Workers > 0 && d.Resume != d.Workers || d.Resume == 0 {
+			t.Fatalf("%d workers, told of %d, to resume with %d", d.Workers, told, d.Resume)
+		}
+	}
 }
 
 // A server that is started paused has a number to go on with too.
@@ -393,12 +417,12 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/debug/vars", 200, `"holdfast":{"time":`},
 		{"GET", "/debug/pprof/", 200, "goroutine"},
 		{"GET", "/debug/pprof/goroutine?debug=1", 200, "goroutine profile"},
-		{"GET", "/debug/pprof/cmdline", 200, ""},
+		{"GET", "/debug/pprof/cmdline", 200, "admin.test"},
 		{"GET", "/debug/pprof/symbol", 200, "num_symbols"},
-		{"GET", "/debug/pprof/trace?seconds=0.01", 200, ""},
+		{"GET", "/debug/pprof/trace?seconds=0.01", 200, "go 1."},
 		{"GET", "/", 200, "<!doctype html>"},
-		{"GET", "/page.css", 200, ""},
-		{"GET", "/page.js", 200, ""},
+		{"GET", "/page.css", 200, "prefers-color-scheme"},
+		{"GET", "/page.js", 200, "EventSource"},
 		{"GET", "/icon.svg", 200, "<svg"},
 		{"HEAD", "/", 200, ""},
 		{"GET", "/index.html", 404, ""},
@@ -438,7 +462,7 @@ func TestPagePolicy(t *testing.T) {
 	} {
 		w := f.do("GET", target, "")
 		for header, want := range map[string]string{
-			"Content-Type": kind, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Content-Security-Policy": policy,
+			"Content-Type": kind, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin", "Content-Security-Policy": policy,
 		} {
 			if got := w.Header().Get(header); got != want {
 				t.Errorf("%s of %s: %q, want %q", header, target, got, want)

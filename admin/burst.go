@@ -21,7 +21,7 @@ const (
 )
 
 // A Burst is a number of requests that were sent at once, to show what becomes of
-// them. jobs = pending + accepted + refused + stopped.
+// them. jobs = pending + answered + refused + stopped.
 type Burst struct {
 	Path      string    `json:"path"`
 	Jobs      int       `json:"jobs"`
@@ -29,10 +29,10 @@ type Burst struct {
 	Started   time.Time `json:"started"`
 
 	Pending  int     `json:"pending"`        // not answered yet
-	Accepted int     `json:"accepted"`       // answered with success: 200 or 202
+	Answered int     `json:"answered"`       // with success: 200 or 202
 	Refused  int     `json:"refused"`        // answered otherwise
 	Stopped  int     `json:"stopped"`        // DELETE /burst ended them first
-	Answer   Timings `json:"answer_seconds"` // from the start to the answer, of the accepted
+	Answer   Timings `json:"answer_seconds"` // from the start to the answer, of the answered
 }
 
 // bursts are the clients that the server plays itself, of a handler of its own.
@@ -64,7 +64,8 @@ func (b *bursts) serveStart(w http.ResponseWriter, r *http.Request) {
 		Jobs      int    `json:"jobs"`
 		SleepTime int    `json:"sleep_time"`
 	}
-	if !readJSON(w, r, &asked) {
+	fields := map[string]any{"path": &asked.Path, "jobs": &asked.Jobs, "sleep_time": &asked.SleepTime}
+	if !readObject(w, r, fields, `{"path": "/aaa" or "/bbb", "jobs": n, "sleep_time": seconds}`) {
 		return
 	}
 	switch {
@@ -118,7 +119,7 @@ func (b *bursts) send(ctx context.Context, one *burst) {
 	one.Pending--
 	switch {
 	case status < 300:
-		one.Accepted++
+		one.Answered++
 		one.answer.Add(time.Since(one.Started))
 	case ctx.Err() != nil:
 		one.Stopped++
@@ -130,13 +131,12 @@ func (b *bursts) send(ctx context.Context, one *burst) {
 // ask returns the status with which the demo answers. Here no server stands between
 // that would catch a panic.
 func (b *bursts) ask(r *http.Request) (status int) {
-	w := answer{header: make(http.Header), status: http.StatusOK}
 	defer func() {
-		status = w.status
 		if recover() != nil {
 			status = http.StatusInternalServerError
 		}
 	}()
+	w := answer{header: make(http.Header), status: http.StatusOK}
 	b.demo.ServeHTTP(&w, r)
 	return w.status
 }

@@ -24,22 +24,22 @@ func TestBurst(t *testing.T) {
 			t.Fatalf("%d bursts, want one for each path", len(s.Bursts))
 		}
 		sync, async := s.Bursts[0], s.Bursts[1]
-		if sync.Path != "/aaa" || sync.Jobs != 4 || sync.Pending != 0 || sync.Accepted != 4 || *sync.Answer.P50 < 1 {
+		if sync.Path != "/aaa" || sync.Jobs != 4 || sync.Pending != 0 || sync.Answered != 4 || *sync.Answer.P50 < 1 {
 			t.Errorf("/aaa: %+v", sync)
 		}
-		if async.Path != "/bbb" || async.Jobs != 7 || async.SleepTime != 10 || async.Pending != 2 || async.Accepted != 5 || *async.Answer.Max != 0 {
+		if async.Path != "/bbb" || async.Jobs != 7 || async.SleepTime != 10 || async.Pending != 2 || async.Answered != 5 || *async.Answer.Max != 0 {
 			t.Errorf("/bbb: %+v", async)
 		}
 		f.expect(f.do("DELETE", "/burst", ""), 204)
 		synctest.Wait()
 		s = f.stats()
-		if b := s.Bursts[1]; b.Pending != 0 || b.Stopped != 2 || b.Accepted != 5 || s.Dispatcher.Blocked != 0 || s.Dispatcher.Queued != 3 {
+		if b := s.Bursts[1]; b.Pending != 0 || b.Stopped != 2 || b.Answered != 5 || s.Dispatcher.Blocked != 0 || s.Dispatcher.Queued != 3 {
 			t.Errorf("after the stop: %+v, %+v", b, s.Dispatcher)
 		}
 		// Later ones are not stopped with it.
 		f.expect(f.do("POST", "/burst", `{"path":"/aaa","jobs":2,"sleep_time":0}`), 202)
 		synctest.Wait()
-		if b := f.stats().Bursts[0]; b.Jobs != 2 || b.Accepted != 2 {
+		if b := f.stats().Bursts[0]; b.Jobs != 2 || b.Answered != 2 {
 			t.Errorf("after a stop: %+v", b)
 		}
 	})
@@ -50,7 +50,7 @@ func TestBurstRefusals(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 1, Overflow: holdfast.Reject}, nil)
 		f.expect(f.do("POST", "/burst", `{"path":"/bbb","jobs":10,"sleep_time":1}`), 202)
 		synctest.Wait()
-		if b := f.stats().Bursts[0]; b.Accepted != 2 || b.Refused != 8 || b.Pending != 0 || b.Answer.Count != 2 {
+		if b := f.stats().Bursts[0]; b.Answered != 2 || b.Refused != 8 || b.Pending != 0 || b.Answer.Count != 2 {
 			t.Errorf("%+v, want 2 accepted and 8 refused", b)
 		}
 	})
@@ -74,7 +74,7 @@ func TestBurstIsBounded(t *testing.T) {
 		`{"path":"/bbb","jobs":1,"sleep_time":-1}`:     "sleep_time is -1",
 		`{"path":"/bbb","jobs":1,"sleep_time":0.5}`:    "sleep_time",
 		`{"path":"/bbb","jobs":1,"concurrency":1}`:     "concurrency",
-		`{"path":"/bbb","jobs":1,"sleep_time":1}extra`: "JSON object",
+		`{"path":"/bbb","jobs":1,"sleep_time":1}extra`: "something follows",
 	} {
 		f.expect(f.do("POST", "/burst", body), 400, says)
 	}
@@ -87,7 +87,7 @@ func TestBurstIsBounded(t *testing.T) {
 	close(open)
 	for _, path := range []int{0, 1} {
 		end := time.Now().Add(30 * time.Second)
-		for b := f.stats().Bursts[path]; b.Accepted != b.Jobs; b = f.stats().Bursts[path] {
+		for b := f.stats().Bursts[path]; b.Answered != b.Jobs; b = f.stats().Bursts[path] {
 			if time.Now().After(end) {
 				t.Fatalf("%+v", b)
 			}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 
 	"holdfast/internal/problem"
@@ -17,6 +18,7 @@ import (
 func (h *Handler) guard(next http.Handler) http.Handler {
 	token := sha256.Sum256([]byte(h.config.Token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close") // a stranger is not to keep one of the few
 		switch {
 		case !h.ownHost(r.Host):
 			// A page whose name has been made to lead here is of the same origin as
@@ -28,6 +30,7 @@ func (h *Handler) guard(next http.Handler) http.Handler {
 			w.Header().Set("WWW-Authenticate", `Basic realm="Holdfast", charset="UTF-8"`)
 			problem.Write(w, http.StatusUnauthorized, "want the token, as Bearer or as the password of HTTP Basic")
 		default:
+			w.Header().Del("Connection")
 			next.ServeHTTP(w, r)
 		}
 	})
@@ -57,11 +60,17 @@ var crossOrigin http.CrossOriginProtection
 func ownSite(r *http.Request) bool {
 	change := *r
 	change.Method = http.MethodPost
-	if crossOrigin.Check(&change) == nil {
-		return true
+	own := crossOrigin.Check(&change) == nil
+	opens := r.Header.Get("Sec-Fetch-Dest") == "document"
+	if r.Header.Get("Sec-Fetch-Site") == "" && r.Header.Get("Origin") == "" {
+		// Over plain HTTP to another machine a browser tells of a read neither, only
+		// the page that it comes from, unless that forbids it.
+		referer, err := url.Parse(r.Header.Get("Referer"))
+		own = err == nil && (referer.Host == "" || referer.Host == r.Host)
+		opens = true
 	}
 	// A link to the page is no danger: who follows it sees it in a window of its own.
-	return r.URL.Path == "/" && r.Method == http.MethodGet && r.Header.Get("Sec-Fetch-Dest") == "document"
+	return own || opens && r.URL.Path == "/" && r.Method == http.MethodGet
 }
 
 // isHealth reports whether a request asks only what the public listener tells
@@ -71,7 +80,8 @@ func isHealth(r *http.Request) bool {
 }
 
 func (h *Handler) authorized(r *http.Request, token [sha256.Size]byte) bool {
-	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	ok := strings.EqualFold(scheme, "Bearer")
 	if _, password, basic := r.BasicAuth(); basic {
 		given, ok = password, true
 	}

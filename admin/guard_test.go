@@ -108,6 +108,8 @@ func TestGuardLetsThrough(t *testing.T) {
 		{"the same without a port", "", []string{"Host: [::1]"}},
 		{"an address of the network", "", []string{"Host: 192.0.2.1"}},
 		{"the name in -admin", "", []string{"Host: Ops.example:8100"}},
+		{"its own page over plain HTTP", "", []string{"Referer: http://127.0.0.1:8100/"}},
+		{"bearer in small letters", token, []string{"Authorization: bearer " + token}},
 		{"Bearer", token, []string{"Authorization: Bearer " + token}},
 		{"Basic", token, []string{basic("", token)}},
 		{"Basic with a user", token, []string{basic("admin", token)}},
@@ -132,12 +134,17 @@ func TestGuardWithoutHost(t *testing.T) {
 // A link in a mail or a chat opens the page, and the page alone.
 func TestGuardOpensThePage(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
-	opened := []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"}
-	f.expect(f.do("GET", "/", "", opened...), 200)
-	for _, ask := range everything[1:] {
-		f.expect(f.do(ask.method, ask.target, ask.body, opened...), 403)
+	for _, opened := range [][]string{
+		{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"},
+		{"Referer: http://wiki.example/page"}, // over plain HTTP to another machine
+		{"Referer: http://127.0.0.1:3000/"},
+	} {
+		f.expect(f.do("GET", "/", "", opened...), 200)
+		for _, ask := range everything[1:] {
+			f.expect(f.do(ask.method, ask.target, ask.body, opened...), 403)
+		}
+		f.expect(f.do("POST", "/", "", opened...), 403)
 	}
-	f.expect(f.do("POST", "/", "", opened...), 403)
 }
 
 func basic(user, password string) string {

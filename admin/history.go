@@ -130,7 +130,7 @@ func recent(marks []mark) Recent {
 	}
 	if r.Seconds > 0 {
 		r.Arrivals = float64(arrived(&to.stats)-arrived(&from.stats)) / r.Seconds
-		r.Throughput = float64(run.Count) / r.Seconds
+		r.Finished = float64(run.Count) / r.Seconds
 		r.Refused = float64(refused(&to.stats)-refused(&from.stats)) / r.Seconds
 	}
 	return r

@@ -30,6 +30,7 @@ func servePage(mux *http.ServeMux) {
 			w.Header().Set("Content-Security-Policy", policy)
 			w.Header().Set("Cache-Control", "no-cache") // a new version of the server has a new page
 			w.Header().Set("X-Content-Type-Options", "nosniff")
+			w.Header().Set("Cross-Origin-Opener-Policy", "same-origin")
 			w.Header().Set("Referrer-Policy", "no-referrer")
 			w.Write(body)
 		})

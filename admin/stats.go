@@ -17,8 +17,8 @@ type Stats struct {
 	Version  string    `json:"version"`
 	Stopping bool      `json:"stopping"` // the server drains its queue and accepts nothing
 
-	Dispatcher Dispatcher `json:"dispatcher"`
-	Kept       *Kept      `json:"kept"` // null without Config.Jobs
+	Dispatcher Counts `json:"dispatcher"`
+	Kept       *Kept  `json:"kept"` // null without Config.Jobs
 
 	// Second is the last full second, Minute the last one as far as the server is
 	// that old.
@@ -29,9 +29,9 @@ type Stats struct {
 	Bursts []Burst `json:"bursts"` // the last one for each path, by path; null without Config.Demo
 }
 
-// Dispatcher is a [holdfast.Stats] as JSON, all of one moment: accepted = queued +
+// Counts are a [holdfast.Stats] as JSON, all of one moment: accepted = queued +
 // running + the sum of ended.
-type Dispatcher struct {
+type Counts struct {
 	Workers  int               `json:"workers"`
 	Queue    int               `json:"queue"`
 	Overflow holdfast.Overflow `json:"overflow"`
@@ -122,13 +122,13 @@ type Sample struct {
 
 // Recent is what has happened in the last while.
 type Recent struct {
-	Seconds    float64 `json:"seconds"`               // how long that was
-	Arrivals   float64 `json:"arrivals_per_second"`   // accepted, refused, or begun to wait for a place
-	Throughput float64 `json:"throughput_per_second"` // jobs that have run and ended
-	Refused    float64 `json:"refused_per_second"`
-	Busy       float64 `json:"busy_workers"` // on average
-	Wait       Timings `json:"wait_seconds"`
-	Run        Timings `json:"run_seconds"`
+	Seconds  float64 `json:"seconds"`             // how long that was
+	Arrivals float64 `json:"arrivals_per_second"` // accepted, refused, or begun to wait for a place
+	Finished float64 `json:"finished_per_second"` // have run and ended
+	Refused  float64 `json:"refused_per_second"`
+	Busy     float64 `json:"busy_workers"` // on average
+	Wait     Timings `json:"wait_seconds"`
+	Run      Timings `json:"run_seconds"`
 }
 
 func timingsOf(h *histogram.Histogram) Timings {

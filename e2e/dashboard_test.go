@@ -272,13 +272,13 @@ func TestDashboardBurst(t *testing.T) {
 	p := browse(t)
 	p.open("http://" + w.admin + "/")
 	p.burst("/aaa", 200, 1)
-	p.until(number("aaa-accepted") + " === 200")
-	p.burst("/bbb", 300, 1)
+	p.until(number("aaa-answered") + " === 200")
+	p.burst("/bbb", 300, 3)
 	p.until(number("queued") + " === 100 && " + number("running") + " === 50")
 	p.until(number("blocked") + " > 0")
 	p.until(number("aaa-jobs") + " === 200 && " + number("bbb-jobs") + " === 300")
 	p.picture("burst")
-	p.until(number("bbb-accepted") + " === 300 && " + number("queued") + " === 0 && " + number("running") + " === 0")
+	p.until(number("bbb-answered") + " === 300 && " + number("queued") + " === 0 && " + number("running") + " === 0")
 	if n := w.stats().Dispatcher.Accepted; n != 300 {
 		t.Errorf("the server has accepted %d jobs, want the 300 to /bbb", n)
 	}
@@ -324,7 +324,7 @@ func TestDashboardAdvice(t *testing.T) {
 	if *screenshots != "" {
 		p.burst("/aaa", 200, 1)
 		p.burst("/bbb", 300, 1)
-		p.until(number("blocked") + " > 0 && " + number("aaa-accepted") + " === 200")
+		p.until(number("blocked") + " > 0 && " + number("aaa-answered") + " === 200")
 		p.picture("dashboard")
 	}
 	sent.Wait()

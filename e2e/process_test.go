@@ -20,6 +20,6 @@ type process struct {
 // start runs the server on a free port and returns when it listens.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := proctest.Launch(t, nil, proctest.Build(t), append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+	p := proctest.Launch(t, nil, proctest.Build(t), append([]string{"-addr", "127.0.0.1:0", "-admin", ""}, args...)...)
 	return &process{p, p.Addr()}
 }

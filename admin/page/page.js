@@ -174,7 +174,7 @@ function renderFlow(d, second, minute) {
   renderCells(d.running, workers);
 
   text("finished", count(second.finished));
-  text("finished-minute", per(minute.throughput_per_second));
+  text("finished-minute", per(minute.finished_per_second));
   let ended = 0;
   for (const outcome in d.ended) ended += d.ended[outcome];
   text("ended", count(ended));
@@ -250,7 +250,7 @@ function renderKept(k) {
 }
 
 function renderBursts(bursts) {
-  const left = (b) => b.jobs - b.accepted - b.pending - b.refused;
+  const left = (b) => b.stopped;
   show("burst", bursts != null);
   show("burst-left", bursts?.some((b) => left(b) > 0) ?? false);
   for (const path of ["/aaa", "/bbb"]) {
@@ -258,7 +258,7 @@ function renderBursts(bursts) {
     const cell = (name, value) => text(path.slice(1) + "-" + name, b ? value(b) : DASH);
     cell("jobs", (b) => count(b.jobs));
     cell("sleep", (b) => count(b.sleep_time));
-    cell("accepted", (b) => count(b.accepted));
+    cell("answered", (b) => count(b.answered));
     cell("pending", (b) => count(b.pending));
     cell("refused", (b) => count(b.refused));
     cell("left", (b) => count(left(b)));

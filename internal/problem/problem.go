@@ -3,6 +3,7 @@
 package problem
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,6 +69,52 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 		return body, true
 	}
 	return nil, false
+}
+
+// Unmarshal reads body as one JSON object and stores the value of each name where
+// fields says. Names that are not in fields, in other capitals or given twice, null,
+// and whatever follows the object are errors: json.Unmarshal takes them, and nobody
+// means them. The error says what is wrong.
+func Unmarshal(body []byte, fields map[string]any) error {
+	if len(bytes.TrimSpace(body)) == 0 {
+		return errors.New("the body is empty")
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if open, err := dec.Token(); err != nil {
+		return errors.New("the body is not JSON")
+	} else if open != json.Delim('{') {
+		return errors.New("the body is not a JSON object")
+	}
+	given := make(map[string]bool)
+	for dec.More() {
+		token, err := dec.Token()
+		if err != nil {
+			return errors.New("the body is not JSON")
+		}
+		name := token.(string)
+		field, known := fields[name]
+		switch {
+		case !known:
+			return fmt.Errorf("%.40q is not known", name)
+		case given[name]:
+			return fmt.Errorf("%s is given twice", name)
+		}
+		given[name] = true
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return errors.New("the body is not JSON")
+		}
+		if string(value) == "null" || json.Unmarshal(value, field) != nil {
+			return fmt.Errorf("%s cannot be %.40s", name, value)
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return errors.New("the body is not JSON")
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return errors.New("something follows the object")
+	}
+	return nil
 }
 
 // small is the length up to which a request's word for its length is taken. To

@@ -140,6 +140,9 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		given[s.name] = true
 	}
 	c.AdminSet = given["admin"]
+	if _, _, err := net.SplitHostPort(c.Admin); c.Admin != "" && err != nil {
+		return Config{}, fmt.Errorf("-admin is %q; want host:port, or nothing for no admin listener", c.Admin)
+	}
 	if c.Admin != "" && !loopback(c.Admin) && c.AdminToken == "" {
 		return Config{}, fmt.Errorf("-admin %s can be reached from other machines; want -admin-token-file, or a host such as 127.0.0.1 or localhost", c.Admin)
 	}
@@ -198,8 +201,9 @@ func (v *tokenFile) Set(name string) error {
 		return err
 	}
 	token := strings.TrimSpace(string(text))
-	if len(token) < minToken || len(text) > maxToken {
-		return fmt.Errorf("the token has %d bytes; want %d to %d", len(token), minToken, maxToken)
+	unprintable := func(c rune) bool { return c <= ' ' || c > '~' }
+	if len(token) < minToken || len(text) > maxToken || strings.ContainsFunc(token, unprintable) {
+		return fmt.Errorf("the file has %d bytes; want one token of %d to %d letters, digits or signs, without a space", len(text), minToken, maxToken)
 	}
 	*v = tokenFile(token)
 	return nil

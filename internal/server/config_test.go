@@ -231,7 +231,7 @@ func TestConfigAdmin(t *testing.T) {
 	}
 	for addr, open := range map[string]bool{
 		"127.0.0.1:1": false, "127.1.2.3:1": false, "localhost:1": false, "[::1]:1": false, "[::ffff:127.0.0.1]:1": false, "": false,
-		":1": true, "0.0.0.0:1": true, "[::]:1": true, "192.0.2.1:1": true, "host.example:1": true, "localhost.example:1": true, "no-port": true,
+		":1": true, "0.0.0.0:1": true, "[::]:1": true, "192.0.2.1:1": true, "host.example:1": true, "localhost.example:1": true,
 	} {
 		_, _, err := parse(nil, "-admin", addr)
 		if (err != nil) != open || open && (!strings.Contains(err.Error(), "-admin "+addr) || !strings.Contains(err.Error(), "want -admin-token-file")) {
@@ -243,9 +243,12 @@ func TestConfigAdmin(t *testing.T) {
 		}
 	}
 	for text, says := range map[string]string{
-		"":                        "0 bytes; want 16 to 4096",
-		"0123456789abcde\n":       "15 bytes; want 16",
-		strings.Repeat("x", 4097): "4097 bytes; want 16 to 4096",
+		"":                        "0 bytes; want one token of 16 to 4096",
+		"0123456789abcde\n":       "16 bytes; want one token of 16",
+		strings.Repeat("x", 4097): "4097 bytes; want one token",
+		"0123456789 abcdef":       "without a space",
+		"0123456789\nabcdef":      "without a space",
+		"0123456789äabcdef":       "letters, digits or signs",
 	} {
 		if _, _, err := parse(map[string]string{"ADMIN_TOKEN_FILE": write(text)}); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "ADMIN_TOKEN_FILE") {
 			t.Errorf("a token file with %.20q: %v", text, err)
@@ -253,6 +256,11 @@ func TestConfigAdmin(t *testing.T) {
 	}
 	if _, _, err := parse(nil, "-admin-token-file", file+".not"); err == nil || !strings.Contains(err.Error(), "-admin-token-file") {
 		t.Errorf("no file: %v", err)
+	}
+	for _, addr := range []string{"8100", "127.0.0.1", "::1"} {
+		if _, _, err := parse(nil, "-admin", addr, "-admin-token-file", write("0123456789abcdef")); err == nil || !strings.Contains(err.Error(), "want host:port") {
+			t.Errorf("-admin %q: %v", addr, err)
+		}
 	}
 	if c, _, err := parse(map[string]string{"ADMIN_ADDR": "127.0.0.1:8100"}); err != nil || !c.AdminSet {
 		t.Errorf("the default's value, given: %v, %v; want it to count as set", c.AdminSet, err)

@@ -38,15 +38,19 @@ const (
 // the end of one that will not be used again.
 type Gateway struct {
 	proxy httputil.ReverseProxy
-	conns atomic.Pointer[http.Transport]
+	conns atomic.Pointer[http.Transport] // for as many workers as there are
 }
 
 // Resize says how many workers there are. Connections that are in use go on; until
-// the requests on them have ended the upstream may see more than that.
+// the requests on them have ended the upstream may see more than that. With none the
+// connections stay as they are, for the jobs that run. Calls must not overlap.
 func (g *Gateway) Resize(workers int) {
-	if old := g.conns.Swap(connections(workers)); old != nil {
-		old.CloseIdleConnections()
+	old := g.conns.Load()
+	if workers == 0 || old.MaxConnsPerHost == workers {
+		return
 	}
+	g.conns.Store(connections(workers))
+	old.CloseIdleConnections()
 }
 
 // ServeHTTP passes a request on.
@@ -54,7 +58,13 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.proxy.Se
 
 // RoundTrip implements http.RoundTripper for the proxy.
 func (g *Gateway) RoundTrip(r *http.Request) (*http.Response, error) {
-	return g.conns.Load().RoundTrip(r)
+	conns := g.conns.Load()
+	response, err := conns.RoundTrip(r)
+	if conns != g.conns.Load() {
+		// This one has come late, and its connection would be kept for others.
+		conns.CloseIdleConnections()
+	}
+	return response, err
 }
 
 // connections returns a transport for so many workers.
@@ -84,7 +94,7 @@ func connections(workers int) *http.Transport {
 // at most maxResponse bytes.
 func NewGateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger) *Gateway {
 	g := new(Gateway)
-	g.Resize(workers)
+	g.conns.Store(connections(workers))
 	g.proxy = httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(upstream)

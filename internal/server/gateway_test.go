@@ -332,6 +332,60 @@ func TestGatewayUpstreamFails(t *testing.T) {
 	}
 }
 
+// What a resize to the same number, or a pause, would throw away is needed again.
+func TestGatewayResize(t *testing.T) {
+	g := NewGateway(&url.URL{Scheme: "http", Host: "upstream"}, 4, 1, slog.New(slog.DiscardHandler))
+	before := g.conns.Load()
+	for _, n := range []int{4, 0, 4} {
+		if g.Resize(n); g.conns.Load() != before {
+			t.Errorf("with %d workers the connections are thrown away", n)
+		}
+	}
+	if g.Resize(7); g.conns.Load().MaxConnsPerHost != 7 {
+		t.Errorf("%d connections for 7 workers", g.conns.Load().MaxConnsPerHost)
+	}
+}
+
+// A request that was given a connection just before a resize must not leave it to
+// others: then there would be more than workers.
+func TestGatewayResizeWhileInUse(t *testing.T) {
+	var open, most atomic.Int64
+	upstream := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	upstream.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			most.Store(max(most.Load(), open.Add(1)))
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
+	upstream.Start()
+	defer upstream.Close()
+	target, err := url.Parse(upstream.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := NewGateway(target, 8, 1<<20, slog.New(slog.DiscardHandler))
+	var users sync.WaitGroup
+	for range 8 {
+		users.Go(func() {
+			for range 200 {
+				g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+			}
+		})
+	}
+	for n := range 100 {
+		g.Resize(7 + n%2)
+	}
+	users.Wait()
+	g.Resize(1)
+	for end := time.Now().Add(patience); open.Load() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are left when nobody uses them; there were %d", open.Load(), most.Load())
+		}
+	}
+}
+
 // A time-out that is not the job's, as that of the dial, is a 504 too.
 func TestGatewayTimeouts(t *testing.T) {
 	proxy := NewGateway(&url.URL{Scheme: "http", Host: "upstream"}, 1, 1, slog.New(slog.DiscardHandler))

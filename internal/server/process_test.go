@@ -61,7 +61,7 @@ func launch(t *testing.T, env []string, name string, args ...string) *process {
 // start runs the server on a free port and returns when it listens.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := launch(t, nil, build(t), append([]string{"-addr", "127.0.0.1:0", "-log-jobs"}, args...)...)
+	p := launch(t, nil, build(t), append([]string{"-addr", "127.0.0.1:0", "-admin", "", "-log-jobs"}, args...)...)
 	p.listens()
 	return p
 }
@@ -634,14 +634,15 @@ func TestProcessAdminTaken(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:8100")
 	if err == nil {
-		defer taken.Close() // else somebody else has it, which does as well
+		defer taken.Close() // else another server has it, which does as well: no test does
 	}
-	p := start(t)
+	p := launch(t, nil, build(t), "-addr", "127.0.0.1:0")
+	p.listens()
 	if log := p.Text(); !strings.Contains(log, "no admin listener: its default address is taken") || strings.Contains(log, "dashboard") {
 		t.Errorf("%q does not say that there is no dashboard", log)
 	}
-	off := start(t, "-admin", "")
-	if log := off.Text(); strings.Contains(log, "admin") || strings.Contains(log, "dashboard") {
+	off := start(t)
+	if log := off.Text(); strings.Contains(log, "admin listener") || strings.Contains(log, "dashboard") {
 		t.Errorf("-admin \"\": %q", log)
 	}
 	set := launch(t, nil, build(t), "-addr", "127.0.0.1:0", "-admin", "127.0.0.1:8100")
@@ -706,7 +707,7 @@ func TestProcessAdminResizesGateway(t *testing.T) {
 
 func TestProcessEnvironment(t *testing.T) {
 	t.Parallel()
-	p := launch(t, []string{"ADDR=127.0.0.1:0", "MAX_WORKERS=3", "MAX_QUEUE=", "OVERFLOW=reject"}, build(t), "-workers", "2")
+	p := launch(t, []string{"ADDR=127.0.0.1:0", "MAX_WORKERS=3", "MAX_QUEUE=", "OVERFLOW=reject"}, build(t), "-workers", "2", "-admin", "")
 	p.listens()
 	if log := p.Text(); !strings.Contains(log, " workers=2 queue=200 overflow=reject\n") {
 		t.Errorf("%q, want the flag, the default and the variable", log)
@@ -719,7 +720,7 @@ func TestProcessFewDescriptors(t *testing.T) {
 	t.Parallel()
 	const files, conns = 64, 200
 	_, want := connsFor(files)
-	p := launch(t, nil, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, files), build(t), "-addr", "127.0.0.1:0")
+	p := launch(t, nil, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, files), build(t), "-addr", "127.0.0.1:0", "-admin", "")
 	p.listens()
 	for round := range 3 {
 		var open []*client

@@ -21,6 +21,7 @@ import (
 const (
 	headerTimeout = 10 * time.Second // to send a header
 	idleTimeout   = 2 * time.Minute  // between requests
+	adminIdle     = 5 * time.Second  // there, where few connections are
 	writeTimeout  = 30 * time.Second // to take a piece of a response
 	bodyTimeout   = 10 * time.Second // to send a request, besides the time that bodyRate allows
 	bodyRate      = 16 << 10         // bytes a second
@@ -75,8 +76,13 @@ func (s *Server) listening(h http.Handler, timeout time.Duration) *http.Server {
 // Admin makes h what the admin listener serves. It must be called before Run if
 // that gets such a listener.
 func (s *Server) Admin(h http.Handler) {
-	// No WriteTimeout: package pprof refuses what takes longer.
-	s.admin = s.listening(prompt(h, adminTimeout), adminTimeout)
+	// Package pprof refuses what takes longer than the server's WriteTimeout, so each
+	// request begins with one of its own.
+	s.admin = s.listening(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+		prompt(h, adminTimeout).ServeHTTP(w, r)
+	}), adminTimeout)
+	s.admin.IdleTimeout = adminIdle
 }
 
 // Stopping reports whether Run has begun to stop.

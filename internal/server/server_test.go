@@ -188,6 +188,44 @@ func request(method, target, body string, header ...string) string {
 	return text + "\r\n" + body
 }
 
+// Who asks the operator's listener for much and takes nothing in is cut off, though
+// it has no WriteTimeout.
+func TestAdminCutsOffSlowReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, err := holdfast.New(holdfast.Config{Workers: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := New(d, http.NewServeMux(), Config{MaxBody: 1, MaxConns: 1}, slog.New(slog.DiscardHandler))
+		var took time.Duration
+		s.Admin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			began := time.Now()
+			for err := error(nil); err == nil; {
+				_, err = w.Write(make([]byte, 1000))
+			}
+			took = time.Since(began)
+		}))
+		ctx, stop := context.WithCancel(context.Background())
+		admin := listenMemory()
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx, listenMemory(), admin, 0) }()
+		client, server, err := admin.dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		io.WriteString(client, request("GET", "/", ""))
+		<-server.(*watchedConn).closed
+		if took != writeTimeout {
+			t.Errorf("cut off after %v, want %v", took, writeTimeout)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 type answer struct {
 	status int
 	header http.Header

@@ -3,10 +3,8 @@ package server
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -92,58 +90,22 @@ func readSleep(w http.ResponseWriter, r *http.Request, maxBody int64) (seconds i
 	return seconds, true
 }
 
-// parseSleep reads {"sleep_time": n}. It goes through the tokens by itself, since
-// json.Unmarshal takes what nobody means: other capitals, a name twice, null.
+// parseSleep reads {"sleep_time": n}.
 func parseSleep(body []byte) (int64, error) {
 	if seconds, ok := parsePlain(body); ok {
 		return seconds, nil
 	}
-	if len(bytes.TrimSpace(body)) == 0 {
-		return 0, errors.New("the body is empty")
+	var seconds *int64
+	if err := problem.Unmarshal(body, map[string]any{"sleep_time": &seconds}); err != nil {
+		return 0, err
 	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.UseNumber()
-	if open, err := dec.Token(); err != nil {
-		return 0, errors.New("the body is not JSON")
-	} else if open != json.Delim('{') {
-		return 0, errors.New("the body is not a JSON object")
-	}
-	var seconds int64
-	found := false
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return 0, errors.New("the body is not JSON")
-		}
-		if name != "sleep_time" {
-			return 0, fmt.Errorf("%.40q is not known", name)
-		}
-		if found {
-			return 0, errors.New("sleep_time is given twice")
-		}
-		found = true
-		value, err := dec.Token()
-		if err != nil {
-			return 0, errors.New("the body is not JSON")
-		}
-		number, ok := value.(json.Number)
-		if !ok {
-			return 0, errors.New("sleep_time is not a number")
-		}
-		if seconds, err = strconv.ParseInt(string(number), 10, 64); err != nil || seconds < 0 || seconds > maxSleep {
-			return 0, fmt.Errorf("sleep_time %.40s is out of range or not whole", number)
-		}
-	}
-	if _, err := dec.Token(); err != nil {
-		return 0, errors.New("the body is not JSON")
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return 0, errors.New("something follows the object")
-	}
-	if !found {
+	switch {
+	case seconds == nil:
 		return 0, errors.New("sleep_time is missing")
+	case *seconds < 0 || *seconds > maxSleep:
+		return 0, fmt.Errorf("sleep_time is %d", *seconds)
 	}
-	return seconds, nil
+	return *seconds, nil
 }
 
 // parsePlain reads the body in the form that it mostly has, at a tenth of the
