@@ -1,0 +1,149 @@
+// Flashsale sells 20 items: /ping buys one, /add brings 20 more, /cache shows the counters.
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"log"
+	"net/http"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"holdfast"
+	"holdfast/admin"
+)
+
+func main() {
+	addr := flag.String("addr", ":8080", "where to listen")
+	control := flag.String("admin", "127.0.0.1:8081", "where to listen for the operator, who is not asked for a password")
+	server := flag.String("redis", "", "a Redis server for the stock; if empty, memory is used")
+	workers := flag.Int("workers", 1, "how many buyers are served at once; 0 pauses")
+	work := flag.Duration("work", 500*time.Millisecond, "how long it takes to serve a buyer")
+	flag.Parse()
+	queue, err := holdfast.New(holdfast.Config{Workers: cmp.Or(*workers, -1), Queue: 100, Overflow: holdfast.Reject})
+	items := memory()
+	if err == nil && *server != "" {
+		items, err = shared(*server)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	operator := admin.New(admin.Config{Dispatcher: queue})
+	go operator.Run(ctx)
+	public := &http.Server{Addr: *addr, Handler: shop{queue, items, *work}, ReadTimeout: 10 * time.Second}
+	ended := make(chan error, 3)
+	go func() { ended <- http.ListenAndServe(*control, operator) }()
+	go func() { ended <- public.ListenAndServe() }()
+	context.AfterFunc(ctx, func() { restore(); ended <- nil }) // a second signal ends the program at once
+	err = <-ended
+	limit, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	report, cut := queue.Shutdown(limit) // with the listener open: who waits is answered
+	err = errors.Join(err, cut, public.Shutdown(limit))
+	counters, unread := items.read()
+	log.Printf("stopped: %d cut off, %d never started, %v", report.Running, len(report.NeverStarted), counters)
+	if err = errors.Join(err, unread); err != nil {
+		log.Fatal(err)
+	}
+}
+
+type shop struct {
+	queue *holdfast.Dispatcher
+	items stock
+	work  time.Duration
+}
+
+func (s shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	status, answer, err := http.StatusOK, any("added"), error(nil)
+	switch {
+	case r.Method == http.MethodHead || r.ContentLength != 0: // while a body is unread, nobody sees its client leave
+		status, answer = http.StatusBadRequest, "want no HEAD and no body"
+	case r.URL.Path == "/ping":
+		status, answer, err = s.buy(r.Context())
+	case r.URL.Path == "/add":
+		_, err = s.items("added", 20)
+	case r.URL.Path == "/cache":
+		answer, err = s.items.read()
+	default:
+		status, answer = http.StatusNotFound, "want /ping, /add or /cache"
+	}
+	if err != nil {
+		log.Print(err)
+		status, answer = http.StatusBadGateway, "the stock cannot be reached"
+	}
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(answer)
+}
+
+// buy waits for its turn. Who leaves the queue is never served; who is served has bought.
+func (s shop) buy(ctx context.Context) (status int, outcome string, err error) {
+	_, err = s.items("calls", 1)
+	status, outcome = http.StatusServiceUnavailable, "refused"
+	job, refused := s.queue.Submit(ctx, func(context.Context) error {
+		var sold int
+		status, outcome = http.StatusGone, "sold_out"
+		if sold, err = s.items("sold", 1); sold > 0 {
+			status, outcome = http.StatusOK, "sold"
+			time.Sleep(s.work)
+		}
+		return err
+	})
+	if refused == nil {
+		context.AfterFunc(ctx, job.Cancel) // when its client leaves
+		<-job.Done()
+	}
+	if outcome == "refused" && ctx.Err() != nil {
+		outcome = "gone"
+	}
+	if outcome != "sold" && err == nil {
+		_, err = s.items(outcome, 1)
+	}
+	return status, outcome, err
+}
+
+// A stock adds n to a counter and returns what it is then. It is one step, also that a sale
+// of what is not there is left out and 0 returned.
+type stock func(counter string, n int) (int, error)
+
+func (s stock) read() (map[string]int, error) {
+	counters, err := make(map[string]int), error(nil)
+	for _, name := range []string{"sold", "added", "sold_out", "refused", "gone", "calls"} {
+		n, failed := s(name, 0)
+		counters[name], err = n, errors.Join(err, failed)
+	}
+	counters["remaining"] = counters["added"] - counters["sold"]
+	return counters, err
+}
+
+func memory() stock {
+	var mu sync.Mutex
+	counters := map[string]int{"added": 20}
+	return func(name string, n int) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if name == "sold" && counters["sold"]+n > counters["added"] {
+			return 0, nil
+		}
+		counters[name] += n
+		return counters[name], nil
+	}
+}
+
+// shared is a stock in Redis, which runs a script as one step: there is no lock.
+func shared(addr string) (stock, error) {
+	client := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1}) // an answer can be lost after a sale
+	script := redis.NewScript(`
+		local n = (redis.call('HGET', KEYS[1], ARGV[1]) or 0) + ARGV[2]
+		if ARGV[1] == 'sold' and n > redis.call('HGET', KEYS[1], 'added') + 0 then return 0 end
+		return redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2])`)
+	return func(name string, n int) (int, error) {
+		return script.Run(context.Background(), client, []string{"flashsale"}, name, n).Int()
+	}, client.HSetNX(context.Background(), "flashsale", "added", 20).Err() // by the first process only
+}
