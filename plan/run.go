@@ -118,7 +118,7 @@ func (p Plan) write(out io.Writer) error {
 		row("  for refusals", "no length is enough")
 	}
 	if n := p.Bounds.Burst; n != nil {
-		row("  for a burst", "at least %d", *n)
+		row("  for a burst", "at least %d; rule 2, (m·n − w/s)·T, asks for %.0f, chance for the rest", *n, math.Ceil(p.Backlog))
 	}
 	switch n := p.Bounds.Deadline; {
 	case n == nil:

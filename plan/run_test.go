@@ -50,6 +50,20 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// The rule of thumb says how long the queue must be for a burst: 175 places for one
+// second of it, ten times as many for ten.
+func TestRuleOfThumb(t *testing.T) {
+	for seconds, want := range map[string]string{"1s": "asks for 175,", "10s": "asks for 1750,"} {
+		var out strings.Builder
+		if err := Run(strings.Fields("-rate 100 -service 2s -workers 250 -burst 3 -burst-for "+seconds), &out); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("a burst of %s: want %q in\n%s", seconds, want, out.String())
+		}
+	}
+}
+
 // TestNames fails if a name that programs read changes.
 func TestNames(t *testing.T) {
 	var out strings.Builder
