@@ -78,6 +78,7 @@ func (s shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		log.Print(err)
 		status, answer = http.StatusBadGateway, "the stock cannot be reached"
 	}
+	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(answer)
 }
@@ -108,8 +109,7 @@ func (s shop) buy(ctx context.Context) (status int, outcome string, err error) {
 	return status, outcome, err
 }
 
-// A stock adds n to a counter and returns what it is then. It is one step, also that a sale
-// of what is not there is left out and 0 returned.
+// A stock adds n to a counter and returns its value, or 0 for a sale of what is not there, in one step.
 type stock func(counter string, n int) (int, error)
 
 func (s stock) read() (map[string]int, error) {

@@ -197,13 +197,13 @@ func TestAdminCutsOffSlowReaders(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := New(d, http.NewServeMux(), Config{MaxBody: 1, MaxConns: 1}, slog.New(slog.DiscardHandler))
-		var took time.Duration
+		took := make(chan time.Duration, 1)
 		s.Admin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			began := time.Now()
 			for err := error(nil); err == nil; {
 				_, err = w.Write(make([]byte, 1000))
 			}
-			took = time.Since(began)
+			took <- time.Since(began)
 		}))
 		ctx, stop := context.WithCancel(context.Background())
 		admin := listenMemory()
@@ -215,10 +215,10 @@ func TestAdminCutsOffSlowReaders(t *testing.T) {
 		}
 		defer client.Close()
 		io.WriteString(client, request("GET", "/", ""))
-		<-server.(*watchedConn).closed
-		if took != writeTimeout {
-			t.Errorf("cut off after %v, want %v", took, writeTimeout)
+		if d := <-took; d != writeTimeout {
+			t.Errorf("cut off after %v, want %v", d, writeTimeout)
 		}
+		<-server.(*watchedConn).closed
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
