@@ -264,13 +264,14 @@ func (s *Server) Run(ctx context.Context, public, admin net.Listener, drain time
 			}
 		}()
 	}
+	why := "stopping"
 	select {
 	case serving = <-failed:
-		s.log.Info("stopping, since serving failed", "drain", drain)
+		why = "stopping, since serving failed"
 	case <-ctx.Done():
-		s.log.Info("stopping", "drain", drain)
 	}
 	s.stopping.Store(true)
+	s.log.Info(why, "drain", drain)
 
 	limit, cancel := context.WithCancel(context.Background())
 	if drain > 0 {
