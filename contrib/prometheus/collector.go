@@ -24,6 +24,7 @@ var (
 	running   = desc("jobs_running", "Jobs in the hands of workers.")
 	workers   = desc("workers", "Workers, busy or idle.")
 	places    = desc("queue_places", "Places for jobs that wait.")
+	overflow  = desc("overflow_policy", "1 for the policy that applies when every place is taken, 0 for the others.", "policy")
 	vacated   = desc("queue_vacated_places", "Places that canceled jobs hold until a worker reaches them.")
 	oldestAge = desc("queue_oldest_age_seconds", "How long ago the longest-waiting queued job was accepted, 0 if none is queued.")
 	blocked   = desc("submits_blocked", "Submits that wait for a place.")
@@ -38,7 +39,7 @@ var (
 	reach     = desc("reach_seconds", "How far back one can look: what ended less long ago is still kept.")
 
 	ofDispatcher = []*prometheus.Desc{
-		accepted, ended, queued, running, workers, places, vacated, oldestAge, blocked, refused, wait, run,
+		accepted, ended, queued, running, workers, places, overflow, vacated, oldestAge, blocked, refused, wait, run,
 	}
 	ofJobs = []*prometheus.Desc{open, kept, keptBytes, evicted, reach}
 )
@@ -99,6 +100,13 @@ func (s sink) stats(st *holdfast.Stats) {
 	s.gauge(running, float64(st.Running))
 	s.gauge(workers, float64(st.Workers))
 	s.gauge(places, float64(st.Queue))
+	for _, policy := range []holdfast.Overflow{holdfast.Block, holdfast.Reject, holdfast.DropOldest} {
+		applies := 0.0
+		if policy == st.Overflow {
+			applies = 1
+		}
+		s.gauge(overflow, applies, policy.String())
+	}
 	s.gauge(vacated, float64(st.Vacated))
 	s.gauge(oldestAge, st.OldestAge.Seconds())
 	s.gauge(blocked, float64(st.Blocked))
@@ -124,8 +132,8 @@ func (s sink) counter(d *prometheus.Desc, n uint64, labels ...string) {
 	s <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
 }
 
-func (s sink) gauge(d *prometheus.Desc, v float64) {
-	s <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
+func (s sink) gauge(d *prometheus.Desc, v float64, labels ...string) {
+	s <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 }
 
 func (s sink) histogram(d *prometheus.Desc, h *histogram.Histogram) {

@@ -199,6 +199,9 @@ func TestScrape(t *testing.T) {
 			`holdfast_jobs_running`:                           3,
 			`holdfast_workers`:                                2,
 			`holdfast_queue_places`:                           6,
+			`holdfast_overflow_policy{policy="block"}`:        1,
+			`holdfast_overflow_policy{policy="reject"}`:       0,
+			`holdfast_overflow_policy{policy="drop-oldest"}`:  0,
 			`holdfast_queue_vacated_places`:                   2,
 			`holdfast_queue_oldest_age_seconds`:               14, // the second of those that wait
 			`holdfast_submits_blocked`:                        6,
@@ -326,6 +329,8 @@ func TestEveryFieldIsExported(t *testing.T) {
 				*f = uint64(next)
 			case *time.Duration:
 				*f = time.Duration(next) * time.Second
+			case *holdfast.Overflow:
+				*f = holdfast.DropOldest
 			case *histogram.Histogram:
 				f.Add(time.Duration(next) * time.Second)
 			default:
@@ -341,6 +346,13 @@ func TestEveryFieldIsExported(t *testing.T) {
 		var out dto.Metric
 		if err := m.Write(&out); err != nil {
 			t.Fatal(err)
+		}
+		if m.Desc() == overflow {
+			if policy := out.GetLabel()[0].GetValue(); (policy == "drop-oldest") != (out.GetGauge().GetValue() == 1) {
+				t.Errorf("%s is %v", policy, out.GetGauge().GetValue())
+			}
+			maps.DeleteFunc(want, func(_ float64, name string) bool { return name == "Overflow" })
+			continue
 		}
 		v := out.GetCounter().GetValue() + out.GetGauge().GetValue() + out.GetHistogram().GetSampleSum()
 		if want[v] == "" {

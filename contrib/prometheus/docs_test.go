@@ -96,7 +96,8 @@ func TestReadme(t *testing.T) {
 
 // notShown are left out of the dashboard.
 var notShown = []string{
-	"holdfast_open_jobs", // they are among those queued and running
+	"holdfast_open_jobs",       // they are among those queued and running
+	"holdfast_overflow_policy", // a setting, which what is blocked, refused or dropped tells as well
 }
 
 var (
