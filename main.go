@@ -80,7 +80,7 @@ func run(config server.Config, log *slog.Logger) error {
 	mux.HandleFunc("GET /{$}", server.Guide)
 
 	operator := admin.New(admin.Config{
-		Dispatcher: d, Jobs: jobs, Version: version, Log: log,
+		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
 		Token: config.AdminToken, Host: config.AdminHost(),
 		Demo: mux, Resized: resized,

@@ -26,7 +26,8 @@ import (
 	"holdfast/internal/problem"
 )
 
-// A Config says what the operator is shown. Only the Dispatcher is needed.
+// A Config says what the operator is shown. Only the Dispatcher is needed, and must
+// not be nil.
 type Config struct {
 	Dispatcher *holdfast.Dispatcher
 
@@ -37,8 +38,8 @@ type Config struct {
 	// Version is what the page and /stats say of the program.
 	Version string
 
-	// Log gets a record for each change. If nil, slog.Default() is used.
-	Log *slog.Logger
+	// Logger gets a record for each change. If nil, slog.Default() is used.
+	Logger *slog.Logger
 
 	// Stopping reports whether the server has begun to shut down. If nil, it
 	// never has.
@@ -102,8 +103,8 @@ const maxStreams = 8
 // refused, as are those without the token if there is one. Only /healthz and
 // /readyz need none.
 func New(c Config) *Handler {
-	if c.Log == nil {
-		c.Log = slog.Default()
+	if c.Logger == nil {
+		c.Logger = slog.Default()
 	}
 	if c.Stopping == nil {
 		c.Stopping = func() bool { return false }
@@ -211,7 +212,7 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	send := func(event string, data any) error {
 		text, err := json.Marshal(data)
 		if err != nil {
-			h.config.Log.Error("statistics cannot be told as JSON", "error", err)
+			h.config.Logger.Error("statistics cannot be told as JSON", "error", err)
 			return err
 		}
 		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, text); err != nil {
@@ -277,7 +278,7 @@ func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
 		d.SetOverflow(*overflow) // its text was one of the three
 	}
 	st := d.Stats()
-	h.config.Log.Info("dispatcher changed", "workers", st.Workers, "overflow", st.Overflow, "by", r.RemoteAddr)
+	h.config.Logger.Info("dispatcher changed", "workers", st.Workers, "overflow", st.Overflow, "by", r.RemoteAddr)
 	writeJSON(w, http.StatusOK, struct {
 		Workers  int               `json:"workers"`
 		Queue    int               `json:"queue"`

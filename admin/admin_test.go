@@ -47,7 +47,7 @@ func newFixture(t *testing.T, cfg holdfast.Config, change func(*Config)) *fixtur
 	demo.Handle("POST /aaa", f.jobs.Sync(http.HandlerFunc(sleep)))
 	demo.Handle("POST /bbb", f.jobs.Async(http.HandlerFunc(sleep)))
 	c := Config{
-		Dispatcher: f.d, Jobs: f.jobs, Version: "v1.2.3", Log: cfg.Logger, Demo: demo,
+		Dispatcher: f.d, Jobs: f.jobs, Version: "v1.2.3", Logger: cfg.Logger, Demo: demo,
 		Stopping: f.stopping.Load,
 		Health:   http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "fine\n") }),
 		Resized:  func(n int) { f.resized = append(f.resized, n) },

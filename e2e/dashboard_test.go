@@ -290,7 +290,7 @@ func TestDashboardBurst(t *testing.T) {
 	p.choose("overflow", "reject")
 	p.click("apply")
 	p.until(`document.getElementById("controls-status").textContent.startsWith("Done")`)
-	p.burst("/bbb", 300, 1)
+	p.burst("/bbb", 300, 30)
 	p.until(number("refused-full") + " === 150 && " + number("bbb-refused") + " === 150")
 	p.burst("/aaa", 10, 60)
 	p.until(number("aaa-pending") + " === 10")
@@ -300,34 +300,35 @@ func TestDashboardBurst(t *testing.T) {
 
 // Under a steady load the page says what it is, and what would be right for it.
 func TestDashboardAdvice(t *testing.T) {
+	p := browse(t) // first: while nothing has come yet, the server's time counts too
 	w := watch(t, "-workers", "40", "-queue", "200")
-	p := browse(t)
+	ctx, stop := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	clients.Go(func() {
+		for random := rand.New(rand.NewPCG(1, 1)); ctx.Err() == nil; {
+			time.Sleep(time.Duration(random.ExpFloat64() * float64(time.Second) / 30))
+			clients.Go(func() {
+				res, err := http.Post("http://"+w.addr+"/bbb", "application/json", strings.NewReader(`{"sleep_time":1}`))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				res.Body.Close()
+			})
+		}
+	})
+	defer clients.Wait()
+	defer stop()
 	p.open("http://" + w.admin + "/")
-	duration, random := 13*time.Second, rand.New(rand.NewPCG(1, 1))
-	if *screenshots != "" {
-		duration = 4 * time.Minute // for charts that show something
-	}
-	var sent sync.WaitGroup
-	for began := time.Now(); time.Since(began) < duration; {
-		time.Sleep(time.Duration(random.ExpFloat64() * float64(time.Second) / 30))
-		sent.Go(func() {
-			res, err := http.Post("http://"+w.addr+"/bbb", "application/json", strings.NewReader(`{"sleep_time":1}`))
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			res.Body.Close()
-		})
-	}
 	p.until(`document.getElementById("verdict").classList.contains("yes") || document.getElementById("verdict").classList.contains("no")`)
-	p.until(number("advice-workers") + " > 30 && " + number("advice-workers") + " < 80")
+	p.until(number("advice-workers") + " > 25 && " + number("advice-workers") + " < 80")
 	if *screenshots != "" {
+		p.do(chromedp.Sleep(4 * time.Minute)) // for charts that show something
 		p.burst("/aaa", 200, 1)
 		p.burst("/bbb", 300, 1)
 		p.until(number("blocked") + " > 0 && " + number("aaa-answered") + " === 200")
 		p.picture("dashboard")
 	}
-	sent.Wait()
 }
 
 func TestDashboardControls(t *testing.T) {
@@ -407,7 +408,6 @@ func TestDashboardReconnects(t *testing.T) {
 	again.Addr()
 	p.until(`document.body.dataset.connection === "live" && document.getElementById("lost").hidden && !document.title.includes("no connection")`)
 	p.until(number("accepted") + " === 0")
-	p.expectTrouble(false)
 }
 
 func TestDashboardOnAPhone(t *testing.T) {
@@ -415,7 +415,7 @@ func TestDashboardOnAPhone(t *testing.T) {
 	p := browse(t)
 	p.do(chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile, chromedp.EmulateTouch))
 	p.open("http://" + w.admin + "/")
-	p.burst("/bbb", 100, 2)
+	p.burst("/bbb", 100, 20)
 	p.until(number("queued") + " === 50")
 	wide := evaluate[[]string](p, `[...document.querySelectorAll("body *")]
 		.filter(e => !e.closest(".unseen") && e.getBoundingClientRect().right > 361).map(e => e.tagName + "#" + e.id)`)
@@ -441,7 +441,7 @@ func TestDashboardInTheDark(t *testing.T) {
 	if light == dark || onLight == onDark {
 		t.Errorf("light %s on %s, dark %s on %s", onLight, light, onDark, dark)
 	}
-	p.burst("/bbb", 100, 2)
+	p.burst("/bbb", 100, 20)
 	p.until(number("queued") + " === 50")
 	p.picture("dark")
 }

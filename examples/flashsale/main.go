@@ -39,7 +39,7 @@ func main() {
 	go operator.Run(ctx)
 	public := &http.Server{Addr: *addr, Handler: shop{queue, items, *work}, ReadTimeout: 10 * time.Second}
 	ended := make(chan error, 3)
-	go func() { ended <- http.ListenAndServe(*control, operator) }()
+	go func() { ended <- http.ListenAndServe(cmp.Or(*control, "127.0.0.1:8081"), operator) }()
 	go func() { ended <- public.ListenAndServe() }()
 	context.AfterFunc(ctx, func() { restore(); ended <- nil }) // a second signal ends the program at once
 	err = <-ended
@@ -63,8 +63,8 @@ type shop struct {
 func (s shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	status, answer, err := http.StatusOK, any("added"), error(nil)
 	switch {
-	case r.Method == http.MethodHead || r.ContentLength != 0: // while a body is unread, nobody sees its client leave
-		status, answer = http.StatusBadRequest, "want no HEAD and no body"
+	case r.Method != http.MethodGet && r.Method != http.MethodPost || r.ContentLength != 0: // unread, it hides that its client leaves
+		status, answer = http.StatusBadRequest, "want GET or POST, and no body"
 	case r.URL.Path == "/ping":
 		status, answer, err = s.buy(r.Context())
 	case r.URL.Path == "/add":
@@ -85,7 +85,7 @@ func (s shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // buy waits for its turn. Who leaves the queue is never served; who is served has bought.
 func (s shop) buy(ctx context.Context) (status int, outcome string, err error) {
-	_, err = s.items("calls", 1)
+	_, uncounted := s.items("calls", 1)
 	status, outcome = http.StatusServiceUnavailable, "refused"
 	job, refused := s.queue.Submit(ctx, func(context.Context) error {
 		var sold int
@@ -106,7 +106,7 @@ func (s shop) buy(ctx context.Context) (status int, outcome string, err error) {
 	if outcome != "sold" && err == nil {
 		_, err = s.items(outcome, 1)
 	}
-	return status, outcome, err
+	return status, outcome, errors.Join(err, uncounted)
 }
 
 // A stock adds n to a counter and returns its value, or 0 for a sale of what is not there, in one step.
@@ -141,7 +141,7 @@ func shared(addr string) (stock, error) {
 	client := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1}) // an answer can be lost after a sale
 	script := redis.NewScript(`
 		local n = (redis.call('HGET', KEYS[1], ARGV[1]) or 0) + ARGV[2]
-		if ARGV[1] == 'sold' and n > redis.call('HGET', KEYS[1], 'added') + 0 then return 0 end
+		if ARGV[1] == 'sold' and n > (redis.call('HGET', KEYS[1], 'added') or 0) + 0 then return 0 end
 		return redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2])`)
 	return func(name string, n int) (int, error) {
 		return script.Run(context.Background(), client, []string{"flashsale"}, name, n).Int()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -208,26 +209,28 @@ func TestLogsAgree(t *testing.T) {
 		late     = 100 * time.Millisecond // for the program to notice that a client has left
 	)
 	p := start(t, "-work", work.String())
-	url := "http://" + p.Addr()
 	left := make([]time.Time, clients)
+	stalled := stalls(t)
 	var all sync.WaitGroup
 	for i := range clients {
 		all.Go(func() {
-			ctx, leave := context.WithCancel(t.Context())
-			defer leave()
-			gone := make(chan struct{})
-			timer := time.AfterFunc(patience, func() {
-				defer close(gone)
-				left[i] = time.Now()
-				leave()
-			})
-			status, body, err := get(ctx, fmt.Sprintf("%s/client-%d", url, i))
-			if !timer.Stop() {
-				<-gone
+			c, err := net.Dial("tcp", p.Addr())
+			if err != nil {
+				t.Error(err)
 				return
 			}
-			if err != nil || status == 200 && !strings.Contains(body, fmt.Sprintf(" GET /client-%d:", i)) || status != 200 && status != 503 {
-				t.Errorf("client %d: %d %q, %v", i, status, body, err)
+			defer c.Close()
+			c.SetReadDeadline(time.Now().Add(patience))
+			fmt.Fprintf(c, "GET /client-%d HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", i)
+			answer, err := io.ReadAll(c)
+			status, body, _ := strings.Cut(string(answer), "\r\n\r\n")
+			switch {
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				c.Close()
+				left[i] = time.Now()
+			case err != nil, strings.Contains(status, " 200 ") && !strings.Contains(body, fmt.Sprintf(" GET /client-%d:", i)),
+				!strings.Contains(status, " 200 ") && !strings.Contains(status, " 503 "):
+				t.Errorf("client %d: %q, %v", i, answer, err)
 			}
 		})
 		time.Sleep(work / 2) // twice the capacity
@@ -245,6 +248,7 @@ func TestLogsAgree(t *testing.T) {
 		}
 		began[match[2]] = at
 	}
+	allowed := late + stalled()
 	spared := 0
 	for i, left := range left {
 		at, ok := began[strconv.Itoa(i)]
@@ -252,13 +256,31 @@ func TestLogsAgree(t *testing.T) {
 		case left.IsZero():
 		case !ok:
 			spared++
-		case at.Sub(left) > late:
+		case at.Sub(left) > allowed:
 			t.Errorf("client %d left at %v, and its request began at %v", i, left, at)
 		}
 	}
-	t.Logf("%d began, %d left before their turn", len(began), spared)
+	t.Logf("%d began, %d left before their turn; %v were allowed", len(began), spared, allowed)
 	if spared == 0 || len(began) == 0 {
 		t.Errorf("of %d clients %d began and %d left before their turn, so this shows nothing", clients, len(began), spared)
+	}
+}
+
+// stalls returns a function that tells by how much the machine was late, at most, when
+// it should have let this process run: what it is late by is no fault of the program.
+func stalls(t *testing.T) func() time.Duration {
+	var longest atomic.Int64
+	ctx, stop := context.WithCancel(t.Context())
+	go func() {
+		for ctx.Err() == nil {
+			before := time.Now()
+			time.Sleep(time.Millisecond)
+			longest.Store(max(longest.Load(), int64(time.Since(before)-time.Millisecond)))
+		}
+	}()
+	return func() time.Duration {
+		stop()
+		return time.Duration(longest.Load())
 	}
 }
 

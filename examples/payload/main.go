@@ -59,23 +59,24 @@ func run(addr, folder, s3 string, drain time.Duration) error {
 	mux := http.NewServeMux()
 	mux.Handle("POST /payload", &handler{pool, to})
 	server := http.Server{Handler: mux, ReadTimeout: timeout, WriteTimeout: timeout, IdleTimeout: time.Minute}
-	go func() {
-		defer restore() // if there was no signal, the listener has failed; another one ends the process at once
-		slog.Info("stopping", "reason", server.Serve(netutil.LimitListener(l, maxConns)))
-	}()
-	<-ctx.Done()
-	// The requests first: those that wait for places are let in as the queue
-	// drains, and are answered as ever.
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(netutil.LimitListener(l, maxConns)) }()
+	select {
+	case errListen = <-failed:
+	case <-ctx.Done():
+	}
+	restore() // another signal ends the process at once
+	// The requests first: those that wait for places are let in as the queue drains.
 	late, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	err := server.Shutdown(late)
+	errServer := server.Shutdown(late)
 	_, errPool = pool.Shutdown(late)
 	s := pool.Stats()
 	slog.Info("stopped", "accepted", s.Accepted, "stored", s.Succeeded)
-	if s.Accepted == s.Succeeded {
-		return nil
+	if lost := s.Accepted - s.Succeeded; lost > 0 {
+		return fmt.Errorf("%d of the payloads that were accepted are lost, or not known to be stored: %w", lost, errors.Join(errListen, errServer, errPool))
 	}
-	return fmt.Errorf("%d of the payloads that were accepted are lost: %w", s.Accepted-s.Succeeded, errors.Join(err, errPool))
+	return errListen
 }
 
 // env returns a number from the environment, or byDefault.
@@ -93,8 +94,7 @@ type handler struct {
 	to   store.Store
 }
 
-// ServeHTTP answers 202 when all payloads of a collection are accepted. While the
-// queue is full that has to wait, and its sender with it.
+// ServeHTTP answers 202 when all payloads are accepted. For a full queue its sender waits.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {

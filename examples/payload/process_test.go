@@ -292,7 +292,7 @@ func TestS3(t *testing.T) {
 		}
 	})
 	t.Run("a stop under load loses nothing", func(t *testing.T) {
-		env := []string{"MAX_QUEUE=1000", "AWS_ACCESS_KEY_ID=access", "AWS_SECRET_ACCESS_KEY=secret-secret"}
+		env := []string{"AWS_ACCESS_KEY_ID=access", "AWS_SECRET_ACCESS_KEY=secret-secret"}
 		p := proctest.Launch(t, env, program, "-addr", "127.0.0.1:0", "-s3", "http://"+endpoint+"/payloads")
 		var s senders
 		s.run(t, p.Addr(), 300, func() { stop(p) })
