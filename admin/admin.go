@@ -117,7 +117,7 @@ func New(c Config) *Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, h.stats()) })
 	mux.HandleFunc("GET /events", h.serveEvents)
-	mux.HandleFunc("PATCH /dispatcher", h.unlessStopping(h.serveChange))
+	mux.Handle("PATCH /dispatcher", problem.Unless(c.Stopping, http.HandlerFunc(h.serveChange)))
 	if c.Jobs != nil {
 		mux.Handle("GET /jobs", c.Jobs.List())
 		mux.Handle("/jobs/", c.Jobs)
@@ -128,7 +128,7 @@ func New(c Config) *Handler {
 	}
 	if c.Demo != nil {
 		h.bursts = newBursts(c.Demo)
-		mux.HandleFunc("POST /burst", h.unlessStopping(h.bursts.serveStart))
+		mux.Handle("POST /burst", problem.Unless(c.Stopping, http.HandlerFunc(h.bursts.serveStart)))
 		mux.HandleFunc("DELETE /burst", h.bursts.serveStop)
 	}
 	mux.HandleFunc("GET /debug/vars", h.serveVars)
@@ -230,17 +230,6 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		_, next = h.history.look()
-	}
-}
-
-// unlessStopping refuses what would come too late.
-func (h *Handler) unlessStopping(next http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		if h.config.Stopping() {
-			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
-			return
-		}
-		next(w, r)
 	}
 }
 

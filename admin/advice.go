@@ -177,14 +177,6 @@ func advise(marks []mark) Advice {
 	return a
 }
 
-// mean returns the mean in seconds, or nil if there is none.
-func mean(h *histogram.Histogram) *float64 {
-	if h.Count == 0 {
-		return nil
-	}
-	return new(h.Mean().Seconds())
-}
-
 // orNone returns a coefficient of variation as plan has it: −1 for none, and not
 // more than it takes.
 func orNone(cv2 float64) float64 {

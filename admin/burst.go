@@ -136,9 +136,9 @@ func (b *bursts) ask(r *http.Request) (status int) {
 			status = http.StatusInternalServerError
 		}
 	}()
-	w := answer{header: make(http.Header), status: http.StatusOK}
-	b.demo.ServeHTTP(&w, r)
-	return w.status
+	w := problem.NewDiscard()
+	b.demo.ServeHTTP(w, r)
+	return w.Status
 }
 
 // serveStop answers DELETE /burst. What was accepted as a job is one like any other
@@ -169,13 +169,3 @@ func (b *bursts) list() []Burst {
 	slices.SortFunc(list, func(a, b Burst) int { return cmp.Compare(a.Path, b.Path) })
 	return list
 }
-
-// An answer is what a client of a burst looks at.
-type answer struct {
-	header http.Header
-	status int
-}
-
-func (a *answer) Header() http.Header         { return a.header }
-func (a *answer) WriteHeader(status int)      { a.status = status }
-func (a *answer) Write(p []byte) (int, error) { return len(p), nil }

@@ -132,13 +132,15 @@ type Recent struct {
 }
 
 func timingsOf(h *histogram.Histogram) Timings {
-	t := Timings{Count: h.Count}
-	if h.Count > 0 {
-		mean := h.Mean().Seconds()
-		t.Mean = &mean
-		t.P50, t.P90, t.P99, t.Max = quantile(h, 0.5), quantile(h, 0.9), quantile(h, 0.99), quantile(h, 1)
+	return Timings{h.Count, mean(h), quantile(h, 0.5), quantile(h, 0.9), quantile(h, 0.99), quantile(h, 1)}
+}
+
+// mean returns the mean in seconds, or nil if there is none.
+func mean(h *histogram.Histogram) *float64 {
+	if h.Count == 0 {
+		return nil
 	}
-	return t
+	return new(h.Mean().Seconds())
 }
 
 // quantile returns a quantile in seconds, or nil if there is none.
@@ -146,6 +148,5 @@ func quantile(h *histogram.Histogram, q float64) *float64 {
 	if h.Count == 0 {
 		return nil
 	}
-	s := h.Quantile(q).Seconds()
-	return &s
+	return new(h.Quantile(q).Seconds())
 }

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -217,12 +216,10 @@ type watched struct {
 	admin string // host:port
 }
 
-var dashboardLine = regexp.MustCompile(` dashboard url=http://(\S+)/`)
-
 func watch(t *testing.T, args ...string) *watched {
 	t.Helper()
 	p := start(t, append([]string{"-admin", "127.0.0.1:0"}, args...)...)
-	return &watched{p, t, p.AwaitLog(dashboardLine)}
+	return &watched{p, t, p.Admin()}
 }
 
 // stats returns what the server itself says.

@@ -41,6 +41,18 @@ func NotAllowed(w http.ResponseWriter, r *http.Request, allow string) {
 	Write(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; want "+allow)
 }
 
+// Unless returns a handler that answers 503 while stopping reports true, and
+// otherwise passes the request on to next.
+func Unless(stopping func() bool, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if stopping() {
+			Write(w, http.StatusServiceUnavailable, "the server is shutting down")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // ReadBody returns the body of a request, or answers it and returns false: with
 // 413 if the body has more than limit bytes, and with 400 if it breaks off. It
 // leaves the request with a body that can be read again, so that handlers behind
@@ -195,10 +207,10 @@ func Mux(mux *http.ServeMux) http.Handler {
 			return
 		}
 		// What mux would say is asked for its status and its Allow header.
-		said := &answer{header: make(http.Header)}
+		said := NewDiscard()
 		h.ServeHTTP(said, r)
-		if said.status == http.StatusMethodNotAllowed {
-			NotAllowed(w, r, said.header.Get("Allow"))
+		if said.Status == http.StatusMethodNotAllowed {
+			NotAllowed(w, r, said.Header().Get("Allow"))
 			return
 		}
 		Write(w, http.StatusNotFound, "nothing is served at this path; GET / tells what is")
@@ -214,11 +226,17 @@ func asked(asked, pattern string) bool {
 	return strings.HasPrefix(asked, "/"+fixed) && (asked == clean || asked == clean+"/")
 }
 
-type answer struct {
+// A Discard is a ResponseWriter that keeps the status and the header alone.
+type Discard struct {
+	Status int // 200 until another one is written
 	header http.Header
-	status int
 }
 
-func (a *answer) Header() http.Header         { return a.header }
-func (a *answer) WriteHeader(status int)      { a.status = status }
-func (a *answer) Write(p []byte) (int, error) { return len(p), nil }
+// NewDiscard returns a Discard to which nothing was written.
+func NewDiscard() *Discard {
+	return &Discard{Status: http.StatusOK, header: make(http.Header)}
+}
+
+func (d *Discard) Header() http.Header         { return d.header }
+func (d *Discard) WriteHeader(status int)      { d.Status = status }
+func (d *Discard) Write(p []byte) (int, error) { return len(p), nil }

@@ -132,6 +132,12 @@ func (p *Process) Addr() string {
 	return p.AwaitLog(regexp.MustCompile(` addr=(\S+) `))
 }
 
+// Admin waits until the operator's listener listens, and returns where.
+func (p *Process) Admin() string {
+	p.t.Helper()
+	return p.AwaitLog(regexp.MustCompile(` dashboard url=http://(\S+)/`))
+}
+
 // AwaitLog waits for a line in the log and returns the expression's last group.
 func (p *Process) AwaitLog(line *regexp.Regexp) string {
 	p.t.Helper()

@@ -553,14 +553,12 @@ func TestProcessStartFails(t *testing.T) {
 	}
 }
 
-var dashboardLine = regexp.MustCompile(` dashboard url=http://(\S+)/`)
-
 // admin starts the server with an admin listener on a free port, and returns its
 // address.
 func admin(t *testing.T, args ...string) (p *process, addr string) {
 	t.Helper()
 	p = start(t, append([]string{"-admin", "127.0.0.1:0"}, args...)...)
-	return p, p.AwaitLog(dashboardLine)
+	return p, p.Admin()
 }
 
 // What only the operator may see stands on the operator's listener alone.

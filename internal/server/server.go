@@ -51,8 +51,9 @@ type Server struct {
 // while the server stops, are answered with a problem.
 func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
 	s := &Server{dispatcher: d, routes: problem.Mux(mux), maxConns: c.MaxConns, log: log}
-	mux.Handle("GET /healthz", s.Health())
-	mux.Handle("GET /readyz", s.Health())
+	health := s.Health()
+	mux.Handle("GET /healthz", health)
+	mux.Handle("GET /readyz", health)
 	timeout := bodyTimeout + time.Duration(min(c.MaxBody/bodyRate, math.MaxInt32))*time.Second
 	s.http = s.listening(s.counted(prompt(http.HandlerFunc(s.route), timeout)), timeout)
 	s.http.WriteTimeout = writeTimeout // for what the server answers past prompt, which extends it
@@ -78,9 +79,10 @@ func (s *Server) listening(h http.Handler, timeout time.Duration) *http.Server {
 func (s *Server) Admin(h http.Handler) {
 	// Package pprof refuses what takes longer than the server's WriteTimeout, so each
 	// request begins with one of its own.
+	next := prompt(h, adminTimeout)
 	s.admin = s.listening(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
-		prompt(h, adminTimeout).ServeHTTP(w, r)
+		next.ServeHTTP(w, r)
 	}), adminTimeout)
 	s.admin.IdleTimeout = adminIdle
 }
@@ -91,29 +93,18 @@ func (s *Server) Stopping() bool { return s.stopping.Load() }
 // Health returns a handler of /healthz, which says that the server is alive, and
 // /readyz, which says whether it accepts work.
 func (s *Server) Health() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.URL.Path == "/healthz":
-			io.WriteString(w, "ok\n")
-		case s.Stopping():
-			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
-		default:
-			io.WriteString(w, "ready\n")
-		}
-	})
+	say := func(text string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, text) })
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/healthz", say("ok\n"))
+	mux.Handle("/readyz", s.Work(say("ready\n")))
+	return mux
 }
 
 // Work returns h as a route that takes on new work: while the server stops it
 // answers 503.
-func (s *Server) Work(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.Stopping() {
-			problem.Write(w, http.StatusServiceUnavailable, "the server is shutting down")
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
-}
+func (s *Server) Work(h http.Handler) http.Handler { return problem.Unless(s.Stopping, h) }
 
 // Below passes all requests for what is below prefix on to h, without the prefix.
 // Unlike a mux it does so also where a path has dot segments or empty ones: what
