@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"holdfast/internal/flags"
 )
 
 const usageHead = `How many workers and how long a queue does a load need, or what do given ones hold?
@@ -50,37 +52,37 @@ func Run(args []string, out io.Writer) error {
 		usage string
 	}{
 		{"rate", &number{&load.Rate, wantRate, func(v float64) bool { return v > 0 }, 0}, "`n` requests arrive in a second on average"},
-		{"service", &duration{&load.Service, wantService, 1}, "a worker needs `d` for a request on average"},
+		{"service", &flags.Duration{D: &load.Service, Want: wantService, Least: 1}, "a worker needs `d` for a request on average"},
 		{"cv2", &number{&load.CV2, wantCV2, func(v float64) bool { return v >= 0 && v <= 1e6 }, -1}, "the service time's variance is `x` times its mean squared: 0 constant, default 1 exponential"},
 		{"arrival-cv2", &number{&load.ArrivalCV2, wantCV2, func(v float64) bool { return v >= 0 && v <= 1e6 }, -1}, "the variance of the time between arrivals is `x` times its mean squared: 0 even, default 1 Poisson"},
 		{"burst", &number{&load.Burst, wantBurst, func(v float64) bool { return v >= 1 && v <= 1e6 }, 0}, "at times the rate is `m` times as high; default no bursts"},
-		{"burst-for", &duration{&load.BurstFor, wantService, 1}, "a burst lasts for `d`; default 1s"},
-		{"deadline", &duration{&load.Deadline, wantDuration, 0}, "clients wait `d` for the answer, the service included; default without limit"},
+		{"burst-for", &flags.Duration{D: &load.BurstFor, Want: wantService, Least: 1}, "a burst lasts for `d`; default 1s"},
+		{"deadline", &flags.Duration{D: &load.Deadline, Want: wantDuration}, "clients wait `d` for the answer, the service included; default without limit"},
 		{"may-wait", &number{&load.MayWait, wantMayWait, func(v float64) bool { return v > 0 && v <= 1 }, 0}, "outside of bursts a `share` of requests may have to wait; default 0.2"},
 		{"may-refuse", &number{&load.MayRefuse, wantMayRefuse, func(v float64) bool { return v >= 1e-12 && v <= 1 }, 0}, "a `share` may be refused, outgrow the queue in a burst, or miss the deadline; default 0.01"},
 		{"workers", &count{&load.Workers, wantWorkers, 1, MaxWorkers}, "there are `n` workers; default the least that do"},
 		{"queue", &count{&load.Queue, wantQueue, 0, MaxQueue}, "there are `n` places to wait; default the least that do"},
-		{"json", (*boolean)(&asJSON), "write JSON for programs: seconds, shares from 0 to 1, null for none"},
+		{"json", (*flags.Boolean)(&asJSON), "write JSON for programs: seconds, shares from 0 to 1, null for none"},
 	}
-	flags := flag.NewFlagSet("holdfast plan", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.Usage = func() {}
+	set := flag.NewFlagSet("holdfast plan", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	set.Usage = func() {}
 	for _, s := range settings {
-		flags.Var(s.value, s.name, s.usage)
+		set.Var(s.value, s.name, s.usage)
 	}
-	if err := flags.Parse(args); err != nil {
+	if err := set.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			io.WriteString(out, usageHead)
 			for _, s := range settings {
-				arg, text := flag.UnquoteUsage(flags.Lookup(s.name))
+				arg, text := flag.UnquoteUsage(set.Lookup(s.name))
 				fmt.Fprintf(out, "  %-18s %s\n", "-"+s.name+" "+arg, text)
 			}
 			io.WriteString(out, usageTail)
 		}
 		return err
 	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("argument %q; want flags only, see plan -h", flags.Arg(0))
+	if set.NArg() > 0 {
+		return fmt.Errorf("argument %q; want flags only, see plan -h", set.Arg(0))
 	}
 	p, err := For(load)
 	if field := (*FieldError)(nil); errors.As(err, &field) {
@@ -185,21 +187,6 @@ func seconds(x float64) string {
 	return d.Round(time.Second).String()
 }
 
-type boolean bool
-
-func (b *boolean) String() string { return strconv.FormatBool(bool(*b)) }
-
-func (b *boolean) Set(s string) error {
-	if s != "true" && s != "false" {
-		return errors.New("want true or false")
-	}
-	*b = s == "true"
-	return nil
-}
-
-// IsBoolFlag lets the flag stand without a value.
-func (b *boolean) IsBoolFlag() bool { return true }
-
 // A number is allowed if in says so; none is how the field says 0.
 type number struct {
 	v    *float64
@@ -240,22 +227,5 @@ func (c *count) Set(s string) error {
 		n = -1
 	}
 	*c.n = n
-	return nil
-}
-
-type duration struct {
-	d     *time.Duration
-	want  string
-	least time.Duration
-}
-
-func (v *duration) String() string { return "" }
-
-func (v *duration) Set(s string) error {
-	d, err := time.ParseDuration(s)
-	if err != nil || d < v.least {
-		return errors.New("want " + v.want)
-	}
-	*v.d = d
 	return nil
 }

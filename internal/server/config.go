@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/flags"
 )
 
 // A Config is the configuration of the server.
@@ -61,6 +62,8 @@ func (c Config) Jobs() holdfast.JobsConfig {
 	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes}
 }
 
+const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
+
 // ParseConfig reads the configuration from the arguments, then the environment,
 // then the defaults; an empty variable counts as unset. It returns
 // flag.ErrHelp after -h and an empty Config after -version; both have then been
@@ -78,57 +81,57 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"workers", "MAX_WORKERS", &number{&c.Workers, 0, 1_000_000}, "100", "run `n` jobs at once; 0 starts paused"},
 		{"queue", "MAX_QUEUE", &number{&c.Queue, 0, 10_000_000}, "200", "let `n` jobs wait; 0 accepts a job only if a worker is idle"},
 		{"overflow", "OVERFLOW", &overflow{&c.Overflow}, "block", "when all that is taken, apply `policy` block, reject or drop-oldest"},
-		{"job-timeout", "JOB_TIMEOUT", (*duration)(&c.JobTimeout), "0", "cancel a job that runs for longer than `d`; 0 never does"},
-		{"drain", "DRAIN_TIMEOUT", (*duration)(&c.Drain), "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
+		{"job-timeout", "JOB_TIMEOUT", &flags.Duration{D: &c.JobTimeout, Want: wantDuration}, "0", "cancel a job that runs for longer than `d`; 0 never does"},
+		{"drain", "DRAIN_TIMEOUT", &flags.Duration{D: &c.Drain, Want: wantDuration}, "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
 		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
 		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`, and half of -retain-bytes; a job with a larger one fails"},
-		{"retain", "RETAIN", (*period)(&c.Retain), "1h", "keep ended jobs for `d`"},
+		{"retain", "RETAIN", &flags.Duration{D: &c.Retain, Want: "a duration above 0, such as 500ms, 30s or 1h", Least: 1}, "1h", "keep ended jobs for `d`"},
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
 		{"retain-bytes", "RETAIN_BYTES", &atLeast{(*Size)(&c.RetainBytes), 64 << 10}, "256MiB", "keep ended jobs that take at most `size`"},
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
 		{"admin", "ADMIN_ADDR", (*text)(&c.Admin), "127.0.0.1:8100", "listen for the operator on `host:port`; empty is off, and one that is not loopback needs a token"},
 		{"admin-token-file", "ADMIN_TOKEN_FILE", (*tokenFile)(&c.AdminToken), "", "ask the operator for the token in `file`, as Bearer or as the password of HTTP Basic"},
-		{"log-jobs", "LOG_JOBS", (*boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
+		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
 	}
 
-	flags := flag.NewFlagSet("holdfast", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	showVersion := flags.Bool("version", false, "")
+	set := flag.NewFlagSet("holdfast", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	showVersion := set.Bool("version", false, "")
 	for _, s := range settings {
 		if s.byDefault != "" {
 			if err := s.value.Set(s.byDefault); err != nil {
 				panic(fmt.Sprintf("default of -%s: %v", s.name, err))
 			}
 		}
-		flags.Var(s.value, s.name, s.usage)
+		set.Var(s.value, s.name, s.usage)
 	}
-	flags.Usage = func() {}
+	set.Usage = func() {}
 	usage := func() {
 		fmt.Fprintf(out, "Holdfast %s: POST /aaa works at once, POST /bbb queues the work.\n\n", version)
 		fmt.Fprintf(out, "Usage: go run main.go [flags]\n       go run main.go plan -h, to find out how many workers and how long a queue\n\n")
 		for _, s := range settings {
-			arg, text := flag.UnquoteUsage(flags.Lookup(s.name))
+			arg, text := flag.UnquoteUsage(set.Lookup(s.name))
 			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, cmp.Or(s.byDefault, "none"))
 		}
 		fmt.Fprintf(out, "  %-20s print the version\n\n", "-version")
 		fmt.Fprintf(out, "A flag goes before its environment variable, that before the default.\nSizes are bytes or end in KiB, MiB or GiB; durations are like 30s, 5m or 1h30m.\n")
 	}
-	if err := flags.Parse(args); err != nil {
+	if err := set.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			usage()
 		}
 		return Config{}, err
 	}
-	if flags.NArg() > 0 {
-		return Config{}, fmt.Errorf("argument %q; want flags only, see -h", flags.Arg(0))
+	if set.NArg() > 0 {
+		return Config{}, fmt.Errorf("argument %q; want flags only, see -h", set.Arg(0))
 	}
 	if *showVersion {
 		fmt.Fprintf(out, "holdfast %s\n", version)
 		return Config{}, nil
 	}
 	given := make(map[string]bool)
-	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	set.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	for _, s := range settings {
 		value := getenv(s.env)
 		if value == "" || given[s.name] {
@@ -215,21 +218,6 @@ const (
 	maxToken = 4096
 )
 
-type boolean bool
-
-func (b *boolean) String() string { return strconv.FormatBool(bool(*b)) }
-
-func (b *boolean) Set(s string) error {
-	if s != "true" && s != "false" {
-		return errors.New("want true or false")
-	}
-	*b = s == "true"
-	return nil
-}
-
-// IsBoolFlag lets the flag stand without a value.
-func (b *boolean) IsBoolFlag() bool { return true }
-
 type number struct {
 	n           *int
 	least, most int
@@ -264,33 +252,6 @@ func (v *overflow) Set(s string) error {
 	if v.UnmarshalText([]byte(s)) != nil {
 		return errors.New("want block, reject or drop-oldest")
 	}
-	return nil
-}
-
-type duration time.Duration
-
-func (v *duration) String() string { return time.Duration(*v).String() }
-
-func (v *duration) Set(s string) error {
-	d, err := time.ParseDuration(s)
-	if err != nil || d < 0 {
-		return errors.New("want a duration of 0 or more, such as 500ms, 30s or 1h")
-	}
-	*v = duration(d)
-	return nil
-}
-
-// A period is a duration above 0.
-type period time.Duration
-
-func (v *period) String() string { return time.Duration(*v).String() }
-
-func (v *period) Set(s string) error {
-	d, err := time.ParseDuration(s)
-	if err != nil || d <= 0 {
-		return errors.New("want a duration above 0, such as 500ms, 30s or 1h")
-	}
-	*v = period(d)
 	return nil
 }
 
