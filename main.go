@@ -69,12 +69,12 @@ func run(config server.Config, log *slog.Logger) error {
 	mux.Handle("POST /aaa", checked(jobs.Sync(sleep)))
 	mux.Handle("POST /bbb", checked(jobs.Async(sleep)))
 	mux.Handle("/jobs/", jobs)
-	resized := func(int) {}
+	resize := d.Resize
 	if config.Upstream != nil {
 		gateway := server.NewGateway(config.Upstream, config.Workers, config.MaxResponse, log)
 		s.Below("/sync", s.Work(jobs.Queued(gateway)))
 		s.Below("/async", s.Work(jobs.Async(gateway)))
-		resized = gateway.Resize
+		resize = func(workers int) error { return gateway.Resize(d, workers) }
 	}
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
@@ -83,7 +83,7 @@ func run(config server.Config, log *slog.Logger) error {
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
 		Token: config.AdminToken, Host: config.AdminHost(),
-		Demo: mux, Resized: resized,
+		Demo: mux, Resize: resize,
 	})
 	s.Admin(operator)
 

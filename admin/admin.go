@@ -61,9 +61,10 @@ type Config struct {
 	// for: POST /aaa and POST /bbb with {"sleep_time":n}. If nil, there is no burst.
 	Demo http.Handler
 
-	// Resized is called with the number of workers after a request has changed it,
-	// one call at a time. If nil, nobody is told.
-	Resized func(workers int)
+	// Resize changes the number of workers for a request, one call at a time, with
+	// the errors of [holdfast.Dispatcher.Resize]: for a program in which something
+	// else depends on that number. If nil, it is the dispatcher's.
+	Resize func(workers int) error
 }
 
 // A Handler serves the admin listener. Create one with [New] and let it [Handler.Run];
@@ -76,7 +77,7 @@ type Handler struct {
 	streams atomic.Int64
 	guarded http.Handler
 
-	// Two changes at a time could leave Resized with the number of the first.
+	// Of two changes at a time each could be the last for somebody else.
 	changing sync.Mutex // protects the following field
 	resume   int        // workers to go on with after a pause
 }
@@ -108,6 +109,9 @@ func New(c Config) *Handler {
 	}
 	if c.Stopping == nil {
 		c.Stopping = func() bool { return false }
+	}
+	if c.Resize == nil {
+		c.Resize = c.Dispatcher.Resize
 	}
 	h := &Handler{config: c, began: time.Now()}
 	st := c.Dispatcher.Stats()
@@ -248,7 +252,7 @@ func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
 	h.changing.Lock()
 	defer h.changing.Unlock()
 	if workers != nil {
-		switch err := d.Resize(*workers); {
+		switch err := h.config.Resize(*workers); {
 		case errors.Is(err, holdfast.ErrClosed):
 			problem.Write(w, http.StatusServiceUnavailable, "the dispatcher is shut down")
 			return
@@ -258,9 +262,6 @@ func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
 		}
 		if *workers > 0 {
 			h.resume = *workers
-		}
-		if h.config.Resized != nil {
-			h.config.Resized(*workers)
 		}
 	}
 	if overflow != nil {

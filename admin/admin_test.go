@@ -50,7 +50,13 @@ func newFixture(t *testing.T, cfg holdfast.Config, change func(*Config)) *fixtur
 		Dispatcher: f.d, Jobs: f.jobs, Version: "v1.2.3", Logger: cfg.Logger, Demo: demo,
 		Stopping: f.stopping.Load,
 		Health:   http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "fine\n") }),
-		Resized:  func(n int) { f.resized = append(f.resized, n) },
+		Resize: func(n int) error {
+			err := f.d.Resize(n)
+			if err == nil {
+				f.resized = append(f.resized, n)
+			}
+			return err
+		},
 	}
 	if change != nil {
 		change(&c)

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast"
 	"holdfast/internal/problem"
 )
 
@@ -41,10 +42,28 @@ type Gateway struct {
 	conns atomic.Pointer[http.Transport] // for as many workers as there are
 }
 
-// Resize says how many workers there are. Connections that are in use go on; until
-// the requests on them have ended the upstream may see more than that. With none the
-// connections stay as they are, for the jobs that run. Calls must not overlap.
-func (g *Gateway) Resize(workers int) {
+// Resize changes the number of workers of d, and of connections with it. A job must
+// not find fewer connections than there are workers, or it would wait with a worker
+// in hand: so there are more before there are more workers, and fewer only after.
+//
+// Connections that are in use go on; until the requests on them have ended the
+// upstream may see more than that. With no workers the connections stay as they are,
+// for the jobs that run. Calls must not overlap.
+func (g *Gateway) Resize(d *holdfast.Dispatcher, workers int) error {
+	before := g.conns.Load().MaxConnsPerHost
+	if workers > before {
+		g.connect(workers)
+	}
+	err := d.Resize(workers)
+	if err != nil {
+		workers = before
+	}
+	g.connect(workers)
+	return err
+}
+
+// connect sees to it that there are connections for so many workers.
+func (g *Gateway) connect(workers int) {
 	old := g.conns.Load()
 	if workers == 0 || old.MaxConnsPerHost == workers {
 		return

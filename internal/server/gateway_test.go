@@ -332,17 +332,90 @@ func TestGatewayUpstreamFails(t *testing.T) {
 	}
 }
 
-// What a resize to the same number, or a pause, would throw away is needed again.
+// What a resize to the same number, or a pause, would throw away is needed again;
+// one that is refused changes nothing.
 func TestGatewayResize(t *testing.T) {
+	d, err := holdfast.New(holdfast.Config{Workers: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
 	g := NewGateway(&url.URL{Scheme: "http", Host: "upstream"}, 4, 1, slog.New(slog.DiscardHandler))
 	before := g.conns.Load()
-	for _, n := range []int{4, 0, 4} {
-		if g.Resize(n); g.conns.Load() != before {
-			t.Errorf("with %d workers the connections are thrown away", n)
+	for _, n := range []int{4, 0, 4, -1} {
+		if err := g.Resize(d, n); g.conns.Load() != before || (err != nil) != (n < 0) {
+			t.Errorf("with %d workers the connections are thrown away, or %v", n, err)
 		}
 	}
-	if g.Resize(7); g.conns.Load().MaxConnsPerHost != 7 {
-		t.Errorf("%d connections for 7 workers", g.conns.Load().MaxConnsPerHost)
+	sizes := func(workers, conns int) {
+		t.Helper()
+		if n, have := g.conns.Load().MaxConnsPerHost, d.Stats().Workers; n != conns || have != workers {
+			t.Errorf("%d connections and %d workers, want %d and %d", n, have, conns, workers)
+		}
+	}
+	if err := g.Resize(d, 7); err != nil {
+		t.Error(err)
+	}
+	sizes(7, 7)
+	if err := g.Resize(d, 1e9); err == nil {
+		t.Error("a thousand million workers")
+	}
+	sizes(7, 7)
+	d.Shutdown(t.Context())
+	if err := g.Resize(d, 9); !errors.Is(err, holdfast.ErrClosed) {
+		t.Errorf("after the end: %v", err)
+	}
+	sizes(0, 7)
+}
+
+// A job that begins as soon as there are more workers must find a connection: for
+// one of those there were before it would wait until that is free.
+func TestGatewayGrows(t *testing.T) {
+	const workers = 32
+	begun, hold := make(chan struct{}), make(chan struct{})
+	upstream := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		begun <- struct{}{}
+		<-hold
+	}))
+	defer upstream.Close()
+	target, err := url.Parse(upstream.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := holdfast.New(holdfast.Config{Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := NewGateway(target, 1, 1<<20, slog.New(slog.DiscardHandler))
+	resize := func(n int) {
+		t.Helper()
+		if err := g.Resize(d, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 300 {
+		for range workers {
+			d.Go(t.Context(), func(ctx context.Context) error {
+				g.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+				return nil
+			})
+		}
+		<-begun
+		resize(workers)
+		for n := range workers - 1 {
+			select {
+			case <-begun:
+			case <-time.After(patience):
+				close(hold)
+				t.Fatalf("%d of %d workers have got a connection", 1+n, workers)
+			}
+		}
+		for range workers {
+			hold <- struct{}{}
+		}
+		resize(1)
+	}
+	if _, err := d.Shutdown(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -375,10 +448,10 @@ func TestGatewayResizeWhileInUse(t *testing.T) {
 		})
 	}
 	for n := range 100 {
-		g.Resize(7 + n%2)
+		g.connect(7 + n%2)
 	}
 	users.Wait()
-	g.Resize(1)
+	g.connect(1)
 	for end := time.Now().Add(patience); open.Load() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d connections are left when nobody uses them; there were %d", open.Load(), most.Load())
