@@ -86,16 +86,16 @@ type Dispatcher struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	// queue is the JobQueue. Submitters that hold a place send; the
-	// dispatcher's goroutine and workers that have just finished a job receive.
-	// It is never closed: whether jobs are accepted is part of the admission
-	// decision, and a sender that has passed it must be able to send.
+	// queue is the JobQueue. Submitters that hold a place and find no idle worker
+	// send; the dispatcher's goroutine and workers that have just finished a job
+	// receive. It is never closed: whether jobs are accepted is part of the
+	// admission decision, and a sender that has passed it must be able to send.
 	queue chan entry
 
-	// pool is the WorkerPool. Idle workers send their own channel, the
-	// dispatcher's goroutine receives it and answers with exactly one entry. It
-	// has no room, so the workers that wait in it are idle, and there may be
-	// any number of them. Never closed.
+	// pool is the WorkerPool. Idle workers send their own channel; the dispatcher's
+	// goroutine or a submitter receives it and answers with exactly one entry. It
+	// has no room, so the workers that wait in it are idle, and there may be any
+	// number of them. Never closed.
 	pool chan chan entry
 
 	wake  chan struct{} // Resize and Shutdown send, the dispatcher's goroutine receives
@@ -320,9 +320,10 @@ func (d *Dispatcher) nudge() {
 // by sending it a message through the queue. Here one place decides: a worker
 // that asks for a job is given one, or is told to end because the pool shrinks
 // or the dispatcher stops, and no job waits behind such a message. The price is
-// a second hand-over per job, and it is paid only when workers are idle: one
-// that has just finished takes the next job itself, if there is one (see
-// worker.next).
+// a second hand-over per job, and it is paid only where there is something to
+// decide: a worker that has just finished takes the next job itself, if there is
+// one (see worker.next), and a submitter that finds no job waiting gives its own
+// to an idle worker (see send).
 func (d *Dispatcher) dispatch() {
 	defer close(d.gone)
 	var idle chan entry

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"holdfast/histogram"
+	"holdfast/internal/stamps"
 )
 
 // The engine's guarantees, one by one. Order, bounds and times are tested in
@@ -522,6 +523,34 @@ func TestG3OneWorkerRunsInOrder(t *testing.T) {
 				r.mu.Unlock()
 			}
 			r.expect(t, want...)
+		}
+	})
+}
+
+// Without it a submit that finds an idle worker could pass jobs that wait for one:
+// the dispatcher's goroutine may be without a processor for a while.
+func TestG3NoneIsHandedOverPastTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &Dispatcher{queue: make(chan entry, 2), pool: make(chan chan entry)} // nobody dispatches
+		d.stamps.Store(stamps.New(3))
+		idle := make(chan entry, 1)
+		go func() {
+			select {
+			case d.pool <- idle:
+			case <-t.Context().Done():
+			}
+		}()
+		synctest.Wait()
+		d.queue <- entry{} // was on its way in when the worker registered
+		d.send(entry{}, 1)
+		if len(d.queue) != 2 || len(idle) != 0 {
+			t.Fatalf("%d jobs in the queue and %d with the worker, want 2 and none", len(d.queue), len(idle))
+		}
+		<-d.queue
+		<-d.queue
+		d.send(entry{}, 2)
+		if len(d.queue) != 0 || len(idle) != 1 {
+			t.Errorf("%d jobs in the queue and %d with the worker, want none and 1", len(d.queue), len(idle))
 		}
 	})
 }

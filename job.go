@@ -270,12 +270,13 @@ func (j *Job) endLocked(state State, err error) {
 	j.state, j.err, j.fn = state, err, nil
 }
 
-// tell wakes whoever waits for the job. It comes after the job's place is free
-// and its outcome is counted, so that a waiter finds both.
-func (j *Job) tell() {
+// tell wakes whoever waits for the job, and reports whether anybody may. It comes
+// after the job's place is free and its outcome is counted, so that a waiter finds
+// both.
+func (j *Job) tell() (awaited bool) {
 	j.mu.Lock()
 	j.told = true
-	if j.done != nil {
+	if awaited = j.done != nil; awaited {
 		close(j.done)
 	}
 	state, err := j.state, j.err
@@ -283,6 +284,7 @@ func (j *Job) tell() {
 	if j.request != nil {
 		j.request.ended(state, err)
 	}
+	return awaited
 }
 
 // jobContext is the context that a job's function gets: the submitter's values

@@ -3,6 +3,7 @@ package holdfast
 import (
 	"context"
 	"net/http"
+	"runtime"
 	"runtime/debug"
 
 	"holdfast/internal/counts"
@@ -13,9 +14,9 @@ type worker struct {
 	d     *Dispatcher
 	shard *counts.Shard // where it counts
 
-	// jobs is where an idle worker is answered. The dispatcher's goroutine
-	// sends one entry for each time the worker has registered; since there is
-	// room for one, it never waits for the worker. Never closed.
+	// jobs is where an idle worker is answered. Whoever has received it from the
+	// pool sends one entry; since there is room for one, nobody waits for the
+	// worker. Never closed.
 	jobs chan entry
 
 	// The job in hand. Only the worker writes these, job with the shard
@@ -70,15 +71,21 @@ func (w *worker) run() {
 }
 
 // next ends the job in hand, if there is one, and begins another: straight from
-// the queue if one waits there, else from the dispatcher. It returns false when
-// the worker is not needed any more.
+// the queue if one waits there, else from who takes the worker from the pool. It
+// returns false when the worker is not needed any more.
 //
 // To take from the queue directly is not to pass the dispatcher by: a worker
 // that has just finished is idle, so still no job leaves the queue but for an
 // idle worker. It saves the two hand-overs, and with them most of a small job's
 // cost, just when there is no time to lose.
+//
+// For the same reason a worker that finds no job lets others have the processor
+// once before it registers: whoever submits many small jobs may need just that to
+// have some more in the queue. Not if somebody was told of a job's end and so goes
+// on now: the one job that will follow is handed over sooner.
 func (w *worker) next() bool {
 	d := w.d
+	yielded := false
 	for {
 		now := d.now()
 		ended, job, state := w.busy, w.job, w.state
@@ -98,7 +105,7 @@ func (w *worker) next() bool {
 		if ended {
 			d.freePlace()
 			if job != nil {
-				job.tell()
+				yielded = job.tell()
 			}
 		} else if taken {
 			d.roomMade()
@@ -108,6 +115,11 @@ func (w *worker) next() bool {
 		}
 		if taken { // a job canceled while it was queued: its place is free now
 			d.freePlace()
+			continue
+		}
+		if !yielded {
+			yielded = true
+			runtime.Gosched()
 			continue
 		}
 
