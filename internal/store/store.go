@@ -9,6 +9,7 @@ import (
 	"encoding/base32"
 	"sync"
 	"time"
+	"weak"
 
 	"holdfast/internal/exchange"
 )
@@ -273,7 +274,7 @@ func (s *Store) keepLocked(j *Job) {
 	j.outcome = s.kept.add(r)
 	s.evictLocked(j.ended)
 	if s.timer == nil && len(s.kept.index) > 0 {
-		s.timer = time.AfterFunc(s.bounds.Age, s.expire)
+		s.expireIn(s.bounds.Age)
 	}
 }
 
@@ -309,8 +310,19 @@ func (s *Store) expire() {
 	s.evictLocked(now)
 	s.timer = nil
 	if r, ok := s.kept.oldest(); ok {
-		s.timer = time.AfterFunc(r.ended+s.bounds.Age-now, s.expire)
+		s.expireIn(r.ended + s.bounds.Age - now)
 	}
+}
+
+// expireIn calls expire after d, unless nobody else knows the Store by then: the
+// timer must not be what keeps it, and all that is in it, in memory.
+func (s *Store) expireIn(d time.Duration) {
+	known := weak.Make(s)
+	s.timer = time.AfterFunc(d, func() {
+		if s := known.Value(); s != nil {
+			s.expire()
+		}
+	})
 }
 
 // Stats is a snapshot of what is kept.

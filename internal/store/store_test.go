@@ -16,6 +16,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"holdfast/internal/exchange"
 )
@@ -714,6 +715,27 @@ func TestMemoryStaysFlat(t *testing.T) {
 	}
 	if st := s.Stats(); st.Kept != 1000 || st.ByJobs != 499_000 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// Without it a Store that is not used any more would stay, with all it keeps, until
+// the last of that is too old.
+func TestNobodyKeepsAStore(t *testing.T) {
+	s := New(Bounds{Jobs: 10, Bytes: 1 << 20, Age: time.Hour})
+	s.End(open(s), done(t, "kept"))
+	if s.timer == nil {
+		t.Fatal("nothing is kept, or for ever")
+	}
+	left := weak.Make(s)
+	runtime.GC()
+	if left.Value() == nil {
+		t.Fatal("the store has gone while it was known")
+	}
+	runtime.KeepAlive(s)
+	s = nil
+	runtime.GC()
+	if left.Value() != nil {
+		t.Error("the store is still there")
 	}
 }
 
