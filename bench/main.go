@@ -73,6 +73,7 @@ func main() {
 	}
 	if *only == "" {
 		compare("Empty job", newJob(func() {}), *jobs, filepath.Join(*out, "ratios.svg"))
+		compareHeap()
 		compare("Job of 10 µs", busy(10*time.Microsecond), max(*jobs/25, 1), "")
 		weighAll()
 		compareWorkers()
@@ -160,6 +161,29 @@ func ratio(a, base []sample) string {
 	}
 	r := ratios(a, base)
 	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(r), slices.Min(r), slices.Max(r))
+}
+
+// compareHeap shows what an empty job costs in a process that has much in memory
+// besides: the garbage collector comes less often, which helps those that allocate.
+func compareHeap() {
+	const inUse = 200 << 20
+	const producers = 2
+	groups := [][]entrant{ // the first is the one that the others are compared with
+		{{named("Holdfast Go")[0], 0}, {named("bare channel")[0], 0}, {named("pond Go")[0], 0}},
+		{{named("Holdfast Submit")[0], 100}, {named("bare channel, done channel per job")[0], 100}, {named("pond Submit")[0], 100}},
+	}
+	log.Printf("Empty job, beside %d MiB in use", inUse>>20)
+	fmt.Printf("\n### Empty job, beside %d MiB in use, %d producers\n\n| | handles open | cost | ns per job |\n|---|---|---|---|\n", inUse>>20, producers)
+	heap := make([]byte, inUse)
+	for _, entrants := range groups {
+		samples := interleave(*rounds, len(entrants), func(e int) sample {
+			return measure(entrants[e].contender, load{job: newJob(func() {}), jobs: *jobs, producers: producers, workers: workers, open: entrants[e].open})
+		})
+		for i, e := range entrants {
+			fmt.Printf("| %s | %d | %s | %.0f |\n", e.name, e.open, ratio(samples[i], samples[0]), medianNS(samples[i]))
+		}
+	}
+	runtime.KeepAlive(heap)
 }
 
 // weighAll measures each contender in a process of its own, since a million
