@@ -131,11 +131,7 @@ func (d *Dispatcher) roomMade() {
 // settle lets waiting submitters in, or notices the end of a shutdown.
 func (d *Dispatcher) settle() {
 	d.mu.Lock()
-	d.settleLocked()
-	d.mu.Unlock()
-}
-
-func (d *Dispatcher) settleLocked() {
+	defer d.mu.Unlock()
 	if d.closed {
 		d.noticeEndLocked()
 		return
@@ -195,9 +191,9 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) e
 //
 // If no job waits and a worker does, it is handed over here, as the dispatcher's
 // goroutine would: first the worker, then the job. That is one hand-over instead
-// of two, in the moment when nothing but hand-overs stands between a job and its
-// start. What would have to be decided is left to the dispatcher's goroutine: who
-// is first where jobs wait, and which worker is to end where some are surplus.
+// of two where nothing else stands between a job and its start. What is to be
+// decided is left to the dispatcher's goroutine: who is first where jobs wait, and
+// which worker ends where some are surplus.
 //
 // Else it goes into the JobQueue. The channel has L places, and w + L jobs may be
 // accepted, so it may have to wait: for a worker that is idle already to be

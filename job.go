@@ -162,17 +162,14 @@ func (j *Job) Wait(ctx context.Context) error {
 		return ErrNested
 	}
 	done := j.Done()
-	select {
-	case <-done:
-		return j.Err()
-	default:
+	if !isClosed(done) { // of both, the end of the job is first
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	select {
-	case <-done:
-		return j.Err()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return j.Err()
 }
 
 // Cancel ends the job. A queued job ends as Canceled at once and never runs;
