@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"holdfast"
@@ -47,7 +48,7 @@ func main() {
 		return
 	}
 	if err := run(config, slog.Default()); err != nil {
-		slog.Error(err.Error())
+		slog.Error(strings.ReplaceAll(err.Error(), "\n", "; ")) // of joined errors
 		os.Exit(1)
 	}
 }

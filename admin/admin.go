@@ -123,7 +123,7 @@ func New(c Config) *Handler {
 	mux.HandleFunc("GET /events", h.serveEvents)
 	mux.Handle("PATCH /dispatcher", problem.Unless(c.Stopping, http.HandlerFunc(h.serveChange)))
 	if c.Jobs != nil {
-		mux.Handle("GET /jobs", c.Jobs.List())
+		mux.Handle("/jobs", c.Jobs.List())
 		mux.Handle("/jobs/", c.Jobs)
 	}
 	if c.Health != nil {

@@ -436,6 +436,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/nowhere", 404, ""},
 		{"GET", "/dispatcher", 405, "PATCH"},
 		{"POST", "/stats", 405, "GET"},
+		{"POST", "/jobs", 405, "GET"},
 		{"GET", "/burst", 405, "POST"},
 		{"OPTIONS", "/dispatcher", 405, "PATCH"},
 	} {

@@ -312,7 +312,7 @@ class Chart {
     this.cursor = draw("path", { class: "cursor" }, this.svg);
     new ResizeObserver(([entry]) => {
       ({ width: this.width, height: this.height } = entry.contentRect);
-      this.draw();
+      requestAnimationFrame(() => this.draw()); // what is drawn here could change the size again
     }).observe(this.svg);
     this.svg.addEventListener("pointermove", (e) => point((e.offsetX - LEFT) / (this.width - LEFT - RIGHT)));
     this.svg.addEventListener("pointerleave", () => point(null));

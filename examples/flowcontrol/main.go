@@ -32,6 +32,10 @@ func main() {
 		fmt.Fprintf(os.Stderr, "flowcontrol: -workers is %d; want 1 to 1000\n", *workers)
 		os.Exit(2)
 	}
+	if *work < 0 || flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "flowcontrol: -work is %v, and behind the flags is %q; want 0 or more, and nothing\n", *work, flag.Args())
+		os.Exit(2)
+	}
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, restore) // a second signal ends the program at once
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
