@@ -191,9 +191,8 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) e
 //
 // If no job waits and a worker does, it is handed over here, as the dispatcher's
 // goroutine would: first the worker, then the job. That is one hand-over instead
-// of two where nothing else stands between a job and its start. What is to be
-// decided is left to the dispatcher's goroutine: who is first where jobs wait, and
-// which worker ends where some are surplus.
+// of two. What is to be decided is left to that goroutine: who is first where jobs
+// wait, and which worker ends where some are surplus.
 //
 // Else it goes into the JobQueue. The channel has L places, and w + L jobs may be
 // accepted, so it may have to wait: for a worker that is idle already to be
@@ -202,15 +201,27 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) e
 // it lets no worker go whom an accepted job counts on (see dismiss).
 func (d *Dispatcher) send(e entry, number uint64) {
 	d.mark(&e, number, d.now())
-	if len(d.queue) == 0 && d.surplus.Load() <= 0 {
-		select {
-		case idle := <-d.pool:
-			idle <- e
-			return
-		default:
-		}
+	if len(d.queue) > 0 || !d.handOver(e) {
+		d.queue <- e
 	}
-	d.queue <- e
+}
+
+// handOver gives e to an idle worker, if there is one and none is surplus. When a
+// resize has locked all shards no worker is taken any more that is surplus since.
+func (d *Dispatcher) handOver(e entry) bool {
+	s := d.counts.Others()
+	s.Lock()
+	defer s.Unlock()
+	if d.surplus.Load() > 0 {
+		return false
+	}
+	select {
+	case idle := <-d.pool:
+		idle <- e
+		return true
+	default:
+		return false
+	}
 }
 
 // mark stamps e with its time of acceptance.

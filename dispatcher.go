@@ -29,6 +29,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -204,13 +205,13 @@ func (d *Dispatcher) Go(ctx context.Context, fn func(context.Context) error, ove
 	if d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
 		return d.submit(ctx, entry{fn: fn}, overflow)
 	}
-	return d.submit(ctx, entry{job: newJob(d, ctx, fn)}, overflow)
+	return d.submit(ctx, entry{job: new(Job).prepare(d, ctx, fn)}, overflow)
 }
 
 // Submit is like [Dispatcher.Go], and returns a handle by which the job can be
 // followed and canceled. The handle is nil if there is an error.
 func (d *Dispatcher) Submit(ctx context.Context, fn func(context.Context) error, overflow ...Overflow) (*Job, error) {
-	return d.follow(ctx, newJob(d, ctx, fn), overflow)
+	return d.follow(ctx, new(Job).prepare(d, ctx, fn), overflow)
 }
 
 func (d *Dispatcher) follow(ctx context.Context, j *Job, overflow []Overflow) (*Job, error) {
@@ -329,10 +330,10 @@ func (d *Dispatcher) dispatch() {
 	var idle chan entry
 	ended := d.ended
 	for {
-		// 1. A worker that is not needed any more ends.
+		// 1. A surplus worker ends, or gets the job that it is still needed for.
 		if idle != nil && d.dismiss(idle) {
-			idle <- entry{}
 			idle = nil
+			d.roomMade()
 		}
 		// 2. After a shutdown the last one is followed by the dispatcher.
 		if ended == nil && d.deserted() {
@@ -368,24 +369,39 @@ func (d *Dispatcher) dispatch() {
 	}
 }
 
-// dismiss reports whether an idle worker is to end, and strikes it off. It is
-// the one place where the number of workers falls.
+// dismiss reports whether an idle worker was surplus, and then has answered it:
+// with the zero entry, when it is struck off, or with one more job. It is the one
+// place where the number of workers falls.
 //
-// A surplus worker stays for as long as there are more jobs accepted than the
-// queue and the other workers can hold: such a job was accepted on this worker's
-// account, in the moment before the shrink, and is about to reach it.
+// A surplus worker stays for as long as more jobs hold places than the queue and
+// the other workers have. Then one was accepted on its account, just before the
+// shrink, and is in the queue or about to be; or another worker is about to free
+// the place of a job that has ended. Neither takes long. To let it wait for a job
+// like others would be to run one that a paused dispatcher has accepted since.
 func (d *Dispatcher) dismiss(w chan entry) bool {
 	if d.surplus.Load() <= 0 {
 		return false
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.workers) <= d.target || d.inPlaces() >= d.places+len(d.workers) && !d.sweeping.Load() {
-		return false
+	for len(d.workers) > d.target {
+		if d.inPlaces() < d.places+len(d.workers) || d.sweeping.Load() {
+			delete(d.workers, w)
+			d.surplus.Add(-1)
+			w <- entry{}
+			return true
+		}
+		select {
+		case e := <-d.queue:
+			w <- e
+			return true
+		default:
+		}
+		d.mu.Unlock()
+		runtime.Gosched()
+		d.mu.Lock()
 	}
-	delete(d.workers, w)
-	d.surplus.Add(-1)
-	return true
+	return false
 }
 
 func (d *Dispatcher) deserted() bool {
@@ -475,9 +491,11 @@ func (d *Dispatcher) cutOff(err error) {
 	d.cutBy, d.cutRunning = err, d.sum().Running
 	var running []*Job
 	for _, w := range d.workers {
-		if j := w.running(); j != nil {
-			running = append(running, j)
+		w.shard.Lock()
+		if w.job != nil {
+			running = append(running, w.job)
 		}
+		w.shard.Unlock()
 	}
 	close(d.cut)
 	d.noticeEndLocked()

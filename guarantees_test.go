@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"holdfast/histogram"
+	"holdfast/internal/counts"
 	"holdfast/internal/stamps"
 )
 
@@ -487,6 +488,32 @@ func TestG2SurplusFinishesAfterShrink(t *testing.T) {
 	})
 }
 
+// Without it a submit that has seen no surplus could, when the resize has returned,
+// take a worker that is surplus.
+func TestG2NoSurplusWorkerIsHandedAJob(t *testing.T) {
+	d := &Dispatcher{queue: make(chan entry, 1), pool: make(chan chan entry), counts: counts.New()} // nobody dispatches
+	d.stamps.Store(stamps.New(1))
+	idle := make(chan entry, 1)
+	go func() { d.pool <- idle }()
+	manyTurns := func() {
+		for range 1000 {
+			runtime.Gosched()
+		}
+	}
+	manyTurns()
+	var sent sync.WaitGroup
+	d.counts.Freeze(func() { // as in a resize
+		sent.Go(func() { d.send(entry{}, 1) })
+		manyTurns()
+		d.surplus.Store(1)
+	})
+	sent.Wait()
+	if len(d.queue) != 1 || len(idle) != 0 {
+		t.Fatalf("%d jobs in the queue and %d with the worker, want 1 and none", len(d.queue), len(idle))
+	}
+	<-d.pool
+}
+
 // Without it one worker would not be a way to run things in order.
 func TestG3OneWorkerRunsInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -531,7 +558,7 @@ func TestG3OneWorkerRunsInOrder(t *testing.T) {
 // the dispatcher's goroutine may be without a processor for a while.
 func TestG3NoneIsHandedOverPastTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &Dispatcher{queue: make(chan entry, 2), pool: make(chan chan entry)} // nobody dispatches
+		d := &Dispatcher{queue: make(chan entry, 2), pool: make(chan chan entry), counts: counts.New()} // nobody dispatches
 		d.stamps.Store(stamps.New(3))
 		idle := make(chan entry, 1)
 		go func() {
@@ -1921,6 +1948,47 @@ func TestG11PauseWithAnIdleWorkerInHand(t *testing.T) {
 				r.ran = nil
 			}
 		}
+	})
+}
+
+// Without it a surplus worker that is kept for a job, since not all places were free
+// for a moment, would wait for the next one and run that, paused or not.
+func TestG11SurplusWorkerWaitsForNoJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1, 1))
+		synctest.Wait() // the dispatcher's goroutine has the worker in hand
+		for range 2 {   // other workers have ended jobs, and are about to free their places
+			d.word.Add(^uint64(onePlace - 1))
+		}
+		if err := d.Resize(0); err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 {
+			runtime.Gosched()
+		}
+		d.freePlace()
+		d.freePlace()
+		synctest.Wait()
+		var r record
+		mustGo(t, d, r.job(1), Reject)
+		time.Sleep(time.Hour)
+		r.expect(t)
+		d.Resize(1)
+		synctest.Wait()
+		r.expect(t, 1)
+	})
+}
+
+// Without it a worker could be dismissed that a growth in the same moment needs.
+func TestG11GrowthMeetsDismissal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(2, 1))
+		synctest.Wait()
+		d.surplus.Store(1) // as it was seen before the growth
+		if d.dismiss(make(chan entry, 1)) {
+			t.Error("a worker is dismissed that is not surplus any more")
+		}
+		d.surplus.Store(0)
 	})
 }
 

@@ -100,21 +100,16 @@ type Job struct {
 	cancel   context.CancelCauseFunc // nil until ctx is made
 }
 
-func newJob(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
-	j := new(Job)
-	j.prepare(d, ctx, fn)
-	return j
-}
-
 // prepare makes a new job of j, one that sees the values of ctx. If ctx is the
 // context of another job, that job's own parent has them too; through the job
 // itself a row of jobs, each submitted by the one before, would keep all that have
-// ended.
-func (j *Job) prepare(d *Dispatcher, ctx context.Context, fn func(context.Context) error) {
+// ended. It returns j.
+func (j *Job) prepare(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
 	if c, ok := ctx.(*jobContext); ok {
 		ctx, j.id = c.parent, c.id
 	}
 	j.d, j.parent, j.fn = d, ctx, fn
+	return j
 }
 
 var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -267,13 +262,12 @@ func (j *Job) endLocked(state State, err error) {
 	j.state, j.err, j.fn = state, err, nil
 }
 
-// tell wakes whoever waits for the job, and reports whether anybody may. It comes
-// after the job's place is free and its outcome is counted, so that a waiter finds
-// both.
-func (j *Job) tell() (awaited bool) {
+// tell wakes whoever waits for the job. It comes after the job's place is free
+// and its outcome is counted, so that a waiter finds both.
+func (j *Job) tell() {
 	j.mu.Lock()
 	j.told = true
-	if awaited = j.done != nil; awaited {
+	if j.done != nil {
 		close(j.done)
 	}
 	state, err := j.state, j.err
@@ -281,7 +275,6 @@ func (j *Job) tell() (awaited bool) {
 	if j.request != nil {
 		j.request.ended(state, err)
 	}
-	return awaited
 }
 
 // jobContext is the context that a job's function gets: the submitter's values

@@ -3,7 +3,6 @@ package holdfast
 import (
 	"context"
 	"net/http"
-	"runtime"
 	"runtime/debug"
 
 	"holdfast/internal/counts"
@@ -31,11 +30,7 @@ type worker struct {
 }
 
 func newWorker(d *Dispatcher, n int) *worker {
-	return &worker{
-		d:     d,
-		shard: d.counts.Worker(n),
-		jobs:  make(chan entry, 1),
-	}
+	return &worker{d: d, shard: d.counts.Worker(n), jobs: make(chan entry, 1)}
 }
 
 // work runs jobs until the dispatcher dismisses the worker. A job that calls
@@ -78,14 +73,8 @@ func (w *worker) run() {
 // that has just finished is idle, so still no job leaves the queue but for an
 // idle worker. It saves the two hand-overs, and with them most of a small job's
 // cost, just when there is no time to lose.
-//
-// For the same reason a worker that finds no job lets others have the processor
-// once before it registers: whoever submits many small jobs may need just that to
-// have some more in the queue. Not if somebody was told of a job's end and so goes
-// on now: the one job that will follow is handed over sooner.
 func (w *worker) next() bool {
 	d := w.d
-	yielded := false
 	for {
 		now := d.now()
 		ended, job, state := w.busy, w.job, w.state
@@ -105,7 +94,7 @@ func (w *worker) next() bool {
 		if ended {
 			d.freePlace()
 			if job != nil {
-				yielded = job.tell()
+				job.tell()
 			}
 		} else if taken {
 			d.roomMade()
@@ -115,11 +104,6 @@ func (w *worker) next() bool {
 		}
 		if taken { // a job canceled while it was queued: its place is free now
 			d.freePlace()
-			continue
-		}
-		if !yielded {
-			yielded = true
-			runtime.Gosched()
 			continue
 		}
 
@@ -185,11 +169,4 @@ func (w *worker) outcome(now int64) State {
 		return Canceled
 	}
 	return w.state
-}
-
-// running returns the job in hand, if it has a handle or a context of its own.
-func (w *worker) running() *Job {
-	w.shard.Lock()
-	defer w.shard.Unlock()
-	return w.job
 }
