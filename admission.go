@@ -201,27 +201,20 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, overflow []Overflow) e
 // it lets no worker go whom an accepted job counts on (see dismiss).
 func (d *Dispatcher) send(e entry, number uint64) {
 	d.mark(&e, number, d.now())
-	if len(d.queue) > 0 || !d.handOver(e) {
-		d.queue <- e
+	if len(d.queue) == 0 {
+		select {
+		case idle := <-d.pool:
+			// Looked at when the worker is taken, not before: a resize in between
+			// would have returned, and not know of it.
+			if d.surplus.Load() <= 0 {
+				idle <- e
+				return
+			}
+			go func() { d.pool <- idle }() // registers again
+		default:
+		}
 	}
-}
-
-// handOver gives e to an idle worker, if there is one and none is surplus. When a
-// resize has locked all shards no worker is taken any more that is surplus since.
-func (d *Dispatcher) handOver(e entry) bool {
-	s := d.counts.Others()
-	s.Lock()
-	defer s.Unlock()
-	if d.surplus.Load() > 0 {
-		return false
-	}
-	select {
-	case idle := <-d.pool:
-		idle <- e
-		return true
-	default:
-		return false
-	}
+	d.queue <- e
 }
 
 // mark stamps e with its time of acceptance.

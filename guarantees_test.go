@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"holdfast/histogram"
-	"holdfast/internal/counts"
 	"holdfast/internal/stamps"
 )
 
@@ -488,30 +487,27 @@ func TestG2SurplusFinishesAfterShrink(t *testing.T) {
 	})
 }
 
-// Without it a submit that has seen no surplus could, when the resize has returned,
-// take a worker that is surplus.
+// Without it a submit could give a job to a worker that is surplus, or a surplus
+// worker that it has taken would never end.
 func TestG2NoSurplusWorkerIsHandedAJob(t *testing.T) {
-	d := &Dispatcher{queue: make(chan entry, 1), pool: make(chan chan entry), counts: counts.New()} // nobody dispatches
-	d.stamps.Store(stamps.New(1))
-	idle := make(chan entry, 1)
-	go func() { d.pool <- idle }()
-	manyTurns := func() {
-		for range 1000 {
-			runtime.Gosched()
-		}
-	}
-	manyTurns()
-	var sent sync.WaitGroup
-	d.counts.Freeze(func() { // as in a resize
-		sent.Go(func() { d.send(entry{}, 1) })
-		manyTurns()
+	synctest.Test(t, func(t *testing.T) {
+		d := &Dispatcher{queue: make(chan entry, 1), pool: make(chan chan entry)} // nobody dispatches
+		d.stamps.Store(stamps.New(1))
+		idle := make(chan entry, 1)
+		go func() { d.pool <- idle }()
+		synctest.Wait()
 		d.surplus.Store(1)
+		d.send(entry{}, 1)
+		if len(d.queue) != 1 || len(idle) != 0 {
+			t.Errorf("%d jobs in the queue and %d with the worker, want 1 and none", len(d.queue), len(idle))
+		}
+		synctest.Wait()
+		select {
+		case <-d.pool:
+		default:
+			t.Error("the worker is not registered any more")
+		}
 	})
-	sent.Wait()
-	if len(d.queue) != 1 || len(idle) != 0 {
-		t.Fatalf("%d jobs in the queue and %d with the worker, want 1 and none", len(d.queue), len(idle))
-	}
-	<-d.pool
 }
 
 // Without it one worker would not be a way to run things in order.
@@ -558,7 +554,7 @@ func TestG3OneWorkerRunsInOrder(t *testing.T) {
 // the dispatcher's goroutine may be without a processor for a while.
 func TestG3NoneIsHandedOverPastTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &Dispatcher{queue: make(chan entry, 2), pool: make(chan chan entry), counts: counts.New()} // nobody dispatches
+		d := &Dispatcher{queue: make(chan entry, 2), pool: make(chan chan entry)} // nobody dispatches
 		d.stamps.Store(stamps.New(3))
 		idle := make(chan entry, 1)
 		go func() {
