@@ -301,8 +301,8 @@ func (d *Dispatcher) resizeLocked(n int) {
 	d.counts.Freeze(func() { d.surplus.Store(int64(len(d.workers) - n)) })
 }
 
-// nudge makes the dispatcher's goroutine look again, and returns when it does:
-// from then on it gives no job to a surplus worker. d.mu must not be held.
+// nudge makes the dispatcher's goroutine look again, and returns when it does: from
+// then on it gives surplus workers no job but as in dismiss. d.mu must not be held.
 func (d *Dispatcher) nudge() {
 	select {
 	case d.wake <- struct{}{}:
