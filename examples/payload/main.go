@@ -74,7 +74,7 @@ func run(addr, folder, s3 string, drain time.Duration) error {
 	s := pool.Stats()
 	slog.Info("stopped", "accepted", s.Accepted, "stored", s.Succeeded)
 	if lost := s.Accepted - s.Succeeded; lost > 0 {
-		return fmt.Errorf("%d of the payloads that were accepted are lost, or not known to be stored: %w", lost, errors.Join(errListen, errServer, errPool))
+		return errors.Join(fmt.Errorf("%d of the payloads that were accepted are lost, or not known to be stored", lost), errListen, errServer, errPool)
 	}
 	return errListen
 }
