@@ -77,7 +77,8 @@ type Handler struct {
 	streams atomic.Int64
 	guarded http.Handler
 
-	// Of two changes at a time each could be the last for somebody else.
+	// With two changes at a time the workers could be those of one, and resume the
+	// number of the other.
 	changing sync.Mutex // protects the following field
 	resume   int        // workers to go on with after a pause
 }

@@ -168,19 +168,22 @@ func ratio(a, base []sample) string {
 func compareHeap() {
 	const inUse = 200 << 20
 	const producers = 2
-	groups := [][]entrant{ // the first is the one that the others are compared with
-		{{named("Holdfast Go")[0], 0}, {named("bare channel")[0], 0}, {named("pond Go")[0], 0}},
-		{{named("Holdfast Submit")[0], 100}, {named("bare channel, done channel per job")[0], 100}, {named("pond Submit")[0], 100}},
+	groups := []struct {
+		open       int
+		contenders []contender // the first is the one that the others are compared with
+	}{
+		{0, named("Holdfast Go", "bare channel", "pond Go")},
+		{100, named("Holdfast Submit", "bare channel, done channel per job", "pond Submit")},
 	}
 	log.Printf("Empty job, beside %d MiB in use", inUse>>20)
 	fmt.Printf("\n### Empty job, beside %d MiB in use, %d producers\n\n| | handles open | cost | ns per job |\n|---|---|---|---|\n", inUse>>20, producers)
 	heap := make([]byte, inUse)
-	for _, entrants := range groups {
-		samples := interleave(*rounds, len(entrants), func(e int) sample {
-			return measure(entrants[e].contender, load{job: newJob(func() {}), jobs: *jobs, producers: producers, workers: workers, open: entrants[e].open})
+	for _, g := range groups {
+		samples := interleave(*rounds, len(g.contenders), func(c int) sample {
+			return measure(g.contenders[c], load{job: newJob(func() {}), jobs: *jobs, producers: producers, workers: workers, open: g.open})
 		})
-		for i, e := range entrants {
-			fmt.Printf("| %s | %d | %s | %.0f |\n", e.name, e.open, ratio(samples[i], samples[0]), medianNS(samples[i]))
+		for i, c := range g.contenders {
+			fmt.Printf("| %s | %d | %s | %.0f |\n", c.name, g.open, ratio(samples[i], samples[0]), medianNS(samples[i]))
 		}
 	}
 	runtime.KeepAlive(heap)
