@@ -302,13 +302,14 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte, key string) 
 	x := &execution{jobs: j}
 	x.job.prepare(j.d, r.Context(), x.run)
 	x.job.id, x.job.request = store.NewID(), x
-	x.record = store.NewJob(x.job.id, x)
+	x.record = store.NewJob(x.job.id, x, store.RequestOf(r))
 	x.exchange.Capture((*jobContext)(&x.job), h, r, body, j.maxResponse)
+	j.store.Add(x.record, claim)
+	defer j.store.Withdraw(x.record) // unless it is accepted
 	if _, err := j.d.follow(r.Context(), &x.job, nil); err != nil {
 		return nil, err
 	}
-	j.store.Accept(x.record, claim)
-	return x.record, nil
+	return x.record, j.store.Accept(x.record)
 }
 
 type jobIDKey struct{}

@@ -52,8 +52,9 @@ func (f *fixture) job() *store.Job {
 		}
 		f.Store.End(j, store.Outcome{State: store.Canceled, Status: 410, Detail: "the job was canceled"})
 		return true
-	}))
-	f.Store.Accept(j, nil)
+	}), store.Request{Method: "POST", Target: "/things?q=1", Route: "POST /things"})
+	f.Store.Add(j, nil)
+	f.Store.Accept(j)
 	return j
 }
 
