@@ -2,7 +2,6 @@ package holdfast
 
 import (
 	"context"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -48,34 +47,6 @@ func TestImportRegistersNothing(t *testing.T) {
 	}
 }
 
-// A DropOldest that finds a place just freed could let the first of those who wait
-// in, and then drop it: a job that was accepted after the call began.
-func TestG4DropOldestTakesAFreePlaceFirst(t *testing.T) {
-	d := build(t, sized(1, 1))
-	end := make(chan struct{})
-	job := func(context.Context) error { <-end; return nil }
-	mustGo(t, d, job)
-	mustGo(t, d, job)
-	waiter := make(chan *Job, 1)
-	go func() { waiter <- mustSubmit(t, d, job, Block) }()
-	settled(t, "a submitter waits", func() bool { st := d.Stats(); return st.Blocked == 1 && st.Running == 1 })
-
-	d.mu.Lock()
-	newest := make(chan *Job, 1)
-	go func() { newest <- mustSubmit(t, d, job, DropOldest) }()
-	settled(t, "DropOldest has begun", func() bool { return parked("(*Dispatcher).submit(") })
-	end <- struct{}{}
-	settled(t, "a place is free", func() bool { return free(d.word.Load()) == 1 && parked("(*Dispatcher).settle(") })
-	d.mu.Unlock()
-
-	<-newest
-	if st := d.Stats(); st.Dropped != 0 {
-		t.Errorf("dropped beside a free place: %s", brief(st))
-	}
-	close(end)
-	<-waiter
-}
-
 // With L = 0 nothing is ever queued, so a job on its way to its worker gives the
 // empty queue no age.
 func TestG14EmptyQueueHasNoAge(t *testing.T) {
@@ -106,25 +77,25 @@ func TestG12ReportHasJobsCanceledMeanwhile(t *testing.T) {
 		d := build(t, sized(1, 2000))
 		open := make(gate)
 		mustGo(t, d, open.pass)
-		settled(t, "it runs", func() bool { return d.Stats().Running == 1 })
 		var jobs []*Job
 		for range 2000 {
 			jobs = append(jobs, mustSubmit(t, d, nop))
 		}
+		ctx, cutOff := context.WithCancel(bg)
+		var report Report
 		var wg sync.WaitGroup
+		wg.Go(func() { report, _ = d.Shutdown(ctx) })
+		settled(t, "admission has ended", func() bool { return d.Go(bg, nop) == ErrClosed })
 		wg.Go(func() {
 			for i := range jobs {
 				jobs[len(jobs)-1-i].Cancel()
 			}
 		})
-		report, _ := d.Shutdown(expired)
+		cutOff()
 		wg.Wait()
 		close(open)
-		<-d.gone
-		st := d.Stats()
-		want := d.atClose
-		if got := report.Finished + report.Running + len(report.NeverStarted); got != want {
-			t.Errorf("%d finished, %d running, %d never started: %d of %d; %s", report.Finished, report.Running, len(report.NeverStarted), got, want, brief(st))
+		if got := report.Finished + report.Running + len(report.NeverStarted); got != 2001 {
+			t.Errorf("%d finished, %d running, %d never started: %d of 2001; %s", report.Finished, report.Running, len(report.NeverStarted), got, brief(d.Stats()))
 			return
 		}
 	}
@@ -180,13 +151,13 @@ func TestG10NoForeignCodeUnderTheLock(t *testing.T) {
 		d := build(t, sized(0, 1))
 		mustGo(t, d, nop)
 		var under bool
-		d.Go(watching{expiring(t), func() {
+		d.With(Block).Go(watching{expiring(t), func() {
 			if d.mu.TryLock() {
 				d.mu.Unlock()
 			} else {
 				under = true
 			}
-		}}, nop, Block)
+		}}, nop)
 		if under {
 			t.Error("ctx.Value was called with Dispatcher.mu locked")
 		}
@@ -217,51 +188,14 @@ func (e *typedNil) Unwrap() error { return e.inner } // panics on nil
 // it. Only a job that was canceled or is late gets there.
 func TestG9ReturnedErrorIsNotLookedInto(t *testing.T) {
 	d := build(t, sized(0, 1))
-	j := mustSubmit(t, d, nop)
 	// As a worker would call it; there the panic could not be recovered.
-	running := &Job{d: d, parent: bg, stamp: j.stamp, state: Running, cause: context.Canceled}
+	running := &Job{d: d, parent: bg, state: StateRunning, canceled: context.Canceled}
 	defer func() {
 		if v := recover(); v != nil {
 			t.Errorf("finish panics: %v", v)
 		}
 	}()
-	if state := running.finish(Failed, (*typedNil)(nil), 1); state != Canceled {
+	if state := running.finishLocked(outcome{state: StateFailed, err: (*typedNil)(nil)}, 1); state != StateCanceled {
 		t.Errorf("ended as %v", state)
-	}
-}
-
-// A worker that is handed a canceled job counts its place as no longer vacated. If
-// a sweep begins just then, it must not be counted again, nor a stamp's cell be
-// freed that may be another's by now.
-func TestG12CanceledJobMeetsSweep(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
-	for round := range 2_000 {
-		d, err := New(sized(2, 1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range 5 { // the workers register
-			runtime.Gosched()
-		}
-		var jobs []*Job
-		for range 2 {
-			jobs = append(jobs, mustSubmit(t, d, nop))
-		}
-		pause := rand.IntN(3)
-		var wg sync.WaitGroup
-		for _, j := range jobs {
-			wg.Go(j.Cancel)
-		}
-		wg.Go(func() {
-			for range pause {
-				runtime.Gosched()
-			}
-			d.Shutdown(expired)
-		})
-		wg.Wait()
-		<-d.gone
-		if st := d.Stats(); st.Vacated != 0 {
-			t.Fatalf("round %d: %s", round, brief(st))
-		}
 	}
 }

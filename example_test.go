@@ -21,7 +21,7 @@ func Example() {
 	job, err := d.Submit(context.Background(), func(ctx context.Context) error {
 		time.Sleep(10 * time.Millisecond) // the work
 		return nil
-	}, holdfast.Reject) // an error at once if 104 jobs are there already
+	}) // an error at once if 104 jobs are there already
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -53,7 +53,10 @@ func ExampleJobs_Async() {
 		log.Fatal(err)
 	}
 	defer d.Shutdown(context.Background())
-	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 
 	mux := http.NewServeMux()
 	mux.Handle("POST /shout", jobs.Async(shout))
@@ -92,7 +95,10 @@ func ExampleJobs_Sync() {
 		log.Fatal(err)
 	}
 	defer d.Shutdown(context.Background())
-	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 
 	mux := http.NewServeMux()
 	mux.Handle("POST /shout", jobs.Sync(shout))
@@ -126,7 +132,10 @@ func ExampleJobs_Queued() {
 		log.Fatal(err)
 	}
 	defer d.Shutdown(context.Background())
-	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
 
 	server := httptest.NewServer(jobs.Queued(shout))
 	defer server.Close()

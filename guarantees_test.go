@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"holdfast/histogram"
-	"holdfast/internal/stamps"
 )
 
 // The engine's guarantees, one by one. Order, bounds and times are tested in
@@ -35,17 +34,7 @@ var expired = func() context.Context {
 	return ctx
 }()
 
-// sized returns a Config in which 0 means none, not the default.
-func sized(workers, queue int) Config {
-	cfg := Config{Workers: workers, Queue: queue}
-	if workers == 0 {
-		cfg.Workers = -1
-	}
-	if queue == 0 {
-		cfg.Queue = -1
-	}
-	return cfg
-}
+func sized(workers, queue int) Config { return Config{Workers: workers, Queue: queue} }
 
 // build returns a dispatcher that is shut down when the test ends, and checked
 // then: nothing may be left in it.
@@ -57,9 +46,9 @@ func build(t testing.TB, cfg Config) *Dispatcher {
 	}
 	t.Cleanup(func() {
 		d.Shutdown(bg)
-		<-d.gone // a job that a shutdown has cut off may still run
+		d.running.Wait() // a job that a shutdown has cut off may still run
 		st := d.Stats()
-		if st.Queued+st.Running+st.Vacated+st.Blocked != 0 || st.Accepted != endedIn(st) {
+		if st.Queued+st.Running+st.Blocked != 0 || st.Accepted != endedIn(st) {
 			t.Errorf("left after the shutdown: %s", brief(st))
 		}
 	})
@@ -76,16 +65,33 @@ func nop(context.Context) error { return nil }
 // untilCanceled is a job that runs until its context ends.
 func untilCanceled(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 
+// under returns what submits to d under a policy, that of d if there is none.
+func under(d *Dispatcher, overflow []Overflow) Submitter {
+	if len(overflow) == 0 {
+		return Submitter{d, byDefault}
+	}
+	return d.With(overflow[0])
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 func mustGo(t testing.TB, d *Dispatcher, fn func(context.Context) error, overflow ...Overflow) {
 	t.Helper()
-	if err := d.Go(bg, fn, overflow...); err != nil {
+	if err := under(d, overflow).Go(bg, fn); err != nil {
 		t.Fatalf("Go: %v", err)
 	}
 }
 
 func mustSubmit(t testing.TB, d *Dispatcher, fn func(context.Context) error, overflow ...Overflow) *Job {
 	t.Helper()
-	j, err := d.Submit(bg, fn, overflow...)
+	j, err := under(d, overflow).Submit(bg, fn)
 	if err != nil {
 		t.Fatalf("Submit: %v", err)
 	}
@@ -96,7 +102,7 @@ func mustSubmit(t testing.TB, d *Dispatcher, fn func(context.Context) error, ove
 func fill(t testing.TB, d *Dispatcher, fn func(context.Context) error) (accepted int) {
 	t.Helper()
 	for range 100_000 {
-		switch err := d.Go(bg, fn, Reject); err {
+		switch err := d.With(Reject).Go(bg, fn); err {
 		case nil:
 			accepted++
 		case ErrQueueFull:
@@ -166,9 +172,9 @@ func numbers(st Stats) Stats {
 
 func brief(st Stats) string {
 	return fmt.Sprintf("w %d L %d, accepted %d = queued %d + running %d + (succeeded %d failed %d panicked %d canceled %d dropped %d abandoned %d), "+
-		"vacated %d blocked %d, refused full %d closed %d nested %d gone %d, oldest %v",
+		"blocked %d, refused full %d closed %d nested %d gone %d, oldest %v",
 		st.Workers, st.Queue, st.Accepted, st.Queued, st.Running, st.Succeeded, st.Failed, st.Panicked, st.Canceled, st.Dropped, st.Abandoned,
-		st.Vacated, st.Blocked, st.RefusedFull, st.RefusedClosed, st.RefusedNested, st.RefusedGone, st.OldestAge)
+		st.Blocked, st.RefusedFull, st.RefusedClosed, st.RefusedNested, st.RefusedGone, st.OldestAge)
 }
 
 // expectStats waits for rest and compares the numbers.
@@ -260,7 +266,7 @@ func TestG1ConcurrentBurstExactBound(t *testing.T) {
 				for range 8 {
 					wg.Go(func() {
 						for range 5 {
-							if d.Go(bg, open.pass, Reject) == nil {
+							if d.With(Reject).Go(bg, open.pass) == nil {
 								accepted.Add(1)
 							} else {
 								refused.Add(1)
@@ -405,7 +411,7 @@ func TestG1SendWaitsForNoJobToEndAcrossResize(t *testing.T) {
 			for range w + l {
 				wg.Go(func() {
 					<-begin
-					if d.Go(bg, func(context.Context) error { <-open; ran.Add(1); return nil }, Reject) == nil {
+					if d.With(Reject).Go(bg, func(context.Context) error { <-open; ran.Add(1); return nil }) == nil {
 						accepted.Add(1)
 					}
 				})
@@ -454,7 +460,7 @@ func TestG2BoundHoldsPastTheDeadline(t *testing.T) {
 			t.Errorf("%d ran at once, want 2", m.most.Load())
 		}
 		for _, j := range jobs {
-			expectState(t, j, Failed, context.DeadlineExceeded)
+			expectState(t, j, StateFailed, context.DeadlineExceeded)
 		}
 	})
 }
@@ -484,29 +490,6 @@ func TestG2SurplusFinishesAfterShrink(t *testing.T) {
 			t.Errorf("%d ran at once after the shrink to 2", m.most.Load())
 		}
 		expectStats(t, d, Stats{Workers: 2, Queue: 20, Accepted: 15, Succeeded: 15})
-	})
-}
-
-// Without it a submit could give a job to a worker that is surplus, or a surplus
-// worker that it has taken would never end.
-func TestG2NoSurplusWorkerIsHandedAJob(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := &Dispatcher{queue: make(chan entry, 1), pool: make(chan chan entry)} // nobody dispatches
-		d.stamps.Store(stamps.New(1))
-		idle := make(chan entry, 1)
-		go func() { d.pool <- idle }()
-		synctest.Wait()
-		d.surplus.Store(1)
-		d.send(entry{}, 1)
-		if len(d.queue) != 1 || len(idle) != 0 {
-			t.Errorf("%d jobs in the queue and %d with the worker, want 1 and none", len(d.queue), len(idle))
-		}
-		synctest.Wait()
-		select {
-		case <-d.pool:
-		default:
-			t.Error("the worker is not registered any more")
-		}
 	})
 }
 
@@ -550,52 +533,22 @@ func TestG3OneWorkerRunsInOrder(t *testing.T) {
 	})
 }
 
-// Without it a submit that finds an idle worker could pass jobs that wait for one:
-// the dispatcher's goroutine may be without a processor for a while.
-func TestG3NoneIsHandedOverPastTheQueue(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := &Dispatcher{queue: make(chan entry, 2), pool: make(chan chan entry)} // nobody dispatches
-		d.stamps.Store(stamps.New(3))
-		idle := make(chan entry, 1)
-		go func() {
-			select {
-			case d.pool <- idle:
-			case <-t.Context().Done():
-			}
-		}()
-		synctest.Wait()
-		d.queue <- entry{} // was on its way in when the worker registered
-		d.send(entry{}, 1)
-		if len(d.queue) != 2 || len(idle) != 0 {
-			t.Fatalf("%d jobs in the queue and %d with the worker, want 2 and none", len(d.queue), len(idle))
-		}
-		<-d.queue
-		<-d.queue
-		d.send(entry{}, 2)
-		if len(d.queue) != 0 || len(idle) != 1 {
-			t.Errorf("%d jobs in the queue and %d with the worker, want none and 1", len(d.queue), len(idle))
-		}
-	})
-}
-
 // Without it submitters that were let in together could pass each other.
 func TestG3BlockedSubmittersEnterInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// Queue and one worker: every place is a canceled job's, so that the
-		// worker frees them all at once.
 		d := build(t, sized(0, 4))
 		var r record
 		for range 4 {
-			mustSubmit(t, d, r.job(-1)).Cancel()
+			mustSubmit(t, d, r.job(-1))
 		}
 		for i := range 10 {
-			go d.Go(bg, r.job(i), Block)
+			go d.With(Block).Go(bg, r.job(i))
 			synctest.Wait()
 		}
-		expectStats(t, d, Stats{Queue: 4, Accepted: 4, Canceled: 4, Vacated: 4, Blocked: 10})
+		expectStats(t, d, Stats{Queue: 4, Accepted: 4, Queued: 4, Blocked: 10})
 		d.Resize(1)
 		synctest.Wait()
-		r.expect(t, upTo(10)...)
+		r.expect(t, append([]int{-1, -1, -1, -1}, upTo(10)...)...)
 	})
 }
 
@@ -611,7 +564,7 @@ func TestG3GrowthLetsTheFirstIn(t *testing.T) {
 			var accepted record
 			for i := range 10 {
 				go func() {
-					if d.Go(bg, open.pass, Block) == nil {
+					if d.With(Block).Go(bg, open.pass) == nil {
 						accepted.add(i)
 					}
 				}()
@@ -668,7 +621,7 @@ func TestG4BlockIsFirstComeFirstServed(t *testing.T) {
 			synctest.Wait()
 		}
 		expectStats(t, d, Stats{Workers: 1, Queue: 2, Accepted: 3, Running: 1, Queued: 2, Blocked: 17})
-		if err := d.Go(bg, nop, Reject); err != ErrQueueFull {
+		if err := d.With(Reject).Go(bg, nop); err != ErrQueueFull {
 			t.Errorf("Reject beside blocked submitters: %v", err)
 		}
 		for i := range 20 {
@@ -761,7 +714,7 @@ func TestG4LeavingMeetsAcceptance(t *testing.T) {
 					gone++
 				}
 			}
-			if err := d.Go(bg, nop, Reject); err != nil {
+			if err := d.With(Reject).Go(bg, nop); err != nil {
 				t.Fatalf("the place is lost: %v", err)
 			}
 			d.Shutdown(bg)
@@ -784,7 +737,7 @@ func TestG4NewcomersDoNotPass(t *testing.T) {
 			for range 3 {
 				wg.Go(func() {
 					for n := 1; !served.Load(); n++ {
-						if d.Go(bg, nop, Reject) == nil {
+						if d.With(Reject).Go(bg, nop) == nil {
 							t.Error("a newcomer got the place")
 						}
 						if n%10 == 0 { // there may be one processor
@@ -793,7 +746,7 @@ func TestG4NewcomersDoNotPass(t *testing.T) {
 					}
 				})
 			}
-			for d.refusedFull.Load() < 20 { // they are at it
+			for d.Stats().RefusedFull < 20 { // they are at it
 				runtime.Gosched()
 			}
 			close(first)
@@ -844,7 +797,7 @@ func TestG4DropOldestDropsAtMostOne(t *testing.T) {
 			queued = append(queued, mustSubmit(t, d, r.job(i)))
 		}
 		for i := range 100 {
-			go d.Go(bg, r.job(100+i), Block)
+			go d.With(Block).Go(bg, r.job(100+i))
 			synctest.Wait()
 		}
 		var told error
@@ -853,12 +806,12 @@ func TestG4DropOldestDropsAtMostOne(t *testing.T) {
 
 		newest := mustSubmit(t, d, r.job(5), DropOldest)
 		expectStats(t, d, Stats{Workers: 1, Queue: 5, Accepted: 7, Running: 1, Queued: 5, Blocked: 100, Dropped: 1})
-		expectState(t, queued[0], Dropped, ErrDropped)
+		expectState(t, queued[0], StateDropped, ErrDropped)
 		if told != ErrDropped {
 			t.Errorf("the waiter was told %v", told)
 		}
 		for _, j := range append(queued[1:], newest) {
-			expectState(t, j, Queued, nil)
+			expectState(t, j, StateQueued, nil)
 		}
 		close(open)
 		synctest.Wait()
@@ -899,7 +852,7 @@ func TestG4DropOldestRefusesWithNothingQueued(t *testing.T) {
 				expectStats(t, d, Stats{Queue: l, Accepted: uint64(2 + 2*l), Running: 2, Queued: l, Dropped: uint64(l), RefusedFull: 1})
 			} else {
 				synctest.Wait()
-				if err := d.Go(bg, nop, DropOldest); err != ErrQueueFull {
+				if err := d.With(DropOldest).Go(bg, nop); err != ErrQueueFull {
 					t.Errorf("%v", err)
 				}
 				expectStats(t, d, Stats{Workers: 2, Accepted: 2, Running: 2, RefusedFull: 2})
@@ -908,7 +861,7 @@ func TestG4DropOldestRefusesWithNothingQueued(t *testing.T) {
 			d.Shutdown(bg)
 		}
 		d := build(t, sized(0, 0)) // no place at all
-		if err := d.Go(bg, nop, DropOldest); err != ErrQueueFull {
+		if err := d.With(DropOldest).Go(bg, nop); err != ErrQueueFull {
 			t.Errorf("paused, L = 0: %v", err)
 		}
 	})
@@ -925,7 +878,7 @@ func TestG4DropOldestTakesTheCanceledPlaceFirst(t *testing.T) {
 		canceled.Cancel()
 		mustGo(t, d, r.job(3), DropOldest)
 		expectStats(t, d, Stats{Queue: 3, Accepted: 4, Queued: 3, Canceled: 1})
-		expectState(t, canceled, Canceled, context.Canceled)
+		expectState(t, canceled, StateCanceled, context.Canceled)
 		d.Resize(1)
 		synctest.Wait()
 		r.expect(t, 1, 2, 3)
@@ -962,17 +915,17 @@ func TestG4PolicyPerCall(t *testing.T) {
 			cfg.Overflow = byDefault
 			d := build(t, cfg)
 			oldest := mustSubmit(t, d, nop)
-			if err := d.Go(bg, nop, Reject); err != ErrQueueFull {
+			if err := d.With(Reject).Go(bg, nop); err != ErrQueueFull {
 				t.Errorf("%v, Reject: %v", byDefault, err)
 			}
 			mustGo(t, d, nop, DropOldest)
-			expectState(t, oldest, Dropped, ErrDropped)
+			expectState(t, oldest, StateDropped, ErrDropped)
 			ctx, cancel := context.WithTimeout(bg, time.Second)
-			if err := d.Do(ctx, nop, Block); err != context.DeadlineExceeded {
+			if err := d.With(Block).Do(ctx, nop); err != context.DeadlineExceeded {
 				t.Errorf("%v, Block: %v", byDefault, err)
 			}
 			cancel()
-			if err := d.Go(bg, nop, Overflow(3)); err == nil || !strings.Contains(err.Error(), "Overflow(3)") {
+			if err := d.With(Overflow(3)).Go(bg, nop); err == nil || !strings.Contains(err.Error(), "Overflow(3)") {
 				t.Errorf("%v, Overflow(3): %v", byDefault, err)
 			}
 			expectStats(t, d, Stats{Queue: 1, Accepted: 2, Queued: 1, Dropped: 1, RefusedFull: 1, RefusedGone: 1})
@@ -1005,7 +958,7 @@ func TestG4PolicyChangesWhileRunning(t *testing.T) {
 			t.Errorf("the policy is %v", got)
 		}
 		mustGo(t, d, nop)
-		expectState(t, oldest, Dropped, ErrDropped)
+		expectState(t, oldest, StateDropped, ErrDropped)
 		expectStats(t, d, Stats{Queue: 1, Accepted: 2, Queued: 1, Dropped: 1, Blocked: 1, RefusedFull: 1})
 		if err := d.Resize(1); err != nil {
 			t.Fatal(err)
@@ -1059,8 +1012,8 @@ func TestG5EachOutcomeOnce(t *testing.T) {
 				err   error
 				calls int64
 			}{
-				{Succeeded, nil, 1}, {Failed, boom, 1}, {Panicked, boom, 1}, {Failed, errGoexit, 1}, {Canceled, context.Canceled, 1},
-				{Canceled, context.Canceled, 0}, {Dropped, ErrDropped, 0}, {Abandoned, ErrAbandoned, 0},
+				{StateSucceeded, nil, 1}, {StateFailed, boom, 1}, {StatePanicked, boom, 1}, {StateFailed, errGoexit, 1}, {StateCanceled, context.Canceled, 1},
+				{StateCanceled, context.Canceled, 0}, {StateDropped, ErrDropped, 0}, {StateAbandoned, ErrAbandoned, 0},
 			} {
 				expectState(t, jobs[i], want.state, want.err)
 				if n := calls[i].Load(); n != want.calls {
@@ -1157,7 +1110,7 @@ func TestG6SnapshotsMatchTheTestsCounts(t *testing.T) {
 		want.Accepted, want.Running, want.Queued = 6, 2, 4
 		expect()
 
-		d.Go(bg, nop, Reject)
+		d.With(Reject).Go(bg, nop)
 		d.Go(expired, nop)
 		want.RefusedFull, want.RefusedGone = 1, 1
 		expect()
@@ -1172,11 +1125,11 @@ func TestG6SnapshotsMatchTheTestsCounts(t *testing.T) {
 		expect()
 
 		queued.Cancel()
-		want.Queued, want.Vacated, want.Canceled = 3, 1, 1
+		want.Accepted, want.Blocked, want.Canceled = 7, 0, 1 // its place is free at once
 		expect()
 
 		running.Cancel() // its worker takes the rest
-		want.Accepted, want.Running, want.Queued, want.Vacated, want.Blocked = 7, 1, 0, 0, 0
+		want.Running, want.Queued = 1, 0
 		want.Canceled, want.Failed, want.Panicked, want.Succeeded, want.RefusedNested = 2, 1, 1, 2, 1
 		expect()
 
@@ -1236,7 +1189,7 @@ func TestG6EverySnapshotUnderLoadConserves(t *testing.T) {
 						return nil
 					}
 					began.Add(1)
-					j, err := d.Submit(bg, fn, Overflow(rng.IntN(3)))
+					j, err := d.With(Overflow(rng.IntN(3))).Submit(bg, fn)
 					if err != nil {
 						continue
 					}
@@ -1262,7 +1215,7 @@ func TestG6EverySnapshotUnderLoadConserves(t *testing.T) {
 					switch {
 					case st.Accepted != uint64(st.Queued+st.Running)+ended:
 						t.Errorf("does not add up: %s", brief(st))
-					case st.Queued < 0 || st.Queued > l || st.Running < 0 || st.Running > w || st.Vacated < 0 || st.Queued+st.Vacated > l+w:
+					case st.Queued < 0 || st.Queued > l || st.Running < 0 || st.Running > w || st.Queued > l+w:
 						t.Errorf("out of bounds: %s", brief(st))
 					case st.Accepted < acceptedBefore || st.Accepted > beganAfter:
 						t.Errorf("%d to %d accepted: %s", acceptedBefore, beganAfter, brief(st))
@@ -1305,36 +1258,40 @@ func TestG7CanceledInTheQueueNeverRuns(t *testing.T) {
 		jobs := []*Job{mustSubmit(t, d, r.job(0)), mustSubmit(t, d, r.job(1)), mustSubmit(t, d, r.job(2))}
 		jobs[1].Cancel()
 		jobs[1].Cancel()
-		expectState(t, jobs[1], Canceled, context.Canceled)
-		expectStats(t, d, Stats{Workers: 1, Queue: 3, Accepted: 4, Running: 1, Queued: 2, Vacated: 1, Canceled: 1})
-		if n := fill(t, d, nop); n != 0 {
-			t.Errorf("%d accepted into the place of a canceled job that no worker has reached", n)
+		expectState(t, jobs[1], StateCanceled, context.Canceled)
+		expectStats(t, d, Stats{Workers: 1, Queue: 3, Accepted: 4, Running: 1, Queued: 2, Canceled: 1})
+		if n := fill(t, d, r.job(3)); n != 1 {
+			t.Errorf("%d accepted into the place of a canceled job, want 1", n)
 		}
 		close(open)
 		synctest.Wait()
-		r.expect(t, 0, 2)
-		expectStats(t, d, Stats{Workers: 1, Queue: 3, Accepted: 4, Succeeded: 3, Canceled: 1, RefusedFull: 1})
+		r.expect(t, 0, 2, 3)
+		expectStats(t, d, Stats{Workers: 1, Queue: 3, Accepted: 5, Succeeded: 4, Canceled: 1, RefusedFull: 1})
 	})
 }
 
-// Without it the places of canceled jobs would be lost, or keep those who wait.
-func TestG7PlaceOfACanceledJobIsFreeWhenReached(t *testing.T) {
+// Without it a canceled job would keep its place until a worker reaches what is left
+// of it, or that would take the room of jobs.
+func TestG7PlaceOfACanceledJobIsFreeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := build(t, sized(0, 3))
-		var r record
-		for range 3 {
-			mustSubmit(t, d, r.job(-1)).Cancel()
+		for _, l := range []int{1, 2, 3, 4, 7, 100} {
+			d := build(t, sized(0, l))
+			var r record
+			var jobs []*Job
+			for i := range l {
+				jobs = append(jobs, mustSubmit(t, d, r.job(i)))
+			}
+			for i := range 10 * l { // the job in each place, again and again
+				waiting := make(chan *Job, 1)
+				go func() { waiting <- mustSubmit(t, d, r.job(l+i)) }()
+				expectStats(t, d, Stats{Queue: l, Queued: l, Blocked: 1, Accepted: uint64(l + i), Canceled: uint64(i)})
+				jobs[i%l].Cancel()
+				jobs[i%l] = <-waiting
+			}
+			d.Resize(1)
+			synctest.Wait()
+			r.expect(t, upTo(11 * l)[10*l:]...)
 		}
-		go d.Go(bg, r.job(0))
-		expectStats(t, d, Stats{Queue: 3, Accepted: 3, Vacated: 3, Canceled: 3, Blocked: 1})
-		d.Resize(1)
-		synctest.Wait()
-		r.expect(t, 0)
-		open := make(gate)
-		if n := fill(t, d, open.pass); n != 4 {
-			t.Errorf("%d accepted, want 4", n)
-		}
-		close(open)
 	})
 }
 
@@ -1352,13 +1309,13 @@ func TestG7CancelOfARunningJob(t *testing.T) {
 			j.Cancel()
 		}
 		synctest.Wait()
-		expectState(t, obeys, Canceled, context.Canceled)
-		expectState(t, fails, Canceled, context.Canceled)
-		expectState(t, fails, Canceled, boom)
-		expectState(t, ignores, Running, nil) // until its function returns
+		expectState(t, obeys, StateCanceled, context.Canceled)
+		expectState(t, fails, StateCanceled, context.Canceled)
+		expectState(t, fails, StateCanceled, boom)
+		expectState(t, ignores, StateRunning, nil) // until its function returns
 		close(open)
 		synctest.Wait()
-		expectState(t, ignores, Canceled, context.Canceled)
+		expectState(t, ignores, StateCanceled, context.Canceled)
 		expectStats(t, d, Stats{Workers: 3, Queue: 3, Accepted: 3, Canceled: 3})
 	})
 }
@@ -1377,41 +1334,15 @@ func TestG7CancelMeetsStartAndEnd(t *testing.T) {
 		state := j.State()
 		states[state]++
 		switch {
-		case state != Succeeded && state != Canceled:
+		case state != StateSucceeded && state != StateCanceled:
 			t.Fatalf("ended as %v", state)
-		case state == Succeeded && (!ran.Load() || ctxErr != nil || j.Err() != nil):
+		case state == StateSucceeded && (!ran.Load() || ctxErr != nil || j.Err() != nil):
 			t.Fatalf("succeeded, ran %v, context %v, error %v", ran.Load(), ctxErr, j.Err())
-		case state == Canceled && !errors.Is(j.Err(), context.Canceled):
+		case state == StateCanceled && !errors.Is(j.Err(), context.Canceled):
 			t.Fatalf("canceled with error %v", j.Err())
 		}
 	}
-	t.Logf("%d succeeded, %d canceled", states[Succeeded], states[Canceled])
-}
-
-// Without it a cancel could void the stamp of a job that has just begun, and the
-// cell would be lost: with the last one each submit would spin for ever.
-func TestG7CancelLosesNoStamp(t *testing.T) {
-	d := build(t, sized(1, 1000))
-	for range 5000 {
-		j := mustSubmit(t, d, nop)
-		go j.Cancel()
-		j.Wait(bg)
-	}
-	settled(t, "every place is free", func() bool { return free(d.word.Load()) == 1001 })
-	claimed := make(chan struct{})
-	go func() {
-		defer close(claimed)
-		for _, s := range d.allStamps {
-			for i := range s.Len() {
-				s.Claim(uint64(i), 1) // goes on looking if one is lost
-			}
-		}
-	}()
-	select {
-	case <-claimed:
-	case <-time.After(30 * time.Second):
-		t.Fatal("a stamp is in use with no job accepted")
-	}
+	t.Logf("%d succeeded, %d canceled", states[StateSucceeded], states[StateCanceled])
 }
 
 // Without it work would be done for a caller that has gone.
@@ -1423,17 +1354,20 @@ func TestG7DoWhoseCallerLeavesBeforeTheStart(t *testing.T) {
 		mustGo(t, d, open.pass)
 		synctest.Wait()
 		ctx, cancel := context.WithCancel(bg)
+		first, leave := context.WithCancel(bg)
 		var queued, blocked error
 		go func() { queued = d.Do(ctx, r.job(0)) }()
 		synctest.Wait()
-		go func() { blocked = d.Do(ctx, r.job(1)) }()
+		go func() { blocked = d.Do(first, r.job(1)) }()
+		synctest.Wait()
+		leave()
 		synctest.Wait()
 		cancel()
 		synctest.Wait()
 		if queued != context.Canceled || blocked != context.Canceled {
 			t.Errorf("queued: %v, blocked: %v", queued, blocked)
 		}
-		expectStats(t, d, Stats{Workers: 1, Queue: 1, Accepted: 2, Running: 1, Vacated: 1, Canceled: 1, RefusedGone: 1})
+		expectStats(t, d, Stats{Workers: 1, Queue: 1, Accepted: 2, Running: 1, Canceled: 1, RefusedGone: 1})
 		close(open)
 		synctest.Wait()
 		r.expect(t)
@@ -1443,7 +1377,7 @@ func TestG7DoWhoseCallerLeavesBeforeTheStart(t *testing.T) {
 		if err := d.Do(late, r.job(2)); err != context.DeadlineExceeded {
 			t.Errorf("past the caller's deadline: %v", err)
 		}
-		expectStats(t, d, Stats{Queue: 1, Accepted: 3, Succeeded: 1, Vacated: 1, Canceled: 2, RefusedGone: 1})
+		expectStats(t, d, Stats{Queue: 1, Accepted: 3, Succeeded: 1, Canceled: 2, RefusedGone: 1})
 	})
 }
 
@@ -1479,7 +1413,7 @@ func TestG8ValuesWithoutCancellation(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		close(open)
 		synctest.Wait()
-		expectState(t, j, Succeeded, nil)
+		expectState(t, j, StateSucceeded, nil)
 		if checks != 2 {
 			t.Errorf("%d checks", checks)
 		}
@@ -1528,8 +1462,8 @@ func TestG8JobTimeout(t *testing.T) {
 			t.Errorf("second took %v", took)
 		}
 		fails.Wait(bg)
-		expectState(t, fails, Failed, context.DeadlineExceeded)
-		expectState(t, fails, Failed, boom)
+		expectState(t, fails, StateFailed, context.DeadlineExceeded)
+		expectState(t, fails, StateFailed, boom)
 		expectStats(t, d, Stats{Workers: 1, Queue: 10, Accepted: 6, Succeeded: 3, Failed: 3})
 	})
 }
@@ -1560,16 +1494,16 @@ func TestG8CanceledOrFailed(t *testing.T) {
 			state  State
 			err    error
 		}{
-			{"returns nil though canceled", true, func(ctx context.Context) error { <-ctx.Done(); return nil }, Canceled, context.Canceled},
-			{"returns its context's error", true, untilCanceled, Canceled, context.Canceled},
-			{"wraps its context's error", true, func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("x: %w", ctx.Err()) }, Canceled, context.Canceled},
-			{"panics though canceled", true, func(ctx context.Context) error { <-ctx.Done(); panic("boom") }, Panicked, nil},
-			{"exits though canceled", true, func(ctx context.Context) error { <-ctx.Done(); runtime.Goexit(); return nil }, Canceled, context.Canceled},
-			{"canceled long before its deadline", true, func(ctx context.Context) error { <-ctx.Done(); time.Sleep(time.Hour); return nil }, Canceled, context.Canceled},
-			{"late", false, untilCanceled, Failed, context.DeadlineExceeded},
-			{"late and nil", false, func(ctx context.Context) error { time.Sleep(time.Hour); return nil }, Failed, context.DeadlineExceeded},
-			{"late and panics", false, func(ctx context.Context) error { <-ctx.Done(); panic("boom") }, Panicked, nil},
-			{"says canceled but was not", false, func(ctx context.Context) error { return context.Canceled }, Failed, context.Canceled},
+			{"returns nil though canceled", true, func(ctx context.Context) error { <-ctx.Done(); return nil }, StateCanceled, context.Canceled},
+			{"returns its context's error", true, untilCanceled, StateCanceled, context.Canceled},
+			{"wraps its context's error", true, func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("x: %w", ctx.Err()) }, StateCanceled, context.Canceled},
+			{"panics though canceled", true, func(ctx context.Context) error { <-ctx.Done(); panic("boom") }, StatePanicked, nil},
+			{"exits though canceled", true, func(ctx context.Context) error { <-ctx.Done(); runtime.Goexit(); return nil }, StateCanceled, context.Canceled},
+			{"canceled long before its deadline", true, func(ctx context.Context) error { <-ctx.Done(); time.Sleep(time.Hour); return nil }, StateCanceled, context.Canceled},
+			{"late", false, untilCanceled, StateFailed, context.DeadlineExceeded},
+			{"late and nil", false, func(ctx context.Context) error { time.Sleep(time.Hour); return nil }, StateFailed, context.DeadlineExceeded},
+			{"late and panics", false, func(ctx context.Context) error { <-ctx.Done(); panic("boom") }, StatePanicked, nil},
+			{"says canceled but was not", false, func(ctx context.Context) error { return context.Canceled }, StateFailed, context.Canceled},
 		}
 		var jobs []*Job
 		for _, way := range ways {
@@ -1715,7 +1649,7 @@ func TestG8ChildrenOfAJobsContext(t *testing.T) {
 			synctest.Wait()
 			j.Cancel()
 			synctest.Wait()
-			expectState(t, j, Canceled, context.Canceled)
+			expectState(t, j, StateCanceled, context.Canceled)
 		}
 	})
 }
@@ -1784,7 +1718,7 @@ func TestG9GoexitEndsTheJobNotThePool(t *testing.T) {
 		}
 		synctest.Wait()
 		for _, j := range jobs {
-			expectState(t, j, Failed, errGoexit)
+			expectState(t, j, StateFailed, errGoexit)
 		}
 		if ran.Load() != 150 {
 			t.Errorf("%d of 150 other jobs ran", ran.Load())
@@ -1837,16 +1771,16 @@ func TestG10NestedSubmitNeverWaits(t *testing.T) {
 				if err := d.Go(derived, nop); err != ErrNested {
 					t.Errorf("%s: Go without room: %v", kind, err)
 				}
-				if _, err := d.Submit(ctx, nop, Block); err != ErrNested {
+				if _, err := d.With(Block).Submit(ctx, nop); err != ErrNested {
 					t.Errorf("%s: Submit without room: %v", kind, err)
 				}
-				if err := d.Go(ctx, nop, Reject); err != ErrQueueFull {
+				if err := d.With(Reject).Go(ctx, nop); err != ErrQueueFull {
 					t.Errorf("%s: Reject: %v", kind, err)
 				}
-				if err := d.Go(ctx, r.job(1), DropOldest); err != nil {
+				if err := d.With(DropOldest).Go(ctx, r.job(1)); err != nil {
 					t.Errorf("%s: DropOldest: %v", kind, err)
 				}
-				expectState(t, old, Dropped, ErrDropped)
+				expectState(t, old, StateDropped, ErrDropped)
 				if err := other.Do(ctx, r.job(2)); err != nil { // another dispatcher may be waited for
 					t.Errorf("%s: other dispatcher: %v", kind, err)
 				}
@@ -1947,47 +1881,6 @@ func TestG11PauseWithAnIdleWorkerInHand(t *testing.T) {
 	})
 }
 
-// Without it a surplus worker that is kept for a job, since not all places were free
-// for a moment, would wait for the next one and run that, paused or not.
-func TestG11SurplusWorkerWaitsForNoJob(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := build(t, sized(1, 1))
-		synctest.Wait() // the dispatcher's goroutine has the worker in hand
-		for range 2 {   // other workers have ended jobs, and are about to free their places
-			d.word.Add(^uint64(onePlace - 1))
-		}
-		if err := d.Resize(0); err != nil {
-			t.Fatal(err)
-		}
-		for range 1000 {
-			runtime.Gosched()
-		}
-		d.freePlace()
-		d.freePlace()
-		synctest.Wait()
-		var r record
-		mustGo(t, d, r.job(1), Reject)
-		time.Sleep(time.Hour)
-		r.expect(t)
-		d.Resize(1)
-		synctest.Wait()
-		r.expect(t, 1)
-	})
-}
-
-// Without it a worker could be dismissed that a growth in the same moment needs.
-func TestG11GrowthMeetsDismissal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := build(t, sized(2, 1))
-		synctest.Wait()
-		d.surplus.Store(1) // as it was seen before the growth
-		if d.dismiss(make(chan entry, 1)) {
-			t.Error("a worker is dismissed that is not surplus any more")
-		}
-		d.surplus.Store(0)
-	})
-}
-
 // Without it a shrink would not end goroutines, or a growth not start them.
 func TestG11WorkersAreAsManyAsAskedFor(t *testing.T) {
 	before := runtime.NumGoroutine()
@@ -2006,7 +1899,7 @@ func TestG11WorkersAreAsManyAsAskedFor(t *testing.T) {
 			settled(t, fmt.Sprintf("%d run", n), func() bool { st := d.Stats(); return st.Running == n && st.Queued == 10 })
 		}()
 		d.Resize(max(n, 1))
-		settled(t, "every place is free", func() bool { return free(d.word.Load()) == max(n, 1)+10 })
+		settled(t, "every place is free", func() bool { return func() bool { st := d.Stats(); return st.Queued+st.Running == 0 }() })
 	}
 }
 
@@ -2072,8 +1965,8 @@ func TestG12Drain(t *testing.T) {
 		}
 		synctest.Wait()
 		for _, policy := range []Overflow{Block, Reject, DropOldest} {
-			_, err := d.Submit(bg, nop, policy)
-			if err != ErrClosed || d.Go(bg, nop, policy) != ErrClosed || d.Do(bg, nop, policy) != ErrClosed {
+			_, err := d.With(policy).Submit(bg, nop)
+			if err != ErrClosed || d.With(policy).Go(bg, nop) != ErrClosed || d.With(policy).Do(bg, nop) != ErrClosed {
 				t.Errorf("%v while draining: %v", policy, err)
 			}
 		}
@@ -2130,17 +2023,17 @@ func TestG12ContextEndsFirst(t *testing.T) {
 		r.expect(t, 0, 1, 2, 3, 4)
 		synctest.Wait()
 		for _, j := range queued {
-			expectState(t, j, Abandoned, ErrAbandoned)
+			expectState(t, j, StateAbandoned, ErrAbandoned)
 		}
 		if do != ErrAbandoned || shared != context.Canceled {
 			t.Errorf("Do: %v, shared context: %v", do, shared)
 		}
-		expectState(t, obeys, Canceled, context.Canceled)
-		expectState(t, obeys, Canceled, ErrClosed)
-		expectState(t, stubborn, Running, nil)
+		expectState(t, obeys, StateCanceled, context.Canceled)
+		expectState(t, obeys, StateCanceled, ErrClosed)
+		expectState(t, stubborn, StateRunning, nil)
 		expectStats(t, d, Stats{Queue: 8, Accepted: 10, Running: 1, Abandoned: 5, Canceled: 4})
 		time.Sleep(time.Hour)
-		expectState(t, stubborn, Canceled, ErrClosed)
+		expectState(t, stubborn, StateCanceled, ErrClosed)
 		expectStats(t, d, Stats{Queue: 8, Accepted: 10, Abandoned: 5, Canceled: 5})
 		// That nothing is left is for the end of the bubble to say.
 	})
@@ -2193,12 +2086,12 @@ func TestG12PausedAbandonsAtOnce(t *testing.T) {
 		if returned {
 			t.Error("returned with jobs running and time left")
 		}
-		expectState(t, running, Running, nil)
-		expectState(t, obeys, Running, nil) // its context is not canceled: it may finish
+		expectState(t, running, StateRunning, nil)
+		expectState(t, obeys, StateRunning, nil) // its context is not canceled: it may finish
 		close(open)
 		synctest.Wait()
-		expectState(t, running, Succeeded, nil)
-		expectState(t, obeys, Succeeded, nil)
+		expectState(t, running, StateSucceeded, nil)
+		expectState(t, obeys, StateSucceeded, nil)
 		if !returned || !errors.Is(err, ErrAbandoned) || errors.Is(err, context.Canceled) || report.Finished != 2 || report.Running != 0 || len(report.NeverStarted) != 5 {
 			t.Errorf("returned %v: %+v, %v", returned, report, err)
 		}
@@ -2325,7 +2218,7 @@ func TestG12SubmitMeetsShutdown(t *testing.T) {
 			wg.Go(func() {
 				<-start
 				for range 50 {
-					j, err := d.Submit(bg, func(context.Context) error { ran.Add(1); return nil }, Overflow(p%3))
+					j, err := d.With(Overflow(p%3)).Submit(bg, func(context.Context) error { ran.Add(1); return nil })
 					switch err {
 					case nil:
 						mu.Lock()
@@ -2353,16 +2246,16 @@ func TestG12SubmitMeetsShutdown(t *testing.T) {
 		}
 		d.Shutdown(bg)
 		st := d.Stats()
-		if int(st.Accepted) != len(jobs) || len(report.NeverStarted) != states[Abandoned] ||
-			states[Succeeded]+states[Canceled]+states[Abandoned]+states[Dropped] != len(jobs) || int(ran.Load()) != states[Succeeded]+states[Canceled] {
+		if int(st.Accepted) != len(jobs) || len(report.NeverStarted) != states[StateAbandoned] ||
+			states[StateSucceeded]+states[StateCanceled]+states[StateAbandoned]+states[StateDropped] != len(jobs) || int(ran.Load()) != states[StateSucceeded]+states[StateCanceled] {
 			t.Fatalf("round %d: %d accepted, states %v, %d ran, report %+v, %s", round, len(jobs), states, ran.Load(), report, brief(st))
 		}
-		if ctx == bg && w > 0 && states[Abandoned]+states[Canceled]+report.Running > 0 {
+		if ctx == bg && w > 0 && states[StateAbandoned]+states[StateCanceled]+report.Running > 0 {
 			t.Fatalf("round %d: states %v, report %+v", round, states, report)
 		}
 		accepted += len(jobs)
 		refused += int(st.RefusedClosed)
-		abandoned += states[Abandoned]
+		abandoned += states[StateAbandoned]
 	}
 	settled(t, "the goroutines are gone", func() bool { return runtime.NumGoroutine() <= before })
 	t.Logf("%d accepted, %d refused, %d abandoned", accepted, refused, abandoned)
@@ -2376,11 +2269,8 @@ func atRest(t testing.TB, d *Dispatcher) {
 	if st.Queued > 0 && st.Running < st.Workers {
 		t.Errorf("an idle worker beside a queued job: %s", brief(st))
 	}
-	if st.Blocked > 0 && st.Queued+st.Vacated+st.Running < st.Workers+st.Queue {
+	if st.Blocked > 0 && st.Queued+st.Running < st.Workers+st.Queue {
 		t.Errorf("a blocked submitter beside a free place: %s", brief(st))
-	}
-	if st.Vacated > 0 && st.Running < st.Workers {
-		t.Errorf("an idle worker beside a place to free: %s", brief(st))
 	}
 }
 
@@ -2487,7 +2377,7 @@ func TestG13AtRest(t *testing.T) {
 						ctx, cancel := context.WithCancel(bg)
 						leave = append(leave, cancel)
 						go func() {
-							if j, err := d.Submit(ctx, job, policy); err == nil {
+							if j, err := d.With(policy).Submit(ctx, job); err == nil {
 								mu.Lock()
 								handles = append(handles, j)
 								mu.Unlock()
@@ -2638,11 +2528,9 @@ func TestG14OldestAge(t *testing.T) {
 		time.Sleep(s)
 		expect(4 * s)
 		first.Cancel()
-		expect(3 * s) // canceled jobs are left out
-		mustGo(t, d, nop, DropOldest)
-		expect(3 * s) // the canceled one's place
-		mustGo(t, d, nop, DropOldest)
-		expectState(t, second, Dropped, ErrDropped)
+		expect(3 * s)                 // canceled jobs are left out
+		mustGo(t, d, nop, DropOldest) // the submitter that waited has the canceled one's place
+		expectState(t, second, StateDropped, ErrDropped)
 		expect(s)
 		time.Sleep(s)
 		expect(2 * s)
@@ -2711,8 +2599,8 @@ func TestWaitEndsWithItsContextNotTheJob(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		}
-		expectState(t, running, Running, nil)
-		expectState(t, queued, Queued, nil)
+		expectState(t, running, StateRunning, nil)
+		expectState(t, queued, StateQueued, nil)
 		close(open)
 		if err := errors.Join(running.Wait(bg), queued.Wait(bg), ctxErr); err != nil {
 			t.Error(err)
@@ -2758,9 +2646,9 @@ func TestAllocations(t *testing.T) {
 		f    func()
 	}{
 		{"Go", 0, func() { d.Go(bg, nop) }},
-		{"Go with a policy", 0, func() { d.Go(bg, nop, Block) }},
-		{"Go refused", 0, func() { d.Go(bg, nop, Reject) }},
-		{"Go dropping", 0, func() { d.Go(bg, nop, DropOldest) }},
+		{"Go with a policy", 0, func() { d.With(Block).Go(bg, nop) }},
+		{"Go refused", 0, func() { d.With(Reject).Go(bg, nop) }},
+		{"Go dropping", 0, func() { d.With(DropOldest).Go(bg, nop) }},
 		{"Go with values", 1, func() { d.Go(values, nop) }},
 		{"Submit and Wait", 2, func() {
 			j, err := d.Submit(bg, nop)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"holdfast/internal/exchange"
@@ -16,10 +18,10 @@ import (
 	"holdfast/internal/store"
 )
 
-// A JobsConfig says how requests become jobs, and how long one can read what
-// became of them. The zero JobsConfig is ready to use.
+// A JobsConfig says how requests become jobs, and how long their results are kept.
+// The zero JobsConfig is ready to use.
 type JobsConfig struct {
-	// Path is where the Jobs is served, and begins and ends in a slash. If empty,
+	// Path is where the Jobs is mounted. It begins and ends in a slash. If empty,
 	// "/jobs/" is used.
 	Path string
 
@@ -35,39 +37,46 @@ type JobsConfig struct {
 	// Retain is how long a job can be read after its end. If zero, 1 hour is used.
 	Retain time.Duration
 
-	// RetainJobs is how many ended jobs are kept, and RetainBytes how many bytes
-	// they may take, as far as that can be told; of what is too much the one that
-	// ended first is forgotten first. If zero, 100,000 and 256 MiB are used. Jobs
-	// that are queued or running are always kept. RetainBytes may not be less than
-	// 64 KiB.
+	// RetainJobs is how many ended jobs are kept, and RetainBytes about how many bytes
+	// they may take. Beyond that, those that ended first are forgotten first. If zero,
+	// 100,000 and 256 MiB are used. Queued and running jobs are always kept.
+	// RetainBytes may not be less than 64 KiB.
 	RetainJobs  int
 	RetainBytes int64
+
+	// OnEnd is called once for each job of Queued and Async that has ended, in
+	// whatever state, for logs and metrics. For Async the worker calls it that ran the
+	// job, or whoever canceled it, so it should return soon. A panic in it is logged. If
+	// nil, nothing is called.
+	OnEnd func(JobInfo)
 }
 
-// Jobs turns requests into jobs of a dispatcher, and serves what becomes of them.
-// Its methods, and the handlers that they return, may be called by any number of
+// Jobs turns requests into jobs of a dispatcher, and serves the jobs to clients. Its
+// methods, and the handlers that they return, may be called by any number of
 // goroutines at once.
 //
-// A handler needs no change for it. As a job it gets the request's method,
-// target, header and body, the values of the request's context, and a
-// ResponseWriter that writes into memory, so that no slow reader holds a worker.
-// What it answers is kept as net/http would have sent it: status, header, body
-// and trailer, with the Content-Type and the Content-Length that net/http adds.
-// Informational responses (1xx) are left out. What needs the connection is not
-// supported: Hijack and deadlines return [http.ErrNotSupported], and a handler
-// that switches protocols fails. Prefer is taken out of the request as far as it
-// was meant for Jobs.
+// A wrapped handler needs no change. As a job it gets the request's method, target,
+// header and body, the values of the request's context, and a ResponseWriter that
+// writes into memory, so that a slow reader does not hold a worker. Its response is
+// kept as net/http would have sent it: status, header, body and trailer, with the
+// Content-Type and the Content-Length that net/http adds. Since responses are
+// buffered, nothing is streamed: a Flush sends nothing, and informational responses
+// (1xx) are left out. What needs the connection is not supported: Hijack and deadlines
+// return [http.ErrNotSupported], and a handler that switches protocols fails.
+// Preferences that were meant for Jobs are removed from the request.
 type Jobs struct {
 	d           *Dispatcher
-	maxBody     int64
+	limits      Limits
 	maxResponse int64
+	onEnd       func(JobInfo)
 	store       *store.Store
 	resource    *resource.Handler
+	mount       *sync.Once // see checkMount
 }
 
-// NewJobs returns Jobs that run on d. It panics if a field of cfg is negative or
-// otherwise not as described.
-func NewJobs(d *Dispatcher, cfg JobsConfig) *Jobs {
+// NewJobs returns Jobs that run on d. If a field of cfg is not as described, the error
+// names it.
+func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	if cfg.Path == "" {
 		cfg.Path = "/jobs/"
 	}
@@ -78,18 +87,23 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) *Jobs {
 	orDefault(&cfg.RetainJobs, 100_000)
 	switch {
 	case cfg.Path[0] != '/' || cfg.Path[len(cfg.Path)-1] != '/':
-		panic(fmt.Sprintf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path))
-	case min(cfg.MaxBody, cfg.MaxResponse, cfg.RetainBytes, int64(cfg.Retain), int64(cfg.RetainJobs)) < 0:
-		panic(fmt.Sprintf("holdfast: a field of %+v is negative", cfg))
+		return nil, fmt.Errorf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path)
+	case cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.Retain < 0 || cfg.RetainJobs < 0:
+		return nil, fmt.Errorf("holdfast: JobsConfig has MaxBody %d, MaxResponse %d, Retain %v and RetainJobs %d; want 0 (the default) or more", cfg.MaxBody, cfg.MaxResponse, cfg.Retain, cfg.RetainJobs)
 	case cfg.RetainBytes < 64<<10 || cfg.MaxResponse > cfg.RetainBytes/2:
-		panic(fmt.Sprintf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, %d", cfg.RetainBytes, cfg.MaxResponse))
+		return nil, fmt.Errorf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, which is %d", cfg.RetainBytes, cfg.MaxResponse)
 	}
-	j := &Jobs{d: d, maxBody: cfg.MaxBody, maxResponse: cfg.MaxResponse}
-	j.store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
-	// When a shutdown that was cut off has told the queued jobs too, nobody need wait
-	// for those that still run.
-	j.resource = &resource.Handler{Store: j.store, Path: cfg.Path, RetryAfter: d.retryAfter, Stop: d.swept}
-	return j
+	s := store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
+	return &Jobs{
+		d:           d,
+		limits:      Limits{MaxBody: cfg.MaxBody, Timeout: d.jobTimeout},
+		maxResponse: cfg.MaxResponse,
+		onEnd:       cfg.OnEnd,
+		store:       s,
+		// Once a shutdown is over or was cut off, nobody need wait for a job.
+		resource: &resource.Handler{Store: s, Path: cfg.Path, RetryAfter: d.retryAfter, Stop: d.over},
+		mount:    new(sync.Once),
+	}, nil
 }
 
 func orDefault[T int | int64 | time.Duration](field *T, value T) {
@@ -98,15 +112,31 @@ func orDefault[T int | int64 | time.Duration](field *T, value T) {
 	}
 }
 
+// Limits are the limits of a route. A limit of zero is that of the Jobs.
+type Limits struct {
+	MaxBody int64         // as in JobsConfig
+	Timeout time.Duration // as JobTimeout in Config
+}
+
+// With returns a view of j that wraps handlers under other limits, so that one route
+// for uploads need not raise the limits of all. The jobs are the same, and only one
+// of the views is mounted. A negative limit is an error.
+func (j *Jobs) With(l Limits) (*Jobs, error) {
+	if l.MaxBody < 0 || l.Timeout < 0 {
+		return nil, fmt.Errorf("holdfast: Limits has MaxBody %d and Timeout %v; want 0 (as before) or more", l.MaxBody, l.Timeout)
+	}
+	orDefault(&l.MaxBody, j.limits.MaxBody)
+	orDefault(&l.Timeout, j.limits.Timeout)
+	view := *j
+	view.limits = l
+	return &view, nil
+}
+
 // Sync returns a handler that calls h at once, in the request's own goroutine and
-// outside of the pool. A request with Prefer: respond-async it answers as
-// [Jobs.Async] does.
+// outside of the pool. A request with Prefer: respond-async is answered as by
+// [Jobs.Async].
 func (j *Jobs) Sync(h http.Handler) http.Handler {
-	return j.preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
-		if p.RespondAsync {
-			j.async(w, r, h, p)
-			return
-		}
+	return j.unlessAsync(h, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
 		stripped := p.Strip(r)
 		h.ServeHTTP(w, stripped)
 		if r.MultipartForm == nil { // whose files the server removes, if they are in its own request
@@ -116,87 +146,94 @@ func (j *Jobs) Sync(h http.Handler) http.Handler {
 }
 
 // Queued returns a handler that lets the request wait in the queue until a worker
-// calls h with it, and answers with what h has answered. If the client leaves
-// before h is called, it is not called; if it leaves later, the request's context
-// ends. A request that is refused or dropped gets 503, one that takes longer than
-// the dispatcher's JobTimeout 504, and a panic becomes 500. With Prefer:
-// respond-async it does as [Jobs.Async].
+// calls h with it, and answers with the response of h. If the client leaves before h
+// is called, it is not called; if it leaves later, the request's context ends. A
+// request that is refused or dropped gets 503, one that runs for longer than its limit
+// 504, and a panic becomes 500. A request with Prefer: respond-async is answered as by
+// [Jobs.Async].
 func (j *Jobs) Queued(h http.Handler) http.Handler {
-	return j.preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
-		if p.RespondAsync {
-			j.async(w, r, h, p)
-			return
-		}
+	return j.unlessAsync(h, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
 		// To the end: before that the server does not notice a client that leaves.
-		body, ok := problem.ReadBody(w, r, j.maxBody)
+		body, ok := problem.ReadBody(w, r, j.limits.MaxBody)
 		if !ok {
 			return
 		}
-		var x exchange.Exchange
-		started := false
-		hurry := resource.Unhurried(w, r)
-		err := j.d.Do(r.Context(), func(ctx context.Context) error {
-			started = true
-			x.Capture(ctx, h, p.Strip(r), body, j.maxResponse)
-			return x.Serve()
-		})
-		hurry()
-		defer x.Release()
-		_, panicked := err.(*PanicError)
-		switch {
-		case err == nil:
-			x.Response().CopyHeader(w.Header())
-			x.Response().Write(w, r.Method)
-		case !started || !panicked && errors.Is(err, context.Canceled):
-			j.refuse(w, err) // it has not run, or nobody waits for it any more
-		default:
-			status, detail := x.Failure(err, panicked)
-			if detail == exchange.Aborted {
-				panic(http.ErrAbortHandler)
-			}
-			problem.Write(w, status, detail)
+		begun := time.Now()
+		var started time.Time
+		x := &execution{jobs: j, job: Job{d: j.d, parent: r.Context(), attached: true, timeout: j.limits.Timeout}}
+		x.job.fn = func(ctx context.Context) error {
+			started = time.Now()
+			x.exchange.Capture(ctx, h, p.Strip(r), body, j.maxResponse)
+			return x.exchange.Serve()
 		}
+		hurry := resource.Unhurried(w, r)
+		err := Submitter{j.d, byDefault}.do(r.Context(), &x.job)
+		hurry()
+		defer x.exchange.Release()
+		if x.job.State().Ended() && j.onEnd != nil {
+			v := store.View{Outcome: x.outcome(), Request: store.RequestOf(r), Accepted: begun, Started: started, Ended: time.Now()}
+			j.callOnEnd(infoOf("", v))
+		}
+		x.answer(w, r, err)
 	})
 }
 
-// Async returns a handler that accepts a request as a job, and answers at once
-// with 202, the Location of the job, and
+// answer answers a client that has waited for the response.
+func (x *execution) answer(w http.ResponseWriter, r *http.Request, err error) {
+	switch state := x.job.State(); state {
+	case StateSucceeded:
+		x.exchange.Response().CopyHeader(w.Header())
+		x.exchange.Response().Write(w, r.Method)
+	case StateFailed, StatePanicked:
+		status, detail := x.exchange.Failure(err, state == StatePanicked)
+		if detail == exchange.Aborted {
+			panic(http.ErrAbortHandler)
+		}
+		problem.Write(w, status, detail)
+	default: // it has not run, or its client has gone
+		x.jobs.refuse(w, err)
+	}
+}
+
+// Async returns a handler that accepts a request as a job, and answers at once with
+// 202, the Location of the job, and
 //
 //	{"id":"…","state":"queued","url":"/jobs/…"}
 //
-// When its turn has come a worker calls h with the request; what h answers can
-// be read at Location/response. The context that h gets does not end when the
-// client leaves, and [JobID] knows the id by it.
+// When its turn has come, a worker calls h with the request. The response of h can be
+// read at Location/response. The context that h gets does not end when the client
+// leaves, and [JobID] returns the job's id by it.
 //
-// With Prefer: wait=n the answer waits for at most n seconds, 60 at most, and is
-// the real response if that is there. A request with an Idempotency-Key that the
-// same client (by its Authorization and Cookie) has used before is no new job: it
-// is answered with the first one, or, if it is not the same request, with 422.
+// With Prefer: wait=n the answer waits for up to n seconds, 50 at most, and is the
+// real response if that is there. A repeated request, that is one with an
+// Idempotency-Key that the same client (by its Authorization and Cookie) has used
+// before, is no new job: it is answered with the first one, or, if it is not the same
+// request, with 422.
 //
-// What happens when every place is taken is up to the dispatcher's overflow
-// policy: under Block the request waits, and a client that leaves while it waits
-// has no job; a refusal is 503 with Retry-After.
+// What happens when every place is taken is up to the dispatcher's overflow policy:
+// under Block the request waits, and a client that leaves while it waits has no job; a
+// refusal is 503 with Retry-After.
 func (j *Jobs) Async(h http.Handler) http.Handler {
 	return j.preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, h, p) })
 }
 
-// ServeHTTP serves the jobs below Path: GET {id} tells where a job stands, at once,
-// with Prefer: wait=n, or as a stream of events (Accept: text/event-stream);
-// GET {id}/response is the response; DELETE {id} cancels. The id is all that one
-// needs to do that, and without it one learns nothing.
+// ServeHTTP serves the jobs below Path. GET {id} reports where a job stands, at once,
+// with Prefer: wait=n, or as a stream of events (Accept: text/event-stream).
+// GET {id}/response is the response. DELETE {id} cancels. The id is all that one needs
+// for that, and without it one learns nothing.
 func (j *Jobs) ServeHTTP(w http.ResponseWriter, r *http.Request) { j.resource.ServeHTTP(w, r) }
 
-// List returns a handler that answers GET with the jobs as {"jobs":[…],"next":"…"}:
-// first those that have not ended, the last accepted before the others, then those
-// that have, the last ended before the others. The query's state asks for those in
-// one state, limit for at most so many, 1 to 1000 (100 if there is none), and after
-// for those behind a page, whose next it is. Without a next there are no more; with
-// one a page may still be short, or empty. Who goes on to the end misses no job
-// that is there all the time, and may get one twice that ends meanwhile.
+// ListHandler returns a handler that answers GET with the jobs as
+// {"jobs":[…],"next":"…"}: first those that have not ended, the last accepted first,
+// then those that have, the last ended first. The query parameter state selects the
+// jobs in one state, limit is the size of a page, 1 to 1000 (100 by default), and after
+// is the next of the page before. Without a next there are no more jobs; with one a
+// page may still be short, or empty. Paging to the end returns every job that was
+// present throughout. A job that ends meanwhile may be returned twice.
 //
-// It is for the operator alone: it tells the ids, and with them whoever can read it
-// can read and cancel every job. It asks nobody who they are.
-func (j *Jobs) List() http.Handler { return http.HandlerFunc(j.resource.List) }
+// It is for the operator alone: whoever can read the list can read and cancel every
+// job. It authenticates nobody.
+func (j *Jobs) ListHandler() http.Handler { return http.HandlerFunc(j.resource.List) }
 
 // preferring calls next with what the client prefers.
 func (j *Jobs) preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
@@ -206,60 +243,27 @@ func (j *Jobs) preferring(next func(http.ResponseWriter, *http.Request, header.P
 	})
 }
 
-// An execution is a request that is a job.
-type execution struct {
-	job      Job // not a pointer: one object less for each request
-	jobs     *Jobs
-	record   *store.Job
-	exchange exchange.Exchange
-}
-
-// Cancel implements store.Work.
-func (x *execution) Cancel() bool {
-	x.job.Cancel()
-	return x.job.State() == Canceled
-}
-
-func (x *execution) run(context.Context) error {
-	if x.job.State() != Running {
-		return ErrAbandoned // as a function of Report.NeverStarted; its clients have been told so
-	}
-	x.jobs.store.Start(x.record)
-	return x.exchange.Serve()
-}
-
-// ended tells the store of the outcome.
-func (x *execution) ended(state State, err error) {
-	o := store.Outcome{State: store.Canceled, Status: http.StatusGone}
-	switch state {
-	case Succeeded:
-		o = store.Outcome{State: store.Done, Response: x.exchange.Response()}
-	case Canceled:
-		o.Detail = "the job was canceled"
-		if errors.Is(err, ErrClosed) {
-			o.Detail += " when the server shut down"
+// unlessAsync calls next unless the client prefers an asynchronous response of h.
+func (j *Jobs) unlessAsync(h http.Handler, next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
+	return j.preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+		if p.RespondAsync {
+			j.async(w, r, h, p)
+			return
 		}
-	case Abandoned:
-		o.Detail = "the server shut down before the job had started"
-	case Dropped:
-		o.State, o.Detail = store.Dropped, "the job was dropped from a full queue for a newer one"
-	default:
-		o.State = store.Failed
-		o.Status, o.Detail = x.exchange.Failure(err, state == Panicked)
-	}
-	x.jobs.store.End(x.record, o)
-	x.exchange.Release()
+		next(w, r, p)
+	})
 }
 
 // async accepts a request as a job and answers it.
 func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, p header.Prefer) {
+	j.mount.Do(func() { j.checkMount(r) })
 	var received time.Time
 	if p.Wait > 0 {
 		received = time.Now()
 	}
 	// To the end: before that the server does not notice a client that leaves
 	// while the request waits for a place.
-	body, ok := problem.ReadBody(w, r, j.maxBody)
+	body, ok := problem.ReadBody(w, r, j.limits.MaxBody)
 	if !ok {
 		return
 	}
@@ -299,34 +303,77 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte, key string) 
 		claim = first
 		defer j.store.Release(claim)
 	}
+	id := store.NewID()
 	x := &execution{jobs: j}
-	x.job.prepare(j.d, r.Context(), x.run)
-	x.job.id, x.job.request = store.NewID(), x
-	x.record = store.NewJob(x.job.id, x, store.RequestOf(r))
+	x.job = Job{d: j.d, parent: idContext{valuesOf(r.Context()), id}, fn: x.run, timeout: j.limits.Timeout, onEnd: x.ended}
+	x.record = store.NewJob(id, x, store.RequestOf(r))
 	x.exchange.Capture((*jobContext)(&x.job), h, r, body, j.maxResponse)
+	// It is known before it is accepted, so no job can have ended before it is known.
 	j.store.Add(x.record, claim)
 	defer j.store.Withdraw(x.record) // unless it is accepted
-	if _, err := j.d.follow(r.Context(), &x.job, nil); err != nil {
+	if err := j.d.submit(r.Context(), entry{job: &x.job}, byDefault); err != nil {
 		return nil, err
 	}
 	return x.record, j.store.Accept(x.record)
 }
 
-type jobIDKey struct{}
+// An execution is a request that is a job.
+type execution struct {
+	job      Job // not a pointer: one allocation less for each request
+	jobs     *Jobs
+	record   *store.Job // nil for a job of Queued, which nobody can look up
+	exchange exchange.Exchange
+}
 
-// JobID returns the id under which the request that ctx belongs to can be looked
-// up at [Jobs], or "" if it is none that was accepted by [Jobs.Async]. It is for
-// the handler's log, say.
-func JobID(ctx context.Context) string {
-	if id, ok := ctx.Value(jobIDKey{}).(store.ID); ok {
-		return id.String()
+// Cancel implements store.Work.
+func (x *execution) Cancel() bool {
+	x.job.Cancel()
+	return x.job.State() == StateCanceled
+}
+
+func (x *execution) run(context.Context) error {
+	if x.job.State() != StateRunning {
+		return ErrAbandoned // as a function of Report.NeverStarted, when its clients know that already
 	}
-	return ""
+	x.jobs.store.Start(x.record)
+	return x.exchange.Serve()
+}
+
+// ended tells the store of the outcome.
+func (x *execution) ended() {
+	x.jobs.store.End(x.record, x.outcome())
+	x.exchange.Release()
+	if x.jobs.onEnd != nil {
+		x.jobs.callOnEnd(infoOf(ID(x.record.ID.String()), x.jobs.store.View(x.record)))
+	}
+}
+
+// outcome is what the job's end means to clients.
+func (x *execution) outcome() store.Outcome {
+	err := x.job.Err()
+	o := store.Outcome{State: store.Canceled, Status: http.StatusGone}
+	switch state := x.job.State(); state {
+	case StateSucceeded:
+		return store.Outcome{State: store.Done, Response: x.exchange.Response()}
+	case StateCanceled:
+		o.Detail = "the job was canceled"
+		if err == errStopped {
+			o.Detail += " when the server shut down"
+		}
+	case StateAbandoned:
+		o.Detail = "the server shut down before the job had started"
+	case StateDropped:
+		o.State, o.Detail = store.Dropped, "the job was dropped from a full queue for a newer one"
+	default:
+		o.State = store.Failed
+		o.Status, o.Detail = x.exchange.Failure(err, state == StatePanicked)
+	}
+	return o
 }
 
 // refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {
-	status, detail := http.StatusServiceUnavailable, ""
+	var detail string
 	switch {
 	case errors.Is(err, ErrQueueFull):
 		detail = "the queue is full; try again later"
@@ -342,38 +389,36 @@ func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 	if errors.Is(err, ErrQueueFull) || errors.Is(err, ErrDropped) {
 		w.Header().Set("Retry-After", strconv.Itoa(j.d.retryAfter()))
 	}
-	problem.Write(w, status, detail)
+	problem.Write(w, http.StatusServiceUnavailable, detail)
 }
 
-// retryAfter returns the whole seconds after which what is queued now will have
-// been worked off: queued · mean service time / workers, at least 1. A paused
-// dispatcher counts as one worker; beyond an hour nobody waits.
+// retryAfter returns the whole seconds after which the present queue will have been
+// worked off: queued · mean service time / workers, at least 1. A paused dispatcher
+// counts as one worker. It is bounded by an hour, beyond which nobody waits.
 func (d *Dispatcher) retryAfter() int {
-	d.mu.Lock()
-	workers, t := d.target, d.sum()
-	d.mu.Unlock()
+	st := d.Stats()
 	// One division, and of whole numbers: rounded twice, 7 s can be 7.000000000000001.
-	seconds := float64(t.Queued) * float64(t.MeanRun) / (float64(max(workers, 1)) * float64(time.Second))
+	seconds := float64(st.Queued) * float64(st.Run.Mean()) / (float64(max(st.Workers, 1)) * float64(time.Second))
 	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
 }
 
-// JobsStats says what [Jobs] keeps of jobs.
-type JobsStats struct {
-	Open      int   // jobs that have not ended
-	Kept      int   // jobs that have
-	KeptBytes int64 // that these take, as far as that can be told
-
-	// Ended jobs that were forgotten, by the bound that they exceeded: Retain,
-	// RetainJobs or RetainBytes.
-	EvictedAge, EvictedJobs, EvictedBytes uint64
-
-	// Reach is how far back one can look: what ended less long ago than that is
-	// still there. It is Retain, unless the other bounds allow less.
-	Reach time.Duration
-}
-
-// Stats returns a snapshot of what is kept. It does not block.
-func (j *Jobs) Stats() JobsStats {
-	s := j.store.Stats()
-	return JobsStats{s.Open, s.Kept, s.Bytes, s.ByAge, s.ByJobs, s.ByBytes, s.Reach}
+// checkMount logs an error if the server has no handler for the jobs: then each 202
+// would have a Location that is 404. It sees that where the server's handler is a
+// ServeMux, without middleware around it.
+func (j *Jobs) checkMount(r *http.Request) {
+	s, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if !ok {
+		return
+	}
+	mux, ok := s.Handler.(*http.ServeMux)
+	if s.Handler == nil {
+		mux, ok = http.DefaultServeMux, true
+	}
+	if !ok {
+		return
+	}
+	probe := &http.Request{Method: http.MethodGet, Host: r.Host, URL: &url.URL{Path: j.resource.Path + "id"}}
+	if _, pattern := mux.Handler(probe); pattern == "" {
+		j.d.log.Error("holdfast: clients cannot follow their jobs: the server has no handler for JobsConfig.Path; mount the Jobs there", "path", j.resource.Path)
+	}
 }

@@ -4,37 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"sync/atomic"
 	"time"
-
-	"holdfast/internal/counts"
-	"holdfast/internal/stamps"
-	"holdfast/internal/store"
 )
 
-// State is where a job stands. A job is Queued, then Running, then in one of
-// the six states that end it; a job that ends without having started goes from
-// Queued to its end at once.
+// State is where a job stands. A job is queued, then running, then in one of the six
+// states that end it. A job that ends without having started goes from queued to its
+// end directly.
 type State uint8
 
 const (
-	Queued    State = iota // accepted, waiting for a worker
-	Running                // a worker is in the job's function
-	Succeeded              // the function returned nil
-	Failed                 // the function returned an error, ran past its deadline or called runtime.Goexit
-	Panicked               // the function panicked
-	Canceled               // canceled before the function returned, or before it was called
-	Dropped                // gave its place to a newer job under DropOldest; never ran
-	Abandoned              // still queued when Shutdown's context ended; never ran
-
-	states = iota
+	StateQueued    State = iota // accepted, waiting for a worker
+	StateRunning                // handed to a worker
+	StateSucceeded              // the function returned nil
+	StateFailed                 // the function returned an error, ran past its deadline or called runtime.Goexit
+	StatePanicked               // the function panicked
+	StateCanceled               // canceled before the function returned, or before it was called
+	StateDropped                // gave its place to a newer job under DropOldest; never ran
+	StateAbandoned              // still queued when Shutdown was cut off; never ran
 )
-
-var _ [counts.States]struct{} = [states]struct{}{}
 
 // String returns the state's name in lower case.
 func (s State) String() string {
-	names := [states]string{"queued", "running", "succeeded", "failed", "panicked", "canceled", "dropped", "abandoned"}
+	names := []string{"queued", "running", "succeeded", "failed", "panicked", "canceled", "dropped", "abandoned"}
 	if int(s) >= len(names) {
 		return fmt.Sprintf("State(%d)", uint8(s))
 	}
@@ -42,22 +34,12 @@ func (s State) String() string {
 }
 
 // Ended reports whether s is one of the states that end a job.
-func (s State) Ended() bool { return s > Running }
+func (s State) Ended() bool { return s > StateRunning }
 
-// ErrDropped is the error of a job that ended as Dropped.
-var ErrDropped = errors.New("holdfast: job dropped from a full queue for a newer one")
-
-// ErrAbandoned is the error of a job that ended as Abandoned. The error of
-// [Dispatcher.Shutdown] matches it when there are such jobs.
-var ErrAbandoned = errors.New("holdfast: job abandoned at shutdown before it started")
-
-// ErrNested is returned by Do and [Job.Wait], and by a submit that would have
-// to wait for a place, when their context is that of a job of the same
-// dispatcher: the job would occupy a worker while it waits for a worker.
+// ErrNested is returned by Do and [Job.Wait], and by a submit that would have to wait
+// for a place, when their context is that of a job of the same dispatcher: the job
+// would occupy a worker while it waits for a worker.
 var ErrNested = errors.New("holdfast: a job may not wait for its own dispatcher")
-
-// errStopped is the error of a job whose context was canceled by Shutdown.
-var errStopped = fmt.Errorf("%w: running job canceled: %w", ErrClosed, context.Canceled)
 
 var errGoexit = errors.New("holdfast: job called runtime.Goexit")
 
@@ -77,274 +59,268 @@ func (e *PanicError) Unwrap() error {
 	return err
 }
 
-// A Job is the handle of one accepted job. Its methods may be called by any
-// number of goroutines at once, also from within the job, and after its end.
+// A Job is the handle of one accepted job. Its methods may be called by any number
+// of goroutines at once, also from within the job, and after its end.
 type Job struct {
-	// Written before the job is sent to the queue, only read afterwards.
-	d       *Dispatcher
-	parent  context.Context // whose values the job sees
-	stamp   *stamps.Cell
-	waiter  bool       // the submitter waits, so the job is canceled with parent
-	id      store.ID   // of the request that the job is, or comes from; see JobID
-	request *execution // that it is; nil for most
+	// Written before the job is submitted, only read afterwards.
+	d        *Dispatcher
+	parent   context.Context // whose values the job sees
+	attached bool            // the submitter waits, so the job is canceled with parent
+	timeout  time.Duration   // that it may run; 0: no limit
+	onEnd    func()          // called once, after the end; may be nil
 
-	mu       sync.Mutex // protects the following fields
+	// Protected by d.mu.
 	state    State
-	told     bool // done is closed, or is to be made closed
 	fn       func(context.Context) error
 	err      error
-	done     chan struct{} // made by the first Done, closed by tell
-	cause    error         // why the job was canceled while it ran
+	done     chan struct{} // made by the first Done, closed at the end
+	canceled error         // why the job was canceled while it ran: its error,
+	cause    error         // and the cause of its context
 	deadline int64         // on the dispatcher's clock; 0: none
-	ctx      context.Context
-	cancel   context.CancelCauseFunc // nil until ctx is made
+
+	context atomic.Pointer[liveContext] // set under d.mu; nil until it is asked for
 }
 
-// prepare makes a new job of j, one that sees the values of ctx. If ctx is the
-// context of another job, that job's own parent has them too; through the job
-// itself a row of jobs, each submitted by the one before, would keep all that have
-// ended. It returns j.
-func (j *Job) prepare(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
+// newJob returns a job that sees the values of ctx.
+func newJob(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
+	return &Job{d: d, parent: valuesOf(ctx), fn: fn, timeout: d.jobTimeout}
+}
+
+// valuesOf returns a context with the values of ctx. If ctx is the context of a job,
+// that is the job's own parent. Through the job itself, a chain of jobs, each
+// submitted by the one before, would keep all its ancestors in memory.
+func valuesOf(ctx context.Context) context.Context {
 	if c, ok := ctx.(*jobContext); ok {
-		ctx, j.id = c.parent, c.id
+		return c.parent
 	}
-	j.d, j.parent, j.fn = d, ctx, fn
-	return j
+	return ctx
 }
 
 var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// Done returns a channel that is closed when the job has ended. Every accepted
-// job ends, and it ends once.
+// Done returns a channel that is closed when the job has ended. Every accepted job
+// ends, and it ends once.
 func (j *Job) Done() <-chan struct{} {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.done == nil {
+	j.d.lock()
+	defer j.d.mu.Unlock()
+	switch {
+	case j.done != nil:
+	case j.state.Ended():
 		j.done = closedChan
-		if !j.told {
-			j.done = make(chan struct{})
-		}
+	default:
+		j.done = make(chan struct{})
 	}
 	return j.done
 }
 
 // State returns the job's present state. It does not block.
 func (j *Job) State() State {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.d.lock()
+	defer j.d.mu.Unlock()
 	return j.state
 }
 
-// Err returns nil until the job has ended, and nil if it succeeded. Otherwise
-// it returns the error that the function returned, a [*PanicError],
-// [ErrDropped], [ErrAbandoned], an error that matches context.Canceled for a
-// canceled job (and [ErrClosed] too if Shutdown canceled it), or one that
-// matches context.DeadlineExceeded for a job that ran past its deadline. It
-// does not block.
+// Err returns nil until the job has ended, and nil if it succeeded. Otherwise it
+// returns the error that the function returned, a [*PanicError], [ErrDropped],
+// [ErrAbandoned], an error that matches context.Canceled for a canceled job (and
+// [ErrClosed] too if Shutdown canceled it), or one that matches
+// context.DeadlineExceeded for a job that ran past its deadline. It does not block.
 func (j *Job) Err() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.d.lock()
+	defer j.d.mu.Unlock()
 	return j.err
 }
 
-// Wait blocks until the job has ended and returns [Job.Err], or until ctx ends
-// and returns ctx.Err(). The end of ctx ends the waiting, not the job. If ctx
-// is the context of a job of the same dispatcher, Wait returns [ErrNested] at
-// once, even if the job has ended: an answer that depended on the moment would
-// hide the mistake until the day of load.
+// Wait blocks until the job has ended and returns [Job.Err], or until ctx ends and
+// returns ctx.Err(). If both have happened, the job's end counts. The end of ctx ends
+// the waiting, not the job. If ctx is the context of a job of the same dispatcher,
+// Wait returns [ErrNested] at once, even if the job has ended: a result that depended
+// on timing would hide the mistake until the day of load.
 func (j *Job) Wait(ctx context.Context) error {
 	if j.d.owns(ctx) {
 		return ErrNested
 	}
-	done := j.Done()
-	if !isClosed(done) { // of both, the end of the job is first
-		select {
-		case <-done:
-		case <-ctx.Done():
+	select {
+	case <-j.Done():
+	case <-ctx.Done():
+		if !j.State().Ended() {
 			return ctx.Err()
 		}
 	}
 	return j.Err()
 }
 
-// Cancel ends the job. A queued job ends as Canceled at once and never runs;
-// its place in the queue is free again when a worker reaches it. A running
-// job has its context canceled and ends when its function returns. On a job
-// that has ended Cancel does nothing. It does not block.
-func (j *Job) Cancel() { j.cancelWith(context.Canceled) }
+// Cancel ends the job. A queued job ends as canceled at once and never runs, and its
+// place is free. A running job has its context canceled and ends when its function
+// returns. On a job that has ended Cancel does nothing. It does not block.
+func (j *Job) Cancel() { j.cancelWith(context.Canceled, context.Canceled) }
 
-func (j *Job) cancelWith(cause error) {
-	// The statistics and the job change as one, or a worker could give the
-	// place away before the job is counted as ended.
-	s := j.d.counts.Others()
-	s.Lock()
-	j.mu.Lock()
-	queued := j.state == Queued
-	var cancel context.CancelCauseFunc
+// cancelWith cancels the job with err for the job's error and cause for the cause of
+// its context.
+func (j *Job) cancelWith(err, cause error) {
+	d := j.d
+	d.lock()
+	queued := j.state == StateQueued
+	var live *liveContext
 	switch {
 	case queued:
-		j.endLocked(Canceled, cause)
-		j.stamp.Void()
-		s.Vacated++
-		s.EndUnstarted(int(Canceled))
-	case j.state == Running && j.cause == nil:
-		j.cause, cancel = cause, j.cancel
+		d.stats.Queued--
+		d.stats.Canceled++
+		j.endLocked(StateCanceled, err)
+		d.dispatchLocked(d.now())
+	case j.state == StateRunning && j.canceled == nil:
+		j.canceled, j.cause, live = err, cause, j.context.Load()
 	}
-	j.mu.Unlock()
-	s.Unlock()
-
-	if cancel != nil {
-		cancel(cause)
+	d.mu.Unlock()
+	if live != nil {
+		live.cancel(cause)
 	}
 	if queued {
-		j.tell()
+		j.notify()
 	}
 }
 
-// begin moves a queued job to Running and returns its function and context and
-// when it was accepted, or reports false if it has ended in the queue.
-func (j *Job) begin(now int64) (fn func(context.Context) error, ctx context.Context, accepted int64, ok bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	// Not before the lock: Cancel writes the stamp while the job is queued.
-	accepted = j.stamp.Free()
-	if j.state != Queued {
-		return nil, nil, 0, false
+// startLocked moves the job from queued to running and returns its function.
+func (j *Job) startLocked(now int64) func(context.Context) error {
+	j.state = StateRunning
+	if j.timeout > 0 {
+		j.deadline = now + int64(j.timeout)
 	}
-	j.state = Running
-	if t := j.d.jobTimeout; t > 0 {
-		j.deadline = now + int64(t)
-	}
-	return j.fn, (*jobContext)(j), accepted, true
+	return j.fn
 }
 
-// finish decides the outcome of a running job from what its function returned
-// and from whether it was canceled or late before that. The caller counts the
-// outcome and then calls tell.
-func (j *Job) finish(state State, err error, now int64) State {
-	var left error
-	if j.waiter {
-		left = j.parent.Err() // not under the lock: it is foreign code
-	}
-	j.mu.Lock()
-	cause := j.cause
-	if cause == nil {
-		cause = left
-	}
-	if cause == nil && j.deadline > 0 && now >= j.deadline {
+// finishLocked ends a running job. Its outcome is what its function returned, unless
+// the job was canceled or late before that.
+func (j *Job) finishLocked(o outcome, now int64) State {
+	cause := j.canceled
+	switch {
+	case cause != nil:
+	case j.d.stopped:
+		cause = errStopped
+	case o.gone != nil:
+		cause = o.gone
+	case j.deadline > 0 && now >= j.deadline:
 		cause = context.DeadlineExceeded
 	}
-	if cause != nil && state != Panicked {
-		state = Canceled
+	if cause != nil && o.state != StatePanicked {
+		o.state = StateCanceled
 		if cause == context.DeadlineExceeded {
-			state = Failed
+			o.state = StateFailed
 		}
-		// Joined, not formatted or looked into: an error's methods are foreign
-		// code too.
-		if err == nil || err == context.Canceled || err == context.DeadlineExceeded {
-			err = cause
+		// Joined and not formatted or examined: an error's methods are foreign code.
+		if o.err == nil || o.err == context.Canceled || o.err == context.DeadlineExceeded {
+			o.err = cause
 		} else {
-			err = errors.Join(cause, err)
+			o.err = errors.Join(cause, o.err)
 		}
 	}
-	j.endLocked(state, err)
-	cancel := j.cancel
-	j.mu.Unlock()
-	if cancel != nil {
-		cancel(context.Canceled)
-	}
-	return state
+	delete(j.d.contexts, j)
+	j.endLocked(o.state, o.err)
+	return o.state
 }
 
-// endLocked gives the job its outcome and lets go of its function, so that a
-// handle that is kept does not keep what the function captured.
+// endLocked gives the job its outcome and wakes those who wait for it: since they
+// need the lock, they find the job counted as ended and its place free. The job lets
+// go of its function, so that a handle does not keep what the function captured. The
+// caller counts the outcome, and calls notify when it has unlocked d.mu.
 func (j *Job) endLocked(state State, err error) {
 	j.state, j.err, j.fn = state, err, nil
-}
-
-// tell wakes whoever waits for the job. It comes after the job's place is free
-// and its outcome is counted, so that a waiter finds both.
-func (j *Job) tell() {
-	j.mu.Lock()
-	j.told = true
 	if j.done != nil {
 		close(j.done)
 	}
-	state, err := j.state, j.err
-	j.mu.Unlock()
-	if j.request != nil {
-		j.request.ended(state, err)
+}
+
+// notify releases what the job's context holds and calls onEnd.
+func (j *Job) notify() {
+	if live := j.context.Load(); live != nil {
+		live.cancel(context.Canceled)
+	}
+	if j.onEnd != nil {
+		j.onEnd()
 	}
 }
 
 // jobContext is the context that a job's function gets: the submitter's values
-// without its cancellation, canceled when the job is, and at its end. The job
-// is its own context, so that a submit costs one allocation; what a context
-// needs beyond the values is made on first use, since most jobs never ask. It
-// is never used for another job.
+// without its cancellation, canceled when the job is, and at its end. The job is its
+// own context, so that a submit costs one allocation. What a context needs beyond the
+// values is made on first use, since most jobs never ask. It is never used for
+// another job.
 type jobContext Job
+
+// A liveContext is what can end. A job has at most one.
+type liveContext struct {
+	context.Context
+	cancel context.CancelCauseFunc
+}
 
 func (c *jobContext) Deadline() (time.Time, bool) { return c.live().Deadline() }
 func (c *jobContext) Done() <-chan struct{}       { return c.live().Done() }
-
-// Err makes no context only to find that nothing has happened.
-func (c *jobContext) Err() error {
-	c.mu.Lock()
-	calm := c.ctx == nil && c.cause == nil && c.deadline == 0 && !c.waiter && !c.state.Ended()
-	c.mu.Unlock()
-	if calm {
-		return nil
-	}
-	return c.live().Err()
-}
+func (c *jobContext) Err() error                  { return c.live().Err() }
 
 func (c *jobContext) Value(key any) any {
 	if key == (ownerKey{}) {
 		return c.d
 	}
-	if key == (jobIDKey{}) && c.id != (store.ID{}) {
-		return c.id
+	if live := c.context.Load(); live != nil {
+		return live.Value(key) // also how package context finds the context to attach children to
 	}
-	c.mu.Lock()
-	ctx := c.ctx
-	c.mu.Unlock()
-	if ctx == nil {
+	if c.attached {
 		return c.parent.Value(key)
 	}
-	// Also how package context finds the context to hang children on.
-	return ctx.Value(key)
+	return context.WithoutCancel(c.parent).Value(key)
 }
 
-func (c *jobContext) live() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ctx != nil {
-		return c.ctx
+func (c *jobContext) live() *liveContext {
+	if live := c.context.Load(); live != nil {
+		return live
 	}
+	// Made without the lock: the parent's methods are foreign code.
 	parent := c.parent
-	if !c.waiter {
+	if !c.attached {
 		parent = context.WithoutCancel(parent)
 	}
 	ctx, cancel := context.WithCancelCause(parent)
+	live := &liveContext{ctx, cancel}
 	if c.deadline > 0 {
 		late, stop := context.WithDeadline(ctx, c.d.at(c.deadline))
-		base := cancel
-		ctx, cancel = late, func(cause error) { base(cause); stop() }
+		live = &liveContext{late, func(cause error) { cancel(cause); stop() }}
 	}
-	switch {
-	case c.state.Ended():
-		cancel(context.Canceled)
-	case c.cause != nil:
-		cancel(c.cause)
+	first, cause := c.share(live)
+	if first != live {
+		live.cancel(context.Canceled)
+	} else if cause != nil {
+		live.cancel(cause)
 	}
-	c.ctx, c.cancel = ctx, cancel
-	return ctx
+	return first
 }
 
-// ownerKey is the key under which a job's context holds its dispatcher: the
-// innermost one, so a job of another dispatcher may wait for this one.
+// share makes live the job's context, unless another goroutine has been faster, and
+// returns the one that it is. cause is not nil if the job has been canceled or has
+// ended before.
+func (c *jobContext) share(live *liveContext) (first *liveContext, cause error) {
+	c.d.lock()
+	defer c.d.mu.Unlock()
+	if first = c.context.Load(); first != nil {
+		return first, nil
+	}
+	c.context.Store(live)
+	switch {
+	case c.state.Ended():
+		return live, context.Canceled
+	case c.cause != nil:
+		return live, c.cause
+	case c.d.stopped:
+		return live, errStopped
+	}
+	c.d.contexts[(*Job)(c)] = struct{}{}
+	return live, nil
+}
+
+// ownerKey is the key under which a job's context holds its dispatcher: the innermost
+// one, so a job of another dispatcher may wait for this one.
 type ownerKey struct{}
 
+// owns reports whether ctx is that of a job of d.
 func (d *Dispatcher) owns(ctx context.Context) bool {
 	return ctx != context.Background() && ctx.Value(ownerKey{}) == d
 }

@@ -38,7 +38,7 @@ type jobsFixture struct {
 
 func newJobsFixture(t *testing.T, cfg Config, jc JobsConfig) *jobsFixture {
 	d, log := asyncDispatcher(t, cfg)
-	return &jobsFixture{NewJobs(d, jc), d, log, time.Now()}
+	return &jobsFixture{mustJobs(t, d, jc), d, log, time.Now()}
 }
 
 // ask sends a request to a handler. Headers come as "Name: value".
@@ -97,7 +97,7 @@ var sleeps = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 })
 
 func TestSyncIsOutsideThePool(t *testing.T) {
-	f := newJobsFixture(t, Config{Workers: -1, Queue: -1, Overflow: Reject}, JobsConfig{})
+	f := newJobsFixture(t, Config{Workers: 0, Queue: 0, Overflow: Reject}, JobsConfig{})
 	var request *http.Request
 	var writer http.ResponseWriter
 	rec := httptest.NewRecorder()
@@ -124,7 +124,7 @@ func TestSyncIsOutsideThePool(t *testing.T) {
 
 // What is meant for Jobs is taken out of Prefer, and nothing else is.
 func TestPreferIsStripped(t *testing.T) {
-	f := newJobsFixture(t, Config{Workers: 2}, JobsConfig{})
+	f := newJobsFixture(t, Config{Workers: 2, Queue: 200}, JobsConfig{})
 	for _, test := range []struct{ sent, want []string }{
 		{nil, nil},
 		{[]string{"wait=5"}, nil},
@@ -165,7 +165,7 @@ func TestPreferIsStripped(t *testing.T) {
 }
 
 func TestRespondAsync(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		for _, wrap := range []func(http.Handler) http.Handler{f.Sync, f.Queued, f.Async} {
 			began := time.Now()
 			rec := post(wrap(sleeps), "1m", "Prefer: Respond-Async")
@@ -189,7 +189,7 @@ func TestRespondAsync(t *testing.T) {
 }
 
 func TestQueuedWaitsForAWorker(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		h := f.Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			time.Sleep(time.Hour)
@@ -249,7 +249,7 @@ func TestQueuedBound(t *testing.T) {
 }
 
 func TestQueuedClientLeaves(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		var called []string
 		var cause error
 		h := f.Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -293,7 +293,7 @@ func TestQueuedClientLeaves(t *testing.T) {
 
 // The same over a connection: the server has read the body, so it notices.
 func TestQueuedConnectionBreaks(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		var called, ended atomic.Int64
 		dial := asyncServe(t, f.Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			called.Add(1)
@@ -379,7 +379,7 @@ func TestQueuedJobTimeout(t *testing.T) {
 		"answers": func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done(); w.Write([]byte("late")) },
 		"ignores": func(w http.ResponseWriter, r *http.Request) { time.Sleep(2 * time.Second) },
 	} {
-		inBubble(t, Config{Workers: 1, JobTimeout: time.Second}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+		inBubble(t, Config{Workers: 1, JobTimeout: time.Second, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 			asyncRefused(t, post(f.Queued(h), ""), 504, "longer than a job may", "")
 			id := asyncAccepted(t, post(f.Async(h), ""))
 			time.Sleep(10 * time.Second)
@@ -397,7 +397,7 @@ func TestQueuedJobTimeout(t *testing.T) {
 func TestPanics(t *testing.T) {
 	for _, value := range []any{"secret", errors.New("secret"), fmt.Errorf("secret: %w", context.DeadlineExceeded), fmt.Errorf("secret: %w", context.Canceled), fmt.Errorf("secret: %w", ErrQueueFull)} {
 		for _, partly := range []bool{false, true} {
-			inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+			inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 				h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					if partly {
 						w.Header().Set("X-Secret", "1")
@@ -431,7 +431,7 @@ func TestPanics(t *testing.T) {
 // http.ErrAbortHandler ends the request as it does without a queue: no answer, no
 // log.
 func TestAbortHandler(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		abort := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, "a part")
 			panic(http.ErrAbortHandler)
@@ -464,7 +464,7 @@ func TestAbortHandler(t *testing.T) {
 }
 
 func TestGoexitFails(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, "a part")
 			runtime.Goexit()
@@ -484,7 +484,7 @@ func TestGoexitFails(t *testing.T) {
 
 // A client that does not read its response holds no worker.
 func TestQueuedSlowReader(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		const size = 4 << 20
 		dial := asyncServe(t, f.Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Write(make([]byte, size))
@@ -511,7 +511,7 @@ func TestQueuedSlowReader(t *testing.T) {
 }
 
 func TestBodyBound(t *testing.T) {
-	f := newJobsFixture(t, Config{Workers: 1}, JobsConfig{MaxBody: 10})
+	f := newJobsFixture(t, Config{Workers: 1, Queue: 200}, JobsConfig{MaxBody: 10})
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
 	for name, h := range map[string]http.Handler{"Queued": f.Queued(h), "Async": f.Async(h)} {
 		asyncRefused(t, post(h, "12345678901"), 413, "at most 10 bytes", "")
@@ -529,7 +529,7 @@ func TestBodyBound(t *testing.T) {
 }
 
 func TestResponseBound(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{MaxResponse: 1000}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{MaxResponse: 1000}, func(t *testing.T, f *jobsFixture) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			var n int
 			fmt.Fscan(r.Body, &n)
@@ -560,7 +560,7 @@ func TestCancelJobs(t *testing.T) {
 		var ran []string
 		var ended error
 		h := f.Async(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			ran = append(ran, JobID(r.Context()))
+			ran = append(ran, string(JobID(r.Context())))
 			<-r.Context().Done()
 			ended = r.Context().Err()
 			time.Sleep(time.Minute)
@@ -650,13 +650,13 @@ func TestShutdownEndsJobs(t *testing.T) {
 }
 
 func TestJobID(t *testing.T) {
-	inBubble(t, Config{Workers: 3}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 3, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		seen := make(map[string]string)
 		var mu sync.Mutex
 		see := func(ctx context.Context, where string) {
 			mu.Lock()
 			defer mu.Unlock()
-			seen[where] = JobID(ctx)
+			seen[where] = string(JobID(ctx))
 		}
 		type key struct{}
 		inner := ""
@@ -670,9 +670,9 @@ func TestJobID(t *testing.T) {
 			f.d.Go(ctx, job("Go"))
 			f.d.Submit(context.WithValue(ctx, key{}, 1), job("Submit"))
 			f.d.Go(ctx, func(ctx context.Context) error { return f.d.Go(ctx, job("Go in Go")) })
-			other, _ := asyncDispatcher(t, Config{Workers: 1})
+			other, _ := asyncDispatcher(t, Config{Workers: 1, Queue: 200})
 			other.Do(ctx, job("Do elsewhere"))
-			post(NewJobs(other, JobsConfig{}).Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { see(r.Context(), "unrelated") })), "")
+			post(mustJobs(t, other, JobsConfig{}).Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { see(r.Context(), "unrelated") })), "")
 			inner = asyncAccepted(t, ask(ctx, f.Async(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { see(r.Context(), "job of its own") })), "POST", "/", ""))
 		}))
 		id := asyncAccepted(t, post(h, ""))
@@ -725,7 +725,7 @@ func TestWrappedAnswersTheSame(t *testing.T) {
 			w.Write([]byte("x"))
 		}),
 	}
-	f := newJobsFixture(t, Config{Workers: 2}, JobsConfig{})
+	f := newJobsFixture(t, Config{Workers: 2, Queue: 200}, JobsConfig{})
 	mux := http.NewServeMux()
 	mux.Handle("/jobs/", f)
 	for name, h := range handlers {
@@ -852,7 +852,7 @@ func TestPreferWait(t *testing.T) {
 		{"full, then in time", "wait=15", 10 * time.Second, "3s", 13 * time.Second, 200, "wait=15"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			inBubble(t, Config{Workers: 1, Queue: -1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+			inBubble(t, Config{Workers: 1, Queue: 0}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 				if test.full > 0 {
 					asyncAccepted(t, post(f.Async(sleeps), test.full.String()))
 					synctest.Wait()
@@ -870,7 +870,7 @@ func TestPreferWait(t *testing.T) {
 			})
 		})
 	}
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		rec := post(f.Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("x") })), "", "Prefer: wait=5")
 		asyncRefused(t, rec, 500, "panicked", "")
 		hasHeader(t, rec, "Job-State", "failed")
@@ -946,7 +946,7 @@ func TestIdempotency(t *testing.T) {
 // takes over.
 func TestIdempotencyTakesOver(t *testing.T) {
 	for _, how := range []string{"is accepted", "leaves", "is shut out"} {
-		inBubble(t, Config{Workers: 1, Queue: -1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+		inBubble(t, Config{Workers: 1, Queue: 0}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 			var ran atomic.Int64
 			asyncAccepted(t, post(f.Async(sleeps), "1m"))
 			synctest.Wait()
@@ -1007,7 +1007,7 @@ func TestIdempotencyTakesOver(t *testing.T) {
 		})
 	}
 	// A refusal leaves the key free.
-	inBubble(t, Config{Workers: 1, Queue: -1, Overflow: Reject}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 0, Overflow: Reject}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		asyncAccepted(t, post(f.Async(sleeps), "1m"))
 		synctest.Wait()
 		asyncRefused(t, post(f.Async(sleeps), "1s", "Idempotency-Key: k"), 503, "full", "1")
@@ -1018,7 +1018,7 @@ func TestIdempotencyTakesOver(t *testing.T) {
 }
 
 func TestNewJobs(t *testing.T) {
-	d, _ := asyncDispatcher(t, Config{Workers: 1})
+	d, _ := asyncDispatcher(t, Config{Workers: 1, Queue: 200})
 	for _, test := range []struct {
 		cfg               JobsConfig
 		maxBody, response int64
@@ -1029,33 +1029,28 @@ func TestNewJobs(t *testing.T) {
 		{JobsConfig{RetainBytes: 64 << 10}, 1 << 20, 32 << 10, "/jobs/"},
 		{JobsConfig{RetainBytes: 64 << 10, MaxResponse: 32 << 10, MaxBody: 1, RetainJobs: 1, Retain: 1, Path: "/a/b/"}, 1, 32 << 10, "/a/b/"},
 	} {
-		j := NewJobs(d, test.cfg)
-		if j.maxBody != test.maxBody || j.maxResponse != test.response || j.resource.Path != test.path {
-			t.Errorf("%+v: %d, %d, %s", test.cfg, j.maxBody, j.maxResponse, j.resource.Path)
+		j := mustJobs(t, d, test.cfg)
+		if j.limits.MaxBody != test.maxBody || j.maxResponse != test.response || j.resource.Path != test.path {
+			t.Errorf("%+v: %d, %d, %s", test.cfg, j.limits.MaxBody, j.maxResponse, j.resource.Path)
 		}
 	}
 	for says, cfg := range map[string]JobsConfig{
-		"Path":        {Path: "jobs/"},
-		"/ ":          {Path: "/jobs"},
-		"negative":    {MaxBody: -1},
-		"MaxResponse": {MaxResponse: 64 << 10, RetainBytes: 127 << 10},
-		"64 KiB":      {RetainBytes: 64<<10 - 1},
-		"Retain:-1":   {Retain: -1},
-		"RetainJobs":  {RetainJobs: -1},
-		"RetainBytes": {RetainBytes: -1},
-		"-7":          {MaxResponse: -7},
+		"Path":          {Path: "jobs/"},
+		"/ ":            {Path: "/jobs"},
+		"MaxBody -1":    {MaxBody: -1},
+		"MaxResponse":   {MaxResponse: 64 << 10, RetainBytes: 127 << 10},
+		"64 KiB":        {RetainBytes: 64<<10 - 1},
+		"Retain -1ns":   {Retain: -1},
+		"RetainJobs -1": {RetainJobs: -1},
+		"RetainBytes":   {RetainBytes: -1},
+		"-7":            {MaxResponse: -7},
 	} {
-		func() {
-			defer func() {
-				if v := fmt.Sprint(recover()); !strings.HasPrefix(v, "holdfast: ") || !strings.Contains(v+" ", says) && !strings.Contains(v, "negative") {
-					t.Errorf("%+v: panic %s", cfg, v)
-				}
-			}()
-			NewJobs(d, cfg)
-		}()
+		if j, err := NewJobs(d, cfg); j != nil || err == nil || !strings.HasPrefix(err.Error(), "holdfast: ") || !strings.Contains(err.Error()+" ", says) {
+			t.Errorf("%+v: %v", cfg, err)
+		}
 	}
 	// The defaults of what is kept.
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		id := asyncAccepted(t, post(f.Async(sleeps), "0s"))
 		time.Sleep(time.Hour - 1)
 		if f.state(id) != "done" || f.Stats().Reach != time.Hour {
@@ -1069,7 +1064,7 @@ func TestNewJobs(t *testing.T) {
 }
 
 func TestJobsStats(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{RetainJobs: 3, Retain: time.Minute, RetainBytes: 100_000}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{RetainJobs: 3, Retain: time.Minute, RetainBytes: 100_000}, func(t *testing.T, f *jobsFixture) {
 		h := f.Async(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(time.Second)
 			io.Copy(w, r.Body)
@@ -1107,14 +1102,14 @@ func TestJobsStats(t *testing.T) {
 }
 
 func TestJobsList(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
 		type page struct {
 			Jobs []struct{ ID, State, URL string }
 			Next string
 		}
 		get := func(query string) (p page) {
 			t.Helper()
-			rec := ask(bg, f.List(), "GET", "/anywhere"+query, "")
+			rec := ask(bg, f.ListHandler(), "GET", "/anywhere"+query, "")
 			if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil || rec.Code != 200 {
 				t.Fatalf("%d %s: %v", rec.Code, rec.Body, err)
 			}
@@ -1141,14 +1136,14 @@ func TestJobsList(t *testing.T) {
 		if p := get("?state=queued"); len(p.Jobs) != 1 || p.Jobs[0].ID != ids[3] {
 			t.Errorf("%+v", p)
 		}
-		asyncRefused(t, ask(bg, f.List(), "GET", "/?state=late", ""), 400, "want queued, running", "")
-		asyncRefused(t, ask(bg, f.List(), "DELETE", "/", ""), 405, "GET, HEAD", "")
+		asyncRefused(t, ask(bg, f.ListHandler(), "GET", "/?state=late", ""), 400, "want queued, running", "")
+		asyncRefused(t, ask(bg, f.ListHandler(), "DELETE", "/", ""), 405, "GET, HEAD", "")
 	})
 }
 
 func TestTwoJobs(t *testing.T) {
-	inBubble(t, Config{Workers: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
-		other := NewJobs(f.d, JobsConfig{Path: "/jobs/other/", MaxBody: 10})
+	inBubble(t, Config{Workers: 1, Queue: 200}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+		other := mustJobs(t, f.d, JobsConfig{Path: "/jobs/other/", MaxBody: 10})
 		mine := asyncAccepted(t, post(f.Async(sleeps), "1s", "Idempotency-Key: k"))
 		rec := post(other.Async(sleeps), "2s", "Idempotency-Key: k")
 		location := rec.Header().Get("Location")
@@ -1181,7 +1176,7 @@ func TestThousandClients(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		w.Header().Set("X-Client", r.Header.Get("X-Client"))
-		w.Header().Set("X-Job", JobID(r.Context()))
+		w.Header().Set("X-Job", string(JobID(r.Context())))
 		w.WriteHeader(240 + len(body)%50)
 		fmt.Fprintf(w, "%s|%s", r.URL.Path, body)
 	}))
@@ -1227,8 +1222,8 @@ func TestThousandClients(t *testing.T) {
 // What a request costs while it waits, taken from a real connection.
 func TestMemoryOfWaitingRequests(t *testing.T) {
 	const n = 20_000
-	d, _ := asyncDispatcher(t, Config{Workers: -1, Queue: n})
-	jobs := NewJobs(d, JobsConfig{})
+	d, _ := asyncDispatcher(t, Config{Workers: 0, Queue: n})
+	jobs := mustJobs(t, d, JobsConfig{})
 	c := asyncServe(t, jobs.Async(sleeps))()
 	r := bufio.NewReader(c)
 	send := func() {
@@ -1268,8 +1263,8 @@ func TestWaitsOutliveTheWriteTimeout(t *testing.T) {
 	t.Parallel()
 	const timeout = 150 * time.Millisecond
 	for _, http2 := range []bool{false, true} {
-		d, _ := asyncDispatcher(t, Config{Workers: 1, Queue: -1})
-		jobs := NewJobs(d, JobsConfig{})
+		d, _ := asyncDispatcher(t, Config{Workers: 1, Queue: 0})
+		jobs := mustJobs(t, d, JobsConfig{})
 		slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(2 * timeout)
 			io.WriteString(w, "slept")

@@ -110,8 +110,8 @@ func (s *simulation) fail(format string, args ...any) {
 func (s *simulation) run() {
 	s.workers, s.places = s.rng.IntN(5), s.rng.IntN(5)
 	cfg := Config{
-		Workers:  none(s.workers),
-		Queue:    none(s.places),
+		Workers:  s.workers,
+		Queue:    s.places,
 		Overflow: Overflow(s.rng.IntN(3)),
 		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
@@ -156,13 +156,6 @@ func (s *simulation) run() {
 	time.Sleep(time.Hour) // every job has ended by then, and every context
 	synctest.Wait()
 	s.final()
-}
-
-func none(n int) int {
-	if n == 0 {
-		return -1
-	}
-	return n
 }
 
 // operate starts one random operation.
@@ -292,11 +285,11 @@ func (s *simulation) submit(cfg Config) {
 		var err error
 		switch kind {
 		case "go":
-			err = s.d.Go(ctx, fn, overflow...)
+			err = under(s.d, overflow).Go(ctx, fn)
 		case "submit":
-			handle, err = s.d.Submit(ctx, fn, overflow...)
+			handle, err = under(s.d, overflow).Submit(ctx, fn)
 		case "do":
-			err = s.d.Do(ctx, fn, overflow...)
+			err = under(s.d, overflow).Do(ctx, fn)
 		}
 		s.returned(j, handle, err)
 	}()
@@ -328,7 +321,7 @@ func (s *simulation) function(j *simJob, cfg Config) func(context.Context) error
 			nestedJob.id, nestedJob.step = len(s.jobs), s.step
 			s.jobs = append(s.jobs, nestedJob)
 			s.mu.Unlock()
-			s.returned(nestedJob, nil, s.d.Go(ctx, nested, Block))
+			s.returned(nestedJob, nil, s.d.With(Block).Go(ctx, nested))
 		}
 		if stubborn {
 			time.Sleep(work)
@@ -407,7 +400,7 @@ func (s *simulation) conserved(st Stats) {
 	if sum := uint64(st.Queued+st.Running) + outcomes(st); st.Accepted != sum {
 		s.fail("accepted %d, sum %d: %s", st.Accepted, sum, summary(st))
 	}
-	if st.Queued < 0 || st.Queued > s.places || st.Vacated < 0 {
+	if st.Queued < 0 || st.Queued > s.places {
 		s.fail("queued beyond %d: %s", s.places, summary(st))
 	}
 	if st.Running < 0 || st.Running > s.allowed {
@@ -421,8 +414,8 @@ func outcomes(st Stats) uint64 {
 
 // summary is a snapshot without the histograms, for messages.
 func summary(st Stats) string {
-	return fmt.Sprintf("workers %d, accepted %d, queued %d, running %d, vacated %d, blocked %d, canceled %d, dropped %d, abandoned %d",
-		st.Workers, st.Accepted, st.Queued, st.Running, st.Vacated, st.Blocked, st.Canceled, st.Dropped, st.Abandoned)
+	return fmt.Sprintf("workers %d, accepted %d, queued %d, running %d, blocked %d, canceled %d, dropped %d, abandoned %d",
+		st.Workers, st.Accepted, st.Queued, st.Running, st.Blocked, st.Canceled, st.Dropped, st.Abandoned)
 }
 
 // check holds the guarantees against the simulation's counts at a point of rest.
@@ -442,7 +435,7 @@ func (s *simulation) check(before Stats) Stats {
 	if !s.shutdown && st.Queued > 0 && st.Running < s.workers {
 		s.fail("G13: idle worker beside a queued job: %s", summary(st))
 	}
-	used := st.Queued + st.Running + st.Vacated
+	used := st.Queued + st.Running
 	if st.Blocked > 0 && used < s.workers+s.places {
 		s.fail("G13: blocked submitter beside a free place: %s", summary(st))
 	}
@@ -451,7 +444,7 @@ func (s *simulation) check(before Stats) Stats {
 	// not started may be either; one that returned with its context's error may
 	// have been either.
 	var accepted, unclear, waiting, unstarted int
-	var known [states]uint64
+	var known [StateAbandoned + 1]uint64
 	for _, j := range s.jobs {
 		switch {
 		case j.kind == "do" && !j.returned && j.startedAt == 0:
@@ -459,10 +452,10 @@ func (s *simulation) check(before Stats) Stats {
 		case j.kind == "do" && j.returned && j.startedAt == 0:
 			switch {
 			case errors.Is(j.err, ErrDropped):
-				known[Dropped]++
+				known[StateDropped]++
 				accepted++
 			case errors.Is(j.err, ErrAbandoned):
-				known[Abandoned]++
+				known[StateAbandoned]++
 				accepted++
 			case errors.Is(j.err, context.DeadlineExceeded):
 				unclear++
@@ -478,13 +471,13 @@ func (s *simulation) check(before Stats) Stats {
 			if j.handle != nil {
 				state := j.handle.State()
 				known[state]++
-				if (j.startedAt > 0 && !j.ended) != (state == Running) && j.startedAt > 0 == !j.ended {
+				if (j.startedAt > 0 && !j.ended) != (state == StateRunning) && j.startedAt > 0 == !j.ended {
 					s.fail("job %d started %d, ended %v, but is %v", j.id, j.startedAt, j.ended, state)
 				}
 				if state.Ended() != isClosed(j.handle.Done()) {
 					s.fail("G5: job %d is %v, Done closed: %v", j.id, state, isClosed(j.handle.Done()))
 				}
-				if state == Queued {
+				if state == StateQueued {
 					unstarted++
 				}
 			} else if j.startedAt == 0 {
@@ -496,7 +489,7 @@ func (s *simulation) check(before Stats) Stats {
 	if low := accepted + waiting; all < low || all > low+unclear {
 		s.fail("G6: %d accepted, %d wait, %d unclear: %s", accepted, waiting, unclear, summary(st))
 	}
-	untold := int(st.Dropped + st.Abandoned - known[Dropped] - known[Abandoned])
+	untold := int(st.Dropped + st.Abandoned - known[StateDropped] - known[StateAbandoned])
 	if got := st.Queued + st.Blocked + untold; got != unstarted+waiting {
 		s.fail("G6: %d unstarted, %d wait, %d dropped or abandoned untold: %s", unstarted, waiting, untold, summary(st))
 	}
@@ -524,7 +517,7 @@ func (s *simulation) ordered() {
 		}
 	}
 	for _, j := range s.jobs {
-		if j.handle != nil && j.handle.State() == Queued && j.accepted < lastStarted {
+		if j.handle != nil && j.handle.State() == StateQueued && j.accepted < lastStarted {
 			s.fail("G3: job %d is queued since step %d, one of step %d has started", j.id, j.accepted, lastStarted)
 		}
 		if j.policy == Block && j.kind != "do" && !j.returned && j.startedAt == 0 && j.step < lastBlocked {
@@ -544,7 +537,7 @@ func (s *simulation) exact(before, st Stats) {
 	if last.nested {
 		return // the step's operation was another one
 	}
-	full := before.Queued+before.Running+before.Vacated >= s.workers+s.places
+	full := before.Queued+before.Running >= s.workers+s.places
 	refused := errors.Is(last.err, ErrQueueFull)
 	switch last.policy {
 	case Reject:
@@ -556,9 +549,9 @@ func (s *simulation) exact(before, st Stats) {
 		switch {
 		case dropped > 1 || dropped == 1 && !full:
 			s.fail("G4: one call dropped %d: %s", dropped, summary(before))
-		case full && before.Queued > 0 && before.Vacated == 0 && dropped != 1:
+		case full && before.Queued > 0 && dropped != 1:
 			s.fail("G4: nothing dropped by %d: %s", last.id, summary(before))
-		case full && before.Queued == 0 && before.Vacated == 0 && !refused:
+		case full && before.Queued == 0 && !refused:
 			s.fail("G4: job %d not refused with nothing to drop: %s", last.id, summary(before))
 		}
 	}
@@ -573,7 +566,7 @@ func (s *simulation) final() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conserved(st)
-	if st.Queued+st.Running+st.Blocked+st.Vacated != 0 || st.OldestAge != 0 {
+	if st.Queued+st.Running+st.Blocked != 0 || st.OldestAge != 0 {
 		s.fail("left after the shutdown: %s", summary(st))
 	}
 	if s.report == nil {
@@ -599,11 +592,11 @@ func (s *simulation) final() {
 		switch {
 		case !isClosed(j.handle.Done()):
 			s.fail("G5: job %d: Done is open", j.id)
-		case ran && (state == Dropped || state == Abandoned), !ran && state < Canceled:
+		case ran && (state == StateDropped || state == StateAbandoned), !ran && state < StateCanceled:
 			s.fail("G5: job %d started %v, but ended as %v", j.id, ran, state)
-		case (err == nil) != (state == Succeeded):
+		case (err == nil) != (state == StateSucceeded):
 			s.fail("G5: job %d ended as %v with error %v", j.id, state, err)
-		case state == Canceled && !j.meddled && len(s.report.NeverStarted)+s.report.Running == 0:
+		case state == StateCanceled && !j.meddled && len(s.report.NeverStarted)+s.report.Running == 0:
 			s.fail("G7: job %d canceled by nobody", j.id)
 		}
 	}

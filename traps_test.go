@@ -163,7 +163,7 @@ func TestTrapFalseOverflow(t *testing.T) {
 				wg.Go(func() { mustGo(t, d, open.pass, Reject) })
 			}
 			wg.Wait()
-			if err := d.Go(bg, nop, Reject); err != ErrQueueFull {
+			if err := d.With(Reject).Go(bg, nop); err != ErrQueueFull {
 				t.Fatalf("the 65th: %v", err)
 			}
 			close(open)
@@ -220,10 +220,10 @@ func TestTrapRefusedJobIsWaitedFor(t *testing.T) {
 			return open.pass(ctx)
 		})
 		synctest.Wait()
-		d.Go(bg, nop, Reject)
-		d.Go(bg, nop, DropOldest)
+		d.With(Reject).Go(bg, nop)
+		d.With(DropOldest).Go(bg, nop)
 		d.Go(expired, nop)
-		d.Go(bg, nop, Overflow(9))
+		d.With(Overflow(9)).Go(bg, nop)
 		ctx, cancel := context.WithTimeout(bg, time.Second)
 		defer cancel()
 		d.Go(ctx, nop)
@@ -353,7 +353,7 @@ func TestTrapBoundCheckedOutsideTheLock(t *testing.T) {
 		wg.Go(func() {
 			for range 1000 {
 				open := make(gate)
-				j, err := d.Submit(bg, m.wrap(open.pass), Reject)
+				j, err := d.With(Reject).Submit(bg, m.wrap(open.pass))
 				if err != nil {
 					runtime.Gosched()
 					continue
@@ -409,7 +409,7 @@ func TestTrapFinishedJobsKept(t *testing.T) {
 	ctx, cancel := context.WithCancel(bg)
 	var wg sync.WaitGroup
 	for range 5 { // blocked, then gone
-		wg.Go(func() { d.Go(ctx, capture(nop), Block) })
+		wg.Go(func() { d.With(Block).Go(ctx, capture(nop)) })
 	}
 	settled(t, "5 wait", func() bool { return d.Stats().Blocked == 5 })
 	cancel()
@@ -435,7 +435,7 @@ func TestTrapGoroutineOutlivesShutdown(t *testing.T) {
 		}
 		var jobs []*Job
 		for range rand.IntN(10) {
-			if j, err := d.Submit(bg, func(context.Context) error { runtime.Goexit(); return nil }, Reject); err == nil {
+			if j, err := d.With(Reject).Submit(bg, func(context.Context) error { runtime.Goexit(); return nil }); err == nil {
 				jobs = append(jobs, j)
 			}
 		}
@@ -505,7 +505,7 @@ func TestTrapSlowReaderHoldsNoWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := build(t, sized(1, 0))
 		ran := make(chan struct{}, 2)
-		h := NewJobs(d, JobsConfig{}).Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { ran <- struct{}{} }))
+		h := mustJobs(t, d, JobsConfig{}).Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { ran <- struct{}{} }))
 		reader := make(gate)
 		for range 2 {
 			go h.ServeHTTP(&unread{httptest.NewRecorder(), reader}, httptest.NewRequest("POST", "/", nil))

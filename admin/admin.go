@@ -124,7 +124,7 @@ func New(c Config) *Handler {
 	mux.HandleFunc("GET /events", h.serveEvents)
 	mux.Handle("PATCH /dispatcher", problem.Unless(c.Stopping, http.HandlerFunc(h.serveChange)))
 	if c.Jobs != nil {
-		mux.Handle("/jobs", c.Jobs.List())
+		mux.Handle("/jobs", c.Jobs.ListHandler())
 		mux.Handle("/jobs/", c.Jobs)
 	}
 	if c.Health != nil {
@@ -191,7 +191,7 @@ func (h *Handler) stats() Stats {
 	st := &now.stats
 	s.Dispatcher = Counts{
 		Workers: st.Workers, Queue: st.Queue, Overflow: st.Overflow, Resume: resume,
-		Accepted: st.Accepted, Queued: st.Queued, Running: st.Running, Vacated: st.Vacated, Blocked: st.Blocked,
+		Accepted: st.Accepted, Queued: st.Queued, Running: st.Running, Blocked: st.Blocked,
 		Ended:     Ended{st.Succeeded, st.Failed, st.Panicked, st.Canceled, st.Dropped, st.Abandoned},
 		Refused:   Refused{st.RefusedFull, st.RefusedClosed, st.RefusedNested, st.RefusedGone},
 		OldestAge: st.OldestAge.Seconds(),

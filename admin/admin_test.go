@@ -42,7 +42,9 @@ func newFixture(t *testing.T, cfg holdfast.Config, change func(*Config)) *fixtur
 	if f.d, err = holdfast.New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	f.jobs = holdfast.NewJobs(f.d, holdfast.JobsConfig{})
+	if f.jobs, err = holdfast.NewJobs(f.d, holdfast.JobsConfig{}); err != nil {
+		t.Fatal(err)
+	}
 	demo := http.NewServeMux()
 	demo.Handle("POST /aaa", f.jobs.Sync(http.HandlerFunc(sleep)))
 	demo.Handle("POST /bbb", f.jobs.Async(http.HandlerFunc(sleep)))
@@ -140,7 +142,7 @@ func (f *fixture) stats() Stats {
 
 // The names are a contract: whoever reads /stats must not find one gone.
 func TestStatsNames(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
 	w := f.do("GET", "/stats", "")
 	for header, want := range map[string]string{"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} {
 		if got := w.Header().Get(header); got != want {
@@ -153,7 +155,7 @@ func TestStatsNames(t *testing.T) {
 	}
 	for path, names := range map[string]string{
 		"":                        "time uptime_seconds version stopping dispatcher kept second minute advice bursts",
-		"dispatcher":              "workers queue overflow resume_workers accepted queued running vacated blocked ended refused oldest_age_seconds wait_seconds run_seconds",
+		"dispatcher":              "workers queue overflow resume_workers accepted queued running blocked ended refused oldest_age_seconds wait_seconds run_seconds",
 		"dispatcher ended":        "succeeded failed panicked canceled dropped abandoned",
 		"dispatcher refused":      "full closed nested gone",
 		"dispatcher wait_seconds": "count mean p50 p90 p99 max",
@@ -220,7 +222,7 @@ func TestStatsTellTheTruth(t *testing.T) {
 // The history is bounded, and what a page gets at once is what the charts show.
 func TestHistoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
 		time.Sleep(time.Hour + time.Millisecond)
 		past, _ := f.h.history.look()
 		if list := samples(past); len(list) != 300 || list[299].Time.Sub(list[0].Time) != 299*time.Second {
@@ -316,7 +318,7 @@ func TestEvents(t *testing.T) {
 
 func TestStreamsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
 		ctx, leave := context.WithCancel(context.Background())
 		for range maxStreams {
 			events, _ := f.watch(ctx)
@@ -385,7 +387,7 @@ func TestChange(t *testing.T) {
 
 // Of changes at the same time one is the last, for all who are told.
 func TestChangesAtTheSameTime(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
+	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for range 100 {
 		var wg sync.WaitGroup
 		for _, n := range []string{"1", "40", "0", "7"} {
@@ -401,7 +403,7 @@ func TestChangesAtTheSameTime(t *testing.T) {
 
 // A server that is started paused has a number to go on with too.
 func TestResumeOfPaused(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: -1}, nil)
+	f := newFixture(t, holdfast.Config{Queue: 200}, nil)
 	if d := f.stats().Dispatcher; d.Workers != 0 || d.Resume != 1 {
 		t.Errorf("%d workers, to resume with %d", d.Workers, d.Resume)
 	}
@@ -409,7 +411,7 @@ func TestResumeOfPaused(t *testing.T) {
 
 // What no route is for is a problem, and what one is for tells which methods.
 func TestRoutes(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
 	for _, test := range []struct {
 		method, target string
 		status         int
@@ -450,7 +452,7 @@ func TestRoutes(t *testing.T) {
 
 // Only the dispatcher is needed.
 func TestLeastConfig(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) { *c = Config{Dispatcher: c.Dispatcher} })
+	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, func(c *Config) { *c = Config{Dispatcher: c.Dispatcher} })
 	f.expect(f.do("POST", "/burst", `{"path":"/bbb","jobs":1}`), 404)
 	f.expect(f.do("GET", "/jobs", ""), 404)
 	f.expect(f.do("GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""), 404, "nothing is served")
@@ -463,7 +465,7 @@ func TestLeastConfig(t *testing.T) {
 
 // The page may use its own files, and nothing else.
 func TestPagePolicy(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
 	for target, kind := range map[string]string{
 		"/": "text/html; charset=utf-8", "/page.css": "text/css; charset=utf-8", "/page.js": "text/javascript; charset=utf-8", "/icon.svg": "image/svg+xml",
 	} {

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"math/rand/v2"
@@ -157,7 +158,7 @@ func TestAdviceIsOfTheLoad(t *testing.T) {
 		{"overload, dropped", scene{workers: 10, queue: 20, service: exponential(0.1), overflow: holdfast.DropOldest}, 120, 0.1, 1, false, [2]float64{0.8, 1.25}},
 		{"twice the capacity, dropped", scene{workers: 5, queue: 5, service: exponential(0.1), overflow: holdfast.DropOldest}, 100, 0.1, 1, false, [2]float64{0.8, 1.25}},
 		{"overload, blocked", scene{workers: 10, queue: 20, service: exponential(0.1)}, 120, 0.1, 1, false, [2]float64{0.8, 1.25}},
-		{"no places", scene{workers: 20, queue: -1, service: exponential(0.1), overflow: holdfast.Reject}, 100, 0.1, 1, true, [2]float64{}},
+		{"no places", scene{workers: 20, queue: 0, service: exponential(0.1), overflow: holdfast.Reject}, 100, 0.1, 1, true, [2]float64{}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := test.scene
@@ -171,7 +172,7 @@ func TestAdviceIsOfTheLoad(t *testing.T) {
 			if a.Burst != nil {
 				t.Errorf("a burst where there was none: %+v", a.Burst)
 			}
-			load := plan.Load{Rate: test.rate, Service: time.Duration(test.mean * 1e9), Workers: s.workers, Queue: s.queue}
+			load := plan.Load{Rate: test.rate, Service: time.Duration(test.mean * 1e9), Workers: s.workers, Queue: cmp.Or(s.queue, -1)} // in a plan 0 is for it to choose
 			want, err := plan.For(load)
 			if err != nil {
 				t.Fatal(err)
@@ -297,7 +298,7 @@ func TestAdviceBeginsAnewAfterAResize(t *testing.T) {
 }
 
 func TestAdviceWhilePaused(t *testing.T) {
-	s := scene{workers: -1, queue: 100, seconds: 30, service: constant(1), rate: steady(1)}
+	s := scene{workers: 0, queue: 100, seconds: 30, service: constant(1), rate: steady(1)}
 	a := advise(s.marks(t, 5))
 	says(t, "missing", []string{a.Missing}, "There are no workers")
 	within(t, "rate", a.Arrivals, 0.5, 1.5)

@@ -60,7 +60,7 @@ func TestBurstIsBounded(t *testing.T) {
 	// Not in a bubble: for some thousands of goroutines in one the race detector of
 	// Go 1.26 breaks down now and then.
 	open := make(chan struct{})
-	f := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) {
+	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, func(c *Config) {
 		c.Demo = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-open })
 	})
 	for body, says := range map[string]string{
@@ -100,7 +100,7 @@ func TestBurstIsBounded(t *testing.T) {
 // No server stands between the demo and a burst that would catch a panic.
 func TestBurstOutlivesPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) {
+		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, func(c *Config) {
 			c.Demo = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 		})
 		f.expect(f.do("POST", "/burst", `{"path":"/aaa","jobs":3}`), 202)

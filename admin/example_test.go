@@ -11,7 +11,7 @@ import (
 
 // A page for the operator of a pool, on a listener that only this machine reaches.
 func Example() {
-	d, err := holdfast.New(holdfast.Config{Workers: 8})
+	d, err := holdfast.New(holdfast.Config{Workers: 8, Queue: 200})
 	if err != nil {
 		log.Fatal(err)
 	}

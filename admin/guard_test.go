@@ -69,7 +69,7 @@ func TestGuardRefuses(t *testing.T) {
 		{"the token, but another host", token, []string{"Authorization: Bearer " + token, "Host: evil.example"}, 421, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f := newFixture(t, holdfast.Config{Workers: 5}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
+			f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
 			for _, ask := range everything {
 				w := f.do(ask.method, ask.target, ask.body, test.header...)
 				f.expect(w, test.status)
@@ -115,7 +115,7 @@ func TestGuardLetsThrough(t *testing.T) {
 		{"Basic with a user", token, []string{basic("admin", token)}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f := newFixture(t, holdfast.Config{Workers: 5}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
+			f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
 			f.expect(f.do("GET", "/stats", "", test.header...), 200)
 			f.expect(f.do("GET", "/", "", test.header...), 200)
 			f.expect(f.do("PATCH", "/dispatcher", `{"workers":3}`, test.header...), 200)
@@ -125,7 +125,7 @@ func TestGuardLetsThrough(t *testing.T) {
 
 // Without a name in -admin no name is right, the empty one neither.
 func TestGuardWithoutHost(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
+	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for _, host := range []string{"", ":8100", "ops.example"} {
 		f.expect(f.do("GET", "/stats", "", "Host: "+host), 421)
 	}
@@ -133,7 +133,7 @@ func TestGuardWithoutHost(t *testing.T) {
 
 // A link in a mail or a chat opens the page, and the page alone.
 func TestGuardOpensThePage(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
+	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for _, opened := range [][]string{
 		{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"},
 		{"Referer: http://wiki.example/page"}, // over plain HTTP to another machine

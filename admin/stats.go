@@ -43,7 +43,6 @@ type Counts struct {
 	Accepted uint64 `json:"accepted"`
 	Queued   int    `json:"queued"`
 	Running  int    `json:"running"`
-	Vacated  int    `json:"vacated"`
 	Blocked  int    `json:"blocked"`
 
 	Ended   Ended   `json:"ended"`

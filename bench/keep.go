@@ -45,8 +45,9 @@ func newHoldfastStore() keeper {
 }
 
 func (s holdfastStore) job() store.ID {
-	j := store.NewJob(store.NewID(), nil)
-	s.Accept(j, nil)
+	j := store.NewJob(store.NewID(), nil, store.Request{})
+	s.Add(j, nil)
+	must(s.Accept(j))
 	s.Start(j)
 	s.End(j, store.Outcome{State: store.Done, Response: answer})
 	return j.ID

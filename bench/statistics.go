@@ -1,12 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"log"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 )
 
@@ -36,11 +36,10 @@ func statistics() []statistic {
 func compareStatistics(dir string) {
 	variants := []struct {
 		name string
-		off  []string
+		off  bool
 	}{
-		{"all statistics", nil},
-		{"without timing", []string{"Timing"}},
-		{"without timing and counting", []string{"Timing", "Counting"}},
+		{"all statistics", false},
+		{"without timing", true},
 	}
 	binaries := make([]string, len(variants))
 	for i, v := range variants {
@@ -72,20 +71,20 @@ func compareStatistics(dir string) {
 	}
 }
 
-// build builds this program with the named constants of Holdfast's counts set
-// to false, through an overlay: the file itself stays as it is.
-func build(dir string, off []string) (binary string) {
-	original := filepath.Join(strings.TrimSpace(string(command("go", "list", "-f", "{{.Dir}}", "holdfast/internal/counts"))), "counts.go")
+// build builds this program, with Holdfast's constant timing set to false if off,
+// through an overlay: the file itself stays as it is.
+func build(dir string, off bool) (binary string) {
+	original := filepath.Join(strings.TrimSpace(string(command("go", "list", "-f", "{{.Dir}}", "holdfast"))), "stats.go")
 	source, err := os.ReadFile(original)
 	must(err)
-	for _, name := range off {
-		constant := regexp.MustCompile(`(?m)^(\s*` + name + `\s*=\s*)true\b`)
-		if !constant.Match(source) {
-			panic(fmt.Sprintf("%s has no constant %s that is true", original, name))
+	if off {
+		on, without := []byte("\nconst timing = true\n"), []byte("\nconst timing = false\n")
+		if !bytes.Contains(source, on) {
+			panic(original + " has no constant timing that is true")
 		}
-		source = constant.ReplaceAll(source, []byte("${1}false"))
+		source = bytes.Replace(source, on, without, 1)
 	}
-	replaced, overlay, binary := filepath.Join(dir, "counts.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "bench")
+	replaced, overlay, binary := filepath.Join(dir, "stats.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "bench")
 	text, err := json.Marshal(map[string]map[string]string{"Replace": {original: replaced}})
 	must(err)
 	must(os.Mkdir(dir, 0o755))

@@ -168,10 +168,7 @@ func serve(t *testing.T, s *source, workers, places, n int) []record {
 	records := make([]record, n)
 	synctest.Test(t, func(t *testing.T) {
 		cfg := holdfast.Config{Workers: workers, Queue: places, Overflow: holdfast.Reject}
-		switch places {
-		case 0:
-			cfg.Queue = -1
-		case endless:
+		if places == endless {
 			cfg.Overflow = holdfast.Block
 		}
 		d, err := holdfast.New(cfg)

@@ -25,7 +25,6 @@ var (
 	workers   = desc("workers", "Workers, busy or idle.")
 	places    = desc("queue_places", "Places for jobs that wait.")
 	overflow  = desc("overflow_policy", "1 for the policy that applies when every place is taken, 0 for the others.", "policy")
-	vacated   = desc("queue_vacated_places", "Places that canceled jobs hold until a worker reaches them.")
 	oldestAge = desc("queue_oldest_age_seconds", "How long ago the longest-waiting queued job was accepted, 0 if none is queued.")
 	blocked   = desc("submits_blocked", "Submits that wait for a place.")
 	refused   = desc("submits_refused_total", "Submits that were not accepted, by reason.", "reason")
@@ -39,7 +38,7 @@ var (
 	reach     = desc("reach_seconds", "How far back one can look: what ended less long ago is still kept.")
 
 	ofDispatcher = []*prometheus.Desc{
-		accepted, ended, queued, running, workers, places, overflow, vacated, oldestAge, blocked, refused, wait, run,
+		accepted, ended, queued, running, workers, places, overflow, oldestAge, blocked, refused, wait, run,
 	}
 	ofJobs = []*prometheus.Desc{open, kept, keptBytes, evicted, reach}
 )
@@ -90,12 +89,12 @@ type sink chan<- prometheus.Metric
 
 func (s sink) stats(st *holdfast.Stats) {
 	s.counter(accepted, st.Accepted)
-	s.counter(ended, st.Succeeded, holdfast.Succeeded.String())
-	s.counter(ended, st.Failed, holdfast.Failed.String())
-	s.counter(ended, st.Panicked, holdfast.Panicked.String())
-	s.counter(ended, st.Canceled, holdfast.Canceled.String())
-	s.counter(ended, st.Dropped, holdfast.Dropped.String())
-	s.counter(ended, st.Abandoned, holdfast.Abandoned.String())
+	s.counter(ended, st.Succeeded, holdfast.StateSucceeded.String())
+	s.counter(ended, st.Failed, holdfast.StateFailed.String())
+	s.counter(ended, st.Panicked, holdfast.StatePanicked.String())
+	s.counter(ended, st.Canceled, holdfast.StateCanceled.String())
+	s.counter(ended, st.Dropped, holdfast.StateDropped.String())
+	s.counter(ended, st.Abandoned, holdfast.StateAbandoned.String())
 	s.gauge(queued, float64(st.Queued))
 	s.gauge(running, float64(st.Running))
 	s.gauge(workers, float64(st.Workers))
@@ -107,7 +106,6 @@ func (s sink) stats(st *holdfast.Stats) {
 		}
 		s.gauge(overflow, applies, policy.String())
 	}
-	s.gauge(vacated, float64(st.Vacated))
 	s.gauge(oldestAge, st.OldestAge.Seconds())
 	s.gauge(blocked, float64(st.Blocked))
 	s.counter(refused, st.RefusedFull, "full")

@@ -119,7 +119,10 @@ func TestScrape(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
 		d := newDispatcher(t, holdfast.Config{Workers: 3, Queue: 6})
-		jobs := holdfast.NewJobs(d, holdfast.JobsConfig{RetainJobs: 2, Retain: time.Hour})
+		jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{RetainJobs: 2, Retain: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
 		metrics := serve(t, NewCollector(d, jobs))
 		scrape := func() map[string]float64 {
 			t.Helper()
@@ -170,9 +173,9 @@ func TestScrape(t *testing.T) {
 		waiting[4].Cancel()
 		waiting[5].Cancel()
 		for range 4 {
-			expect(holdfast.ErrQueueFull, d.Go(ctx, nothing, holdfast.Reject))
+			expect(holdfast.ErrQueueFull, d.With(holdfast.Reject).Go(ctx, nothing))
 		}
-		expect(nil, d.Go(ctx, nothing, holdfast.DropOldest))
+		expect(nil, d.With(holdfast.DropOldest).Go(ctx, nothing))
 		gone, leave := context.WithCancel(ctx)
 		for range 2 {
 			go d.Go(gone, nothing)
@@ -255,7 +258,7 @@ func TestScrape(t *testing.T) {
 }
 
 func TestWithoutJobs(t *testing.T) {
-	d := newDispatcher(t, holdfast.Config{})
+	d := newDispatcher(t, holdfast.Config{Workers: 100, Queue: 200})
 	defer d.Shutdown(t.Context())
 	c := NewCollector(d, nil)
 	got, err := scrape(serve(t, c))
@@ -296,7 +299,7 @@ func TestSeveralDispatchers(t *testing.T) {
 }
 
 func TestLint(t *testing.T) {
-	d := newDispatcher(t, holdfast.Config{})
+	d := newDispatcher(t, holdfast.Config{Workers: 100, Queue: 200})
 	defer d.Shutdown(t.Context())
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(NewCollector(d, holdfast.NewJobs(d, holdfast.JobsConfig{})))
@@ -411,7 +414,10 @@ func TestCumulative(t *testing.T) {
 // Whatever happens between two scrapes, each is of one moment.
 func TestScrapesUnderLoad(t *testing.T) {
 	d := newDispatcher(t, holdfast.Config{Workers: 4, Queue: 8})
-	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{RetainJobs: 10})
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{RetainJobs: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
 	metrics := serve(t, NewCollector(d, jobs))
 
 	var stop atomic.Bool
@@ -435,7 +441,7 @@ func TestScrapesUnderLoad(t *testing.T) {
 				}
 				switch rnd.IntN(40) {
 				case 0:
-					if j, err := d.Submit(ctx, fn, holdfast.Reject); err == nil {
+					if j, err := d.With(holdfast.Reject).Submit(ctx, fn); err == nil {
 						j.Cancel()
 					}
 				case 1:

@@ -17,7 +17,7 @@ import (
 // families returns all that is exported, by name.
 func families(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
-	d := newDispatcher(t, holdfast.Config{})
+	d := newDispatcher(t, holdfast.Config{Workers: 100, Queue: 200})
 	defer d.Shutdown(t.Context())
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(NewCollector(d, holdfast.NewJobs(d, holdfast.JobsConfig{})))

@@ -22,7 +22,10 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer d.Shutdown(context.Background())
-	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(holdfastprom.NewCollector(d, jobs))

@@ -26,7 +26,7 @@ func main() {
 	workers := flag.Int("workers", 1, "how many buyers are served at once; 0 pauses")
 	work := flag.Duration("work", 500*time.Millisecond, "how long it takes to serve a buyer")
 	flag.Parse()
-	queue, err := holdfast.New(holdfast.Config{Workers: cmp.Or(*workers, -1), Queue: 100, Overflow: holdfast.Reject})
+	queue, err := holdfast.New(holdfast.Config{Workers: *workers, Queue: 100, Overflow: holdfast.Reject})
 	items := memory()
 	if err == nil && *server != "" {
 		items, err = shared(*server)

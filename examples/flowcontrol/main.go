@@ -86,7 +86,10 @@ func handler(workers int, work time.Duration, log *slog.Logger) (http.Handler, *
 	if err != nil {
 		return nil, nil, err
 	}
-	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	if err != nil {
+		return nil, nil, err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/", numbered(log, jobs.Queued(worker(work, log))))
 	mux.Handle("/jobs/", jobs) // for who prefers not to wait: Prefer: respond-async

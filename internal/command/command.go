@@ -53,7 +53,14 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	jobs := holdfast.NewJobs(d, config.Jobs())
+	jobsConfig := config.Jobs()
+	if config.LogJobs {
+		jobsConfig.OnEnd = server.LogJob(log)
+	}
+	jobs, err := holdfast.NewJobs(d, jobsConfig)
+	if err != nil {
+		return err
+	}
 
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
@@ -92,13 +99,8 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 
 // routes adds the public routes, and returns how to change the number of workers.
 func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error) {
-	sleep := server.Sleep(config.MaxBody)
-	if config.LogJobs {
-		sleep = server.Logged(log, sleep)
-	}
-	checked := func(h http.Handler) http.Handler { return s.Work(server.Checked(config.MaxBody, h)) }
-	mux.Handle("POST /aaa", checked(jobs.Sync(sleep)))
-	mux.Handle("POST /bbb", checked(jobs.Async(sleep)))
+	mux.Handle("POST /aaa", s.Work(server.Sleep(config.MaxBody, jobs.Sync)))
+	mux.Handle("POST /bbb", s.Work(server.Sleep(config.MaxBody, jobs.Async)))
 	mux.Handle("/jobs/", jobs)
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)

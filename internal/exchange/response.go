@@ -332,6 +332,9 @@ func cutFields(b []byte, h http.Header) []byte {
 	return b
 }
 
+// Status returns the status of the response.
+func (p Response) Status() int { return int(binary.LittleEndian.Uint16(p.head[1:])) }
+
 // CopyHeader sets the header of the response in h.
 func (p Response) CopyHeader(h http.Header) { cutFields(p.head[3:], h) }
 
@@ -345,7 +348,7 @@ func (p Response) Write(w http.ResponseWriter, method string) {
 	if flags&wasHead != 0 && method != http.MethodHead {
 		w.Header().Del("Content-Length")
 	}
-	w.WriteHeader(int(binary.LittleEndian.Uint16(p.head[1:])))
+	w.WriteHeader(p.Status())
 	if flags&wasFlushed != 0 {
 		http.NewResponseController(w).Flush() // where it can't, the length is told
 	}

@@ -34,7 +34,7 @@ type Config struct {
 	Drain      time.Duration     // time to stop; 0: without limit
 	MaxBody    int64             // bytes
 	MaxConns   int               // open connections
-	LogJobs    bool              // log each request that has run
+	LogJobs    bool              // log each job that has ended
 	Admin      string            // listen address of the operator; empty: none
 	AdminToken string            // that the operator needs; empty: none
 	AdminSet   bool              // Admin is not the default
@@ -48,13 +48,7 @@ type Config struct {
 
 // Dispatcher returns the configuration of the dispatcher.
 func (c Config) Dispatcher() holdfast.Config {
-	none := func(n int) int {
-		if n == 0 {
-			return -1
-		}
-		return n
-	}
-	return holdfast.Config{Workers: none(c.Workers), Queue: none(c.Queue), Overflow: c.Overflow, JobTimeout: c.JobTimeout}
+	return holdfast.Config{Workers: c.Workers, Queue: c.Queue, Overflow: c.Overflow, JobTimeout: c.JobTimeout}
 }
 
 // Jobs returns the configuration of the job resource.
@@ -92,7 +86,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
 		{"admin", "ADMIN_ADDR", (*text)(&c.Admin), "127.0.0.1:8100", "listen for the operator on `host:port`; empty is off, and one that is not loopback needs a token"},
 		{"admin-token-file", "ADMIN_TOKEN_FILE", (*tokenFile)(&c.AdminToken), "", "ask the operator for the token in `file`, as Bearer or as the password of HTTP Basic"},
-		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
+		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each job that has ended"},
 	}
 
 	set := flag.NewFlagSet("holdfast", flag.ContinueOnError)

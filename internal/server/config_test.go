@@ -201,10 +201,9 @@ func TestConfigVersion(t *testing.T) {
 	}
 }
 
-// In the package 0 is the default and -1 is none; on the command line 0 is none.
 func TestConfigDispatcher(t *testing.T) {
 	got := Config{Overflow: holdfast.DropOldest, JobTimeout: time.Minute}.Dispatcher()
-	want := holdfast.Config{Workers: -1, Queue: -1, Overflow: holdfast.DropOldest, JobTimeout: time.Minute}
+	want := holdfast.Config{Overflow: holdfast.DropOldest, JobTimeout: time.Minute}
 	if got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
@@ -215,7 +214,7 @@ func TestConfigDispatcher(t *testing.T) {
 	// The bounds of the command line are the engine's.
 	_, workers := holdfast.New(holdfast.Config{Workers: 1_000_001})
 	_, queue := holdfast.New(holdfast.Config{Queue: 10_000_001})
-	if workers == nil || !strings.Contains(workers.Error(), "1 to 1000000,") || queue == nil || !strings.Contains(queue.Error(), "1 to 10000000,") {
+	if workers == nil || !strings.Contains(workers.Error(), "to 1000000") || queue == nil || !strings.Contains(queue.Error(), "to 10000000") {
 		t.Errorf("the dispatcher has other bounds: %v; %v", workers, queue)
 	}
 }

@@ -59,7 +59,10 @@ func newGateway(t *testing.T, c Config, upstream http.HandlerFunc) *gatewayFixtu
 	if g.d, err = holdfast.New(config); err != nil {
 		t.Fatal(err)
 	}
-	jobs := holdfast.NewJobs(g.d, c.Jobs())
+	jobs, err := holdfast.NewJobs(g.d, c.Jobs())
+	if err != nil {
+		t.Fatal(err)
+	}
 	mux := http.NewServeMux()
 	s := New(g.d, mux, c, log)
 	mux.Handle("/jobs/", jobs)
@@ -335,7 +338,7 @@ func TestGatewayUpstreamFails(t *testing.T) {
 // What a resize to the same number, or a pause, would throw away is needed again;
 // one that is refused changes nothing.
 func TestGatewayResize(t *testing.T) {
-	d, err := holdfast.New(holdfast.Config{Workers: 4})
+	d, err := holdfast.New(holdfast.Config{Workers: 4, Queue: 200})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +384,7 @@ func TestGatewayGrows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := holdfast.New(holdfast.Config{Workers: 1})
+	d, err := holdfast.New(holdfast.Config{Workers: 1, Queue: 200})
 	if err != nil {
 		t.Fatal(err)
 	}

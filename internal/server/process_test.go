@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast"
 	"holdfast/internal/proctest"
 )
 
@@ -104,9 +105,9 @@ func (p *process) stopped() {
 	}
 }
 
-var ranLine = regexp.MustCompile(` ran path=/bbb job=(\S+)`)
+var ranLine = regexp.MustCompile(` job ended job=(\S+) method=POST target=/bbb state=done `)
 
-// ran returns the ids of the jobs that have run, and how often each did.
+// ran returns the short ids of the jobs that have run, and how often each did.
 func (p *process) ran() map[string]int {
 	ids := make(map[string]int)
 	for _, match := range ranLine.FindAllStringSubmatch(p.Text(), -1) {
@@ -114,6 +115,8 @@ func (p *process) ran() map[string]int {
 	}
 	return ids
 }
+
+func short(id string) string { return holdfast.ID(id).Short() }
 
 // connect returns a connection to the process. What is done on it is bounded.
 func (p *process) connect() *client {
@@ -180,7 +183,7 @@ func TestProcessServes(t *testing.T) {
 	p.must(413, "POST", "/aaa", strings.Repeat(" ", 1<<20+1))
 	p.must(413, "POST", "/bbb", strings.Repeat(" ", 1<<20+1))
 	id := p.must(202, "POST", "/bbb", sleepFor(0), "Job-Id: forged").id()
-	p.AwaitLog(regexp.MustCompile(` ran path=/bbb job=` + id + `\n`))
+	p.AwaitLog(regexp.MustCompile(` job ended job=` + short(id) + ` method=POST target=/bbb state=done status=200 wait=\S+ run=\S+\n`))
 	p.signal(os.Interrupt)
 	p.stopped()
 	if ran := p.ran(); len(ran) != 1 {
@@ -436,8 +439,8 @@ func TestStopUnderLoad(t *testing.T) {
 		close(ids)
 		ran := p.ran()
 		for id := range ids {
-			if ran[id] != 1 {
-				t.Errorf("seed %d: job %s was accepted and ran %d times", seed, id, ran[id])
+			if ran[short(id)] != 1 {
+				t.Errorf("seed %d: job %s was accepted and ran %d times", seed, id, ran[short(id)])
 			}
 		}
 		if t.Failed() {
@@ -465,7 +468,7 @@ func TestProcessDrains(t *testing.T) {
 	p.must(503, "POST", "/bbb", sleepFor(0))
 	p.must(503, "POST", "/aaa", sleepFor(0))
 	p.stopped()
-	if ran := p.ran(); len(ran) != 2 || ran[ids[0]] != 1 || ran[ids[1]] != 1 {
+	if ran := p.ran(); len(ran) != 2 || ran[short(ids[0])] != 1 || ran[short(ids[1])] != 1 {
 		t.Errorf("ran %v, want %v", ran, ids)
 	}
 }

@@ -92,6 +92,7 @@ type fixture struct {
 	t     *testing.T
 	l     *memory
 	d     *holdfast.Dispatcher
+	s     *Server
 	log   lockedBuffer
 	began time.Time
 	stop  context.CancelFunc
@@ -114,12 +115,15 @@ func serve(t *testing.T, c Config, routes map[string]http.HandlerFunc) *fixture 
 	if f.d, err = holdfast.New(config); err != nil {
 		t.Fatal(err)
 	}
-	jobs := holdfast.NewJobs(f.d, holdfast.JobsConfig{MaxBody: c.MaxBody})
+	jobs, err := holdfast.NewJobs(f.d, holdfast.JobsConfig{MaxBody: c.MaxBody, OnEnd: LogJob(log)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	mux := http.NewServeMux()
 	s := New(f.d, mux, c, log)
-	sleep := Logged(log, Sleep(1<<20))
-	mux.Handle("POST /aaa", s.Work(Checked(c.MaxBody, sleep)))
-	mux.Handle("POST /bbb", s.Work(Checked(c.MaxBody, jobs.Async(sleep))))
+	f.s = s
+	mux.Handle("POST /aaa", s.Work(Sleep(c.MaxBody, jobs.Sync)))
+	mux.Handle("POST /bbb", s.Work(Sleep(c.MaxBody, jobs.Async)))
 	for pattern, h := range routes {
 		mux.HandleFunc(pattern, h)
 	}
@@ -192,7 +196,7 @@ func request(method, target, body string, header ...string) string {
 // it has no WriteTimeout.
 func TestAdminCutsOffSlowReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, err := holdfast.New(holdfast.Config{Workers: 1})
+		d, err := holdfast.New(holdfast.Config{Workers: 1, Queue: 200})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,8 +322,8 @@ func TestForgedJobID(t *testing.T) {
 		f.dial().do(200, "POST", "/aaa", sleepFor(0), "Job-Id: forged", "job-id: again")
 		f.dial().do(202, "POST", "/bbb", sleepFor(0), "Job-Id: forged")
 		synctest.Wait()
-		if log := f.log.String(); strings.Contains(log, "forged") || strings.Contains(log, "again") || strings.Count(log, "msg=ran") != 2 {
-			t.Errorf("want two runs in the log, and not the client's id:\n%s", log)
+		if log := f.log.String(); strings.Contains(log, "forged") || strings.Contains(log, "again") || strings.Count(log, "msg=\"job ended\"") != 1 {
+			t.Errorf("want one job in the log, and not the client's id:\n%s", log)
 		}
 	})
 }
@@ -385,7 +389,7 @@ func TestStopping(t *testing.T) {
 			t.Error(err)
 		}
 		f.at("stopped", 35*time.Second)
-		if log := f.log.String(); strings.Count(log, "msg=ran path=/bbb") != 3 || !strings.HasSuffix(log, "finished=3 cut_off=0 never_started=0 requests_cut_off=0\n") {
+		if log := f.log.String(); strings.Count(log, "msg=\"job ended\"") != 3 || !strings.HasSuffix(log, "finished=3 cut_off=0 never_started=0 requests_cut_off=0\n") {
 			t.Errorf("want three jobs run:\n%s", log)
 		}
 		if _, _, err := f.l.dial(); err == nil {

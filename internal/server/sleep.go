@@ -19,26 +19,40 @@ const maxSleep = 86400
 
 // The demo's business is to sleep. It stands for whatever takes its time.
 
-// Sleep returns a handler that takes {"sleep_time":n}, sleeps for n seconds or
-// until the request's context ends, and answers {"sleep_time":n}.
-func Sleep(maxBody int64) http.Handler {
+// Sleep returns a handler that takes {"sleep_time":n} and lets wrap decide when and
+// where it sleeps for n seconds, or until the request's context ends, and answers
+// {"sleep_time":n}. The request is parsed once, at the door, so that a wrong one is
+// answered before it could become a job.
+func Sleep(maxBody int64, wrap func(http.Handler) http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		seconds, ok := readSleep(w, r, maxBody)
+		body, ok := problem.ReadBody(w, r, maxBody)
 		if !ok {
 			return
 		}
-		if !rest(r.Context(), time.Duration(seconds)*time.Second) {
-			problem.Write(w, http.StatusServiceUnavailable, "the sleep was interrupted")
+		seconds, err := parseSleep(body)
+		if err != nil {
+			problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
 			return
 		}
-		body := make([]byte, 0, 32)
-		body = append(body, `{"sleep_time":`...)
-		body = strconv.AppendInt(body, seconds, 10)
-		body = append(body, "}\n"...)
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		w.Write(body)
+		wrap(sleep(seconds)).ServeHTTP(w, r)
 	})
+}
+
+// sleep is the handler that sleeps for so many seconds.
+type sleep int64
+
+func (s sleep) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !rest(r.Context(), time.Duration(s)*time.Second) {
+		problem.Write(w, http.StatusServiceUnavailable, "the sleep was interrupted")
+		return
+	}
+	body := make([]byte, 0, 32)
+	body = append(body, `{"sleep_time":`...)
+	body = strconv.AppendInt(body, int64(s), 10)
+	body = append(body, "}\n"...)
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Write(body)
 }
 
 // rest sleeps for d, and reports whether ctx has let it.
@@ -56,38 +70,11 @@ func rest(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Logged logs each request that h has run, with the id of its job if it is one.
-func Logged(log *slog.Logger, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h.ServeHTTP(w, r)
-		log.Info("ran", "path", r.URL.Path, "job", holdfast.JobID(r.Context()))
-	})
-}
-
-// Checked passes requests that Sleep takes on to next, and answers all others
-// itself: what is wrong with a request must be said before it is accepted as a
-// job.
-func Checked(maxBody int64, next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, ok := readSleep(w, r, maxBody); ok {
-			next.ServeHTTP(w, r)
-		}
-	})
-}
-
-// readSleep returns the seconds that a request is about, or answers it and returns
-// false.
-func readSleep(w http.ResponseWriter, r *http.Request, maxBody int64) (seconds int64, ok bool) {
-	body, ok := problem.ReadBody(w, r, maxBody)
-	if !ok {
-		return 0, false
+// LogJob returns a JobsConfig.OnEnd that logs each job.
+func LogJob(log *slog.Logger) func(holdfast.JobInfo) {
+	return func(i holdfast.JobInfo) {
+		log.Info("job ended", "job", i.ID, "method", i.Method, "target", i.Target, "state", i.State, "status", i.Status, "wait", i.Wait(), "run", i.Run())
 	}
-	seconds, err := parseSleep(body)
-	if err != nil {
-		problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
-		return 0, false
-	}
-	return seconds, true
 }
 
 // parseSleep reads {"sleep_time": n}.

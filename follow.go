@@ -1,0 +1,136 @@
+package holdfast
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"holdfast/internal/store"
+)
+
+// An ID is the id of a job of [Jobs]. Whoever has it can read and cancel the job, so
+// treat it like a password.
+type ID string
+
+// Short returns the first 8 characters of the id. They tell jobs apart in a log, and
+// give access to none.
+func (id ID) Short() string { return string(id[:min(len(id), 8)]) }
+
+// LogValue returns what Short does, so that package slog never logs a whole id.
+func (id ID) LogValue() slog.Value { return slog.StringValue(id.Short()) }
+
+// JobID returns the id of the job that ctx belongs to: the context of a request that
+// [Jobs.Async] has accepted, or of a job that was submitted with such a context. For
+// any other it returns "".
+func JobID(ctx context.Context) ID {
+	if id, ok := ctx.Value(idKey{}).(store.ID); ok {
+		return ID(id.String())
+	}
+	return ""
+}
+
+type idKey struct{}
+
+// An idContext is the context of a request that becomes a job.
+type idContext struct {
+	context.Context
+	id store.ID
+}
+
+func (c idContext) Value(key any) any {
+	if key == (idKey{}) {
+		return c.id
+	}
+	return c.Context.Value(key)
+}
+
+// A JobInfo says what is known of a job of [Jobs] at one moment.
+type JobInfo struct {
+	ID     ID     // empty for a job of Jobs.Queued, which cannot be looked up
+	Method string // of the request
+	Target string // its path and query, at most 200 bytes
+	Route  string // the pattern of the ServeMux that it matched, if any
+	State  string // "queued", "running", "done", "failed", "canceled" or "dropped"
+	Status int    // of the response; 0 if there is none
+	Error  string // why the job ended without a response; otherwise empty
+
+	// When the job was accepted, has started and has ended; zero if it has not.
+	Accepted, Started, Ended time.Time
+}
+
+// Wait returns how long the job waited for a worker, or 0 if it has not started.
+func (i JobInfo) Wait() time.Duration { return since(i.Accepted, i.Started) }
+
+// Run returns how long the job ran, or 0 if it has not started and ended.
+func (i JobInfo) Run() time.Duration { return since(i.Started, i.Ended) }
+
+func since(from, to time.Time) time.Duration {
+	if from.IsZero() || to.IsZero() {
+		return 0
+	}
+	return to.Sub(from)
+}
+
+func infoOf(id ID, v store.View) JobInfo {
+	i := JobInfo{
+		ID: id, Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
+		State: string(v.State), Error: v.Detail, Accepted: v.Accepted, Started: v.Started, Ended: v.Ended,
+	}
+	if v.State == store.Done {
+		i.Status = v.Response.Status()
+	}
+	return i
+}
+
+// Lookup returns what is known of the job with an id, and whether there is one that
+// has not been forgotten.
+func (j *Jobs) Lookup(id ID) (JobInfo, bool) {
+	record, ok := j.store.Lookup(string(id))
+	if !ok {
+		return JobInfo{}, false
+	}
+	return infoOf(id, j.store.View(record)), true
+}
+
+// Cancel cancels the job with an id, as [Job.Cancel] does, and returns what is known
+// of it then, and whether there is one that has not been forgotten.
+func (j *Jobs) Cancel(id ID) (JobInfo, bool) {
+	record, ok := j.store.Lookup(string(id))
+	if !ok {
+		return JobInfo{}, false
+	}
+	return infoOf(id, j.store.Cancel(record)), true
+}
+
+// callOnEnd calls OnEnd. What it calls is code of others and may panic, but must not
+// end the worker.
+func (j *Jobs) callOnEnd(i JobInfo) {
+	defer func() {
+		if v := recover(); v != nil {
+			j.d.logPanic("holdfast: JobsConfig.OnEnd panicked", &PanicError{Value: v, Stack: debug.Stack()})
+		}
+	}()
+	j.onEnd(i)
+}
+
+// JobsStats says what [Jobs] keeps of jobs.
+type JobsStats struct {
+	Open      int   // jobs that have not ended
+	Kept      int   // jobs that have
+	KeptBytes int64 // about how many bytes these take
+
+	// Ended jobs that were forgotten, by the bound that they exceeded: Retain,
+	// RetainJobs or RetainBytes.
+	EvictedAge, EvictedJobs, EvictedBytes uint64
+
+	// Reach is how far back one can look: a job that ended less long ago is still
+	// there. It is Retain, unless the other bounds allow less.
+	Reach time.Duration
+}
+
+// Stats returns a snapshot of what is kept. It does not block.
+func (j *Jobs) Stats() JobsStats {
+	s := j.store.Stats()
+	return JobsStats{s.Open, s.Kept, s.Bytes, s.ByAge, s.ByJobs, s.ByBytes, s.Reach}
+}

@@ -1,0 +1,168 @@
+package holdfast
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Overflow says what a submit does when every place is taken.
+type Overflow uint8
+
+const (
+	// Block waits for a place until the context ends or Shutdown begins. Waiting
+	// submitters are served in the order in which they came.
+	Block Overflow = iota
+	// Reject returns ErrQueueFull at once.
+	Reject
+	// DropOldest ends the job that has waited longest in the queue as dropped and
+	// takes its place, ahead of submitters that wait under Block. If no job is
+	// queued, it returns ErrQueueFull. It fits where only the newest work matters.
+	// Whoever waits for the dropped job gets ErrDropped.
+	DropOldest
+
+	byDefault Overflow = 1<<8 - 1 // the policy of the dispatcher
+)
+
+var overflowNames = []string{"block", "reject", "drop-oldest"}
+
+func (o Overflow) known() bool { return int(o) < len(overflowNames) }
+
+// String returns "block", "reject" or "drop-oldest".
+func (o Overflow) String() string {
+	if !o.known() {
+		return fmt.Sprintf("Overflow(%d)", uint8(o))
+	}
+	return overflowNames[o]
+}
+
+// MarshalText returns the policy's name. An unknown policy is an error.
+func (o Overflow) MarshalText() ([]byte, error) {
+	if !o.known() {
+		return nil, fmt.Errorf("holdfast: %v is not an overflow policy", o)
+	}
+	return []byte(o.String()), nil
+}
+
+// UnmarshalText sets the policy from its name. Any other text is an error and
+// changes nothing.
+func (o *Overflow) UnmarshalText(text []byte) error {
+	for i, name := range overflowNames {
+		if string(text) == name {
+			*o = Overflow(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("holdfast: overflow policy %q; want block, reject or drop-oldest", text)
+}
+
+// ErrQueueFull is returned by a submit under Reject when every place is taken, and
+// under DropOldest when, in addition, no queued job can be dropped.
+var ErrQueueFull = errors.New("holdfast: queue full")
+
+// ErrDropped is the error of a job that ended as [StateDropped].
+var ErrDropped = errors.New("holdfast: job dropped from a full queue for a newer one")
+
+// SetOverflow changes what a submit does when every place is taken, unless the call
+// says otherwise. Submitters that already wait go on waiting. An unknown policy is an
+// error and changes nothing.
+func (d *Dispatcher) SetOverflow(o Overflow) error {
+	if !o.known() {
+		return fmt.Errorf("holdfast: SetOverflow(%v); want Block, Reject or DropOldest", o)
+	}
+	d.lock()
+	d.stats.Overflow = o
+	d.mu.Unlock()
+	return nil
+}
+
+// overflowLocked decides what becomes of e when no place is free. At most one of its
+// results is not nil: a job that was dropped for e, which was accepted; a submitter
+// that has to wait; an error. If all are nil, e was accepted.
+func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now int64) (dropped *Job, waiting *submitter, err error) {
+	if policy == byDefault {
+		policy = d.stats.Overflow
+	}
+	switch {
+	case !policy.known():
+		return nil, nil, fmt.Errorf("holdfast: %v is not an overflow policy", policy)
+	case policy == DropOldest && d.stats.Queued > 0:
+		oldest, _ := d.discardLocked(StateDropped, ErrDropped)
+		d.acceptLocked(e, now)
+		return oldest, nil, nil
+	case policy != Block:
+		d.stats.RefusedFull++
+		return nil, nil, ErrQueueFull
+	case nested:
+		d.stats.RefusedNested++
+		return nil, nil, ErrNested
+	}
+	s := &submitter{entry: e, result: make(chan error, 1)}
+	s.place = d.blocked.PushBack(s)
+	d.stats.Blocked++
+	return nil, s, nil
+}
+
+// discardLocked ends the job that has waited longest without running it. It returns
+// the job, nil if it has no handle, and its function.
+func (d *Dispatcher) discardLocked(state State, err error) (*Job, func(context.Context) error) {
+	e := *d.firstLocked()
+	d.first = entry{}
+	d.stats.Queued--
+	*d.stats.ended(state)++
+	if e.job != nil {
+		e.fn = e.job.fn
+		e.job.endLocked(state, err)
+	}
+	return e.job, e.fn
+}
+
+// A submitter is a submit that waits for a place. Submitters wait in a list and not
+// in the channel: there newcomers could overtake them, and the end of their contexts
+// or of the dispatcher would not reach them.
+type submitter struct {
+	entry  entry
+	result chan error    // has room for the one result; nil means accepted
+	place  *list.Element // in Dispatcher.blocked; nil when it has a result
+}
+
+// wait blocks until s is accepted, ctx ends or the dispatcher is closed.
+func (d *Dispatcher) wait(ctx context.Context, s *submitter) error {
+	select {
+	case err := <-s.result:
+		return err
+	case <-ctx.Done():
+	}
+	err := ctx.Err()
+	d.lock()
+	if s.place != nil {
+		d.stats.RefusedGone++
+		d.resolveLocked(s, err)
+	}
+	d.mu.Unlock()
+	// If s was accepted or refused at the same moment, that stands: the job may be
+	// running already.
+	return <-s.result
+}
+
+// resolveLocked ends the wait of s with a result.
+func (d *Dispatcher) resolveLocked(s *submitter, result error) {
+	d.blocked.Remove(s.place)
+	d.stats.Blocked--
+	s.place = nil
+	s.result <- result
+}
+
+// admitLocked accepts the submitter that has waited longest if a place is free, and
+// reports whether it did. As it follows every change that frees a place, no newcomer
+// finds one while a submitter waits.
+func (d *Dispatcher) admitLocked(now int64) bool {
+	if d.stats.Blocked == 0 || d.freeLocked() <= 0 {
+		return false
+	}
+	s := d.blocked.Front().Value.(*submitter)
+	d.acceptLocked(s.entry, now)
+	d.resolveLocked(s, nil)
+	return true
+}
