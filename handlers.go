@@ -49,6 +49,11 @@ type JobsConfig struct {
 	// job, or whoever canceled it, so it should return soon. A panic in it is logged. If
 	// nil, nothing is called.
 	OnEnd func(JobInfo)
+
+	// PublicURL is where clients find the root of the server, such as
+	// "https://host/queue", if that is not where it listens: a prefix for all URLs
+	// that clients are given. The routes stay. If empty, the URLs are relative.
+	PublicURL string
 }
 
 // Jobs turns requests into jobs of a dispatcher, and serves the jobs to clients. Its
@@ -101,7 +106,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 		onEnd:       cfg.OnEnd,
 		store:       s,
 		// Once a shutdown is over or was cut off, nobody need wait for a job.
-		resource: &resource.Handler{Store: s, Path: cfg.Path, RetryAfter: d.retryAfter, Stop: d.over},
+		resource: &resource.Handler{Store: s, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: d.retryAfter, Stop: d.over},
 		mount:    new(sync.Once),
 	}, nil
 }
@@ -180,12 +185,12 @@ func (j *Jobs) Queued(h http.Handler) http.Handler {
 
 // answer answers a client that has waited for the response.
 func (x *execution) answer(w http.ResponseWriter, r *http.Request, err error) {
-	switch state := x.job.State(); state {
+	switch x.job.State() {
 	case StateSucceeded:
 		x.exchange.Response().CopyHeader(w.Header())
 		x.exchange.Response().Write(w, r.Method)
 	case StateFailed, StatePanicked:
-		status, detail := x.exchange.Failure(err, state == StatePanicked)
+		status, detail := x.failure()
 		if detail == exchange.Aborted {
 			panic(http.ErrAbortHandler)
 		}
@@ -350,14 +355,13 @@ func (x *execution) ended() {
 
 // outcome is what the job's end means to clients.
 func (x *execution) outcome() store.Outcome {
-	err := x.job.Err()
 	o := store.Outcome{State: store.Canceled, Status: http.StatusGone}
-	switch state := x.job.State(); state {
+	switch x.job.State() {
 	case StateSucceeded:
 		return store.Outcome{State: store.Done, Response: x.exchange.Response()}
 	case StateCanceled:
 		o.Detail = "the job was canceled"
-		if err == errStopped {
+		if x.job.Err() == errStopped {
 			o.Detail += " when the server shut down"
 		}
 	case StateAbandoned:
@@ -366,9 +370,22 @@ func (x *execution) outcome() store.Outcome {
 		o.State, o.Detail = store.Dropped, "the job was dropped from a full queue for a newer one"
 	default:
 		o.State = store.Failed
-		o.Status, o.Detail = x.exchange.Failure(err, state == StatePanicked)
+		o.Status, o.Detail = x.failure()
 	}
 	return o
+}
+
+// failure is what a client learns of a job that has failed or panicked. It does not
+// examine what the handler panicked with: the methods of an error are foreign code.
+func (x *execution) failure() (status int, detail string) {
+	err := x.job.Err()
+	if p, ok := err.(*PanicError); ok {
+		if p.Value != http.ErrAbortHandler {
+			return http.StatusInternalServerError, "the handler panicked"
+		}
+		err = http.ErrAbortHandler
+	}
+	return x.exchange.Failure(err)
 }
 
 // refuse answers a request that has come to nothing.

@@ -43,7 +43,7 @@ func (x *Exchange) Serve() error {
 	}()
 	// As on what the same handler answers at once: it depends on what a client
 	// prefers.
-	x.recorder.begin(x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
+	x.recorder.begin(x.request.Context(), x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
 	x.handler.ServeHTTP(&x.recorder, x.request)
 	x.response, x.err = x.recorder.end()
 	return x.err
@@ -59,18 +59,16 @@ func (x *Exchange) Release() {
 	x.recorder.release()
 }
 
-// Failure returns what a client is told if Serve was called and there is no
-// response. err is how the call has ended for the dispatcher; if the handler
-// panicked it wraps the value.
-func (x *Exchange) Failure(err error, panicked bool) (status int, detail string) {
-	if panicked && errors.Is(err, http.ErrAbortHandler) {
+// Failure returns what a client learns if Serve was called and there is no response.
+// err says how the call has ended: http.ErrAbortHandler if the handler panicked with
+// that, otherwise what Serve has returned, or a deadline that has passed meanwhile.
+func (x *Exchange) Failure(err error) (status int, detail string) {
+	if err == http.ErrAbortHandler {
 		// Perhaps since it could not write: a ReverseProxy does so.
 		_, x.err = x.recorder.end()
 		if x.err == nil {
 			return http.StatusInternalServerError, Aborted
 		}
-	} else if panicked {
-		return http.StatusInternalServerError, "the handler panicked"
 	}
 	switch {
 	case x.err == ErrTooLarge:

@@ -789,7 +789,7 @@ func TestReverseProxyGivesUp(t *testing.T) {
 			}()
 			x.Serve()
 		}()
-		if code, detail := x.Failure(http.ErrAbortHandler, true); code != 500 || detail != test.detail {
+		if code, detail := x.Failure(http.ErrAbortHandler); code != 500 || detail != test.detail {
 			t.Errorf("%d %q, want 500 %q", code, detail, test.detail)
 		}
 		x.Release()
@@ -903,7 +903,7 @@ func TestUnsupported(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "switches protocols") {
 		t.Errorf("101: %v", err)
 	}
-	if code, detail := x.Failure(err, false); code != 500 || detail != err.Error() {
+	if code, detail := x.Failure(err); code != 500 || detail != err.Error() {
 		t.Errorf("101: %d %s", code, detail)
 	}
 	x.Release()
@@ -943,7 +943,7 @@ func TestBreaksOff(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "of the 10 bytes") {
 			t.Errorf("recorded: %v", err)
 		}
-		if code, detail := x.Failure(err, false); code != 500 || !strings.Contains(detail, "breaks off") {
+		if code, detail := x.Failure(err); code != 500 || !strings.Contains(detail, "breaks off") {
 			t.Errorf("%d %s", code, detail)
 		}
 		x.Release()
@@ -990,12 +990,12 @@ func TestLimit(t *testing.T) {
 				if err != ErrTooLarge || x.Response().Size() != 0 {
 					t.Errorf("limit %d: %v, %d bytes", limit, err, x.Response().Size())
 				}
-				code, detail := x.Failure(err, false)
+				code, detail := x.Failure(err)
 				if want := fmt.Sprintf("the response is too large; at most %d bytes are kept", limit); code != 500 || detail != want {
 					t.Errorf("limit %d: %d %q, want 500 %q", limit, code, detail, want)
 				}
 				// A proxy gives up so when its copy fails.
-				if code, detail := x.Failure(fmt.Errorf("panic: %w", http.ErrAbortHandler), true); code != 500 || !strings.Contains(detail, "too large") {
+				if code, detail := x.Failure(http.ErrAbortHandler); code != 500 || !strings.Contains(detail, "too large") {
 					t.Errorf("limit %d, aborted: %d %q", limit, code, detail)
 				}
 				x.Release()
@@ -1024,7 +1024,6 @@ func TestLimit(t *testing.T) {
 }
 
 func TestFailure(t *testing.T) {
-	aborted := fmt.Errorf("panicked: %w", http.ErrAbortHandler)
 	abort := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 	for _, test := range []struct {
 		name     string
@@ -1034,10 +1033,9 @@ func TestFailure(t *testing.T) {
 		status   int
 		detail   string
 	}{
-		{"panic", steps(func(http.ResponseWriter, *http.Request) { panic("secret") }), errors.New("secret"), true, 500, "the handler panicked"},
-		{"abort", steps(abort), aborted, true, 500, Aborted},
-		{"abort after a write", steps(write("x"), abort), aborted, true, 500, Aborted},
-		{"abort of a part", set(steps(write("abc"), abort), "Content-Length", "10"), aborted, true, 500, "the response breaks off after 3 of the 10 bytes that the handler declared"},
+		{"abort", steps(abort), http.ErrAbortHandler, true, 500, Aborted},
+		{"abort after a write", steps(write("x"), abort), http.ErrAbortHandler, true, 500, Aborted},
+		{"abort of a part", set(steps(write("abc"), abort), "Content-Length", "10"), http.ErrAbortHandler, true, 500, "the response breaks off after 3 of the 10 bytes that the handler declared"},
 		{"time-out", steps(), context.DeadlineExceeded, false, 504, "the handler ran for longer than a job may"},
 		{"wrapped time-out", steps(write("x")), fmt.Errorf("job: %w", context.DeadlineExceeded), false, 504, "the handler ran for longer than a job may"},
 		{"Goexit", steps(), errors.New("secret"), false, 500, "the handler did not return"},
@@ -1054,7 +1052,7 @@ func TestFailure(t *testing.T) {
 				}()
 				x.Serve()
 			}()
-			if status, detail := x.Failure(test.err, test.panicked); status != test.status || detail != test.detail {
+			if status, detail := x.Failure(test.err); status != test.status || detail != test.detail {
 				t.Errorf("%d %q, want %d %q", status, detail, test.status, test.detail)
 			}
 			x.Release()

@@ -320,6 +320,13 @@ func (s *Store) View(j *Job) View {
 	return s.viewLocked(j)
 }
 
+// State returns where the job stands.
+func (s *Store) State(j *Job) State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return j.outcome.State
+}
+
 func (s *Store) viewLocked(j *Job) View {
 	at := func(t time.Duration) time.Time {
 		if t == 0 {
