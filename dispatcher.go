@@ -277,10 +277,12 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, policy Overflow) error
 	nested := policy != Reject && d.owns(ctx)
 	now := d.now()
 
-	d.lock()
+	var room [1]wakeup
+	due := room[:0]
 	var dropped *Job
 	var waiting *submitter
 	err := gone
+	d.lock()
 	switch {
 	case gone != nil:
 		d.stats.RefusedGone++
@@ -289,12 +291,13 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, policy Overflow) error
 		err = ErrClosed
 	case d.freeLocked() > 0 && (policy.known() || policy == byDefault):
 		d.acceptLocked(e, now)
-		d.dispatchLocked(now)
+		due = d.dispatchLocked(due, now)
 	default:
 		dropped, waiting, err = d.overflowLocked(e, policy, nested, now)
 	}
 	d.mu.Unlock()
 
+	wake(due)
 	if dropped != nil {
 		dropped.notify()
 	}
@@ -346,9 +349,10 @@ func (d *Dispatcher) acceptLocked(e entry, now int64) {
 	d.stats.Queued++
 }
 
-// dispatchLocked does what a change has made possible. It follows every change: a
-// job was accepted or has ended, or the number of workers is another.
-func (d *Dispatcher) dispatchLocked(now int64) {
+// dispatchLocked decides what a change has made possible, and appends it to due. It
+// follows every change: a job was accepted or has ended, or the number of workers is
+// another. The caller does what is due when it has unlocked d.mu.
+func (d *Dispatcher) dispatchLocked(due []wakeup, now int64) []wakeup {
 	if d.closed && d.stats.Queued == 0 {
 		d.stats.Workers = 0 // no job will come any more
 	}
@@ -356,10 +360,12 @@ func (d *Dispatcher) dispatchLocked(now int64) {
 		close(<-d.pool)
 		d.workers--
 	}
-	d.handOverLocked(now)
-	for d.admitLocked(now) {
-		d.handOverLocked(now)
+	due = d.handOverLocked(due, now)
+	for d.stats.Blocked > 0 && d.freeLocked() > 0 {
+		due = append(due, wakeup{submitter: d.admitLocked(now)})
+		due = d.handOverLocked(due, now)
 	}
+	return due
 }
 
 // handOverLocked takes an idle worker first and a job second. The other way round a
@@ -370,10 +376,30 @@ func (d *Dispatcher) dispatchLocked(now int64) {
 // runtime decides who gets the next job, and a worker can be told to end only by a
 // message that waits in the queue behind all jobs. Here a worker that becomes idle
 // is given a job, waits, or is dismissed, in one decision.
-func (d *Dispatcher) handOverLocked(now int64) {
+func (d *Dispatcher) handOverLocked(due []wakeup, now int64) []wakeup {
 	for d.stats.Queued > 0 && len(d.pool) > 0 {
 		idle := <-d.pool
-		idle <- d.nextLocked(now)
+		due = append(due, wakeup{worker: idle, job: d.nextLocked(now)})
+	}
+	return due
+}
+
+// A wakeup is a decision that wakes a goroutine: a worker for its job, or a submitter
+// that was accepted. To wake one takes longer than to decide, so it is done without
+// the lock.
+type wakeup struct {
+	worker    chan entry
+	job       entry
+	submitter *submitter
+}
+
+func wake(due []wakeup) {
+	for _, w := range due {
+		if w.worker != nil {
+			w.worker <- w.job
+		} else {
+			w.submitter.result <- nil
+		}
 	}
 }
 
@@ -405,6 +431,8 @@ func (d *Dispatcher) nextLocked(now int64) entry {
 // finish ends the job that w has run and makes w idle.
 func (d *Dispatcher) finish(w *worker, e entry, o outcome) {
 	now := d.now()
+	var room [2]wakeup
+	due := room[:0]
 	d.lock()
 	if timing {
 		d.stats.Run.Add(time.Duration(now - e.at))
@@ -417,9 +445,15 @@ func (d *Dispatcher) finish(w *worker, e entry, o outcome) {
 	}
 	d.stats.Running--
 	*d.stats.ended(o.state)++
-	d.pool <- w.jobs
-	d.dispatchLocked(now)
+	if d.stats.Queued > 0 && d.workers <= d.stats.Workers {
+		// What handOverLocked would decide, without the way through the pool.
+		due = append(due, wakeup{worker: w.jobs, job: d.nextLocked(now)})
+	} else {
+		d.pool <- w.jobs
+	}
+	due = d.dispatchLocked(due, now)
 	d.mu.Unlock()
+	wake(due)
 	if e.job != nil {
 		e.job.notify()
 	}
@@ -435,16 +469,19 @@ func (d *Dispatcher) Resize(n int) error {
 		return fmt.Errorf("holdfast: Resize(%d); want 0 to %d", n, maxWorkers)
 	}
 	d.lock()
-	defer d.mu.Unlock()
 	if d.closed {
+		d.mu.Unlock()
 		return ErrClosed
 	}
-	d.resizeLocked(n)
+	due := d.resizeLocked(n)
+	d.mu.Unlock()
+	wake(due)
 	return nil
 }
 
-// resizeLocked sets the number of workers and with it the number of places.
-func (d *Dispatcher) resizeLocked(n int) {
+// resizeLocked sets the number of workers and with it the number of places. The
+// caller does what is due.
+func (d *Dispatcher) resizeLocked(n int) (due []wakeup) {
 	d.stats.Workers = n
 	// A pool for all who may be in it, and no larger: it is made anew, so that its
 	// memory returns after a shrink.
@@ -459,5 +496,5 @@ func (d *Dispatcher) resizeLocked(n int) {
 		d.pool <- w.jobs
 		d.running.Go(w.work)
 	}
-	d.dispatchLocked(d.now())
+	return d.dispatchLocked(nil, d.now())
 }

@@ -162,16 +162,18 @@ func (j *Job) cancelWith(err, cause error) {
 	d.lock()
 	queued := j.state == StateQueued
 	var live *liveContext
+	var due []wakeup
 	switch {
 	case queued:
 		d.stats.Queued--
 		d.stats.Canceled++
 		j.endLocked(StateCanceled, err)
-		d.dispatchLocked(d.now())
+		due = d.dispatchLocked(nil, d.now())
 	case j.state == StateRunning && j.canceled == nil:
 		j.canceled, j.cause, live = err, cause, j.context.Load()
 	}
 	d.mu.Unlock()
+	wake(due)
 	if live != nil {
 		live.cancel(cause)
 	}
@@ -219,19 +221,19 @@ func (j *Job) finishLocked(o outcome, now int64) State {
 	return o.state
 }
 
-// endLocked gives the job its outcome and wakes those who wait for it: since they
-// need the lock, they find the job counted as ended and its place free. The job lets
-// go of its function, so that a handle does not keep what the function captured. The
-// caller counts the outcome, and calls notify when it has unlocked d.mu.
+// endLocked gives the job its outcome, which the caller counts, and lets go of its
+// function, so that a handle does not keep what the function captured. The caller
+// calls notify when it has unlocked d.mu.
 func (j *Job) endLocked(state State, err error) {
 	j.state, j.err, j.fn = state, err, nil
-	if j.done != nil {
-		close(j.done)
-	}
 }
 
-// notify releases what the job's context holds and calls onEnd.
+// notify wakes those who wait for the job. They find it counted as ended, and its
+// place free.
 func (j *Job) notify() {
+	if j.done != nil { // it does not change after the end
+		close(j.done)
+	}
 	if live := j.context.Load(); live != nil {
 		live.cancel(context.Canceled)
 	}

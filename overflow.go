@@ -134,35 +134,33 @@ func (d *Dispatcher) wait(ctx context.Context, s *submitter) error {
 		return err
 	case <-ctx.Done():
 	}
-	err := ctx.Err()
 	d.lock()
-	if s.place != nil {
+	left := s.place != nil
+	if left {
 		d.stats.RefusedGone++
-		d.resolveLocked(s, err)
+		d.unblockLocked(s)
 	}
 	d.mu.Unlock()
-	// If s was accepted or refused at the same moment, that stands: the job may be
+	if left {
+		return ctx.Err()
+	}
+	// It was accepted or refused at the same moment. That stands: the job may be
 	// running already.
 	return <-s.result
 }
 
-// resolveLocked ends the wait of s with a result.
-func (d *Dispatcher) resolveLocked(s *submitter, result error) {
+// unblockLocked takes s from the list of those who wait. The caller sends it a result.
+func (d *Dispatcher) unblockLocked(s *submitter) {
 	d.blocked.Remove(s.place)
 	d.stats.Blocked--
 	s.place = nil
-	s.result <- result
 }
 
-// admitLocked accepts the submitter that has waited longest if a place is free, and
-// reports whether it did. As it follows every change that frees a place, no newcomer
-// finds one while a submitter waits.
-func (d *Dispatcher) admitLocked(now int64) bool {
-	if d.stats.Blocked == 0 || d.freeLocked() <= 0 {
-		return false
-	}
+// admitLocked accepts the submitter that has waited longest. As dispatchLocked calls it
+// after every change that frees a place, no newcomer finds one while a submitter waits.
+func (d *Dispatcher) admitLocked(now int64) *submitter {
 	s := d.blocked.Front().Value.(*submitter)
+	d.unblockLocked(s)
 	d.acceptLocked(s.entry, now)
-	d.resolveLocked(s, nil)
-	return true
+	return s
 }

@@ -64,8 +64,10 @@ func (d *Dispatcher) endAdmission() {
 	}
 	d.closed = true
 	for d.stats.Blocked > 0 {
+		s := d.blocked.Front().Value.(*submitter)
+		d.unblockLocked(s)
 		d.stats.RefusedClosed++
-		d.resolveLocked(d.blocked.Front().Value.(*submitter), ErrClosed)
+		s.result <- ErrClosed
 	}
 	d.report.Finished = d.stats.Queued + d.stats.Running
 	var abandoned []*Job
@@ -73,7 +75,7 @@ func (d *Dispatcher) endAdmission() {
 		abandoned = d.abandonLocked()
 		d.why = fmt.Errorf("holdfast: shutdown of a paused dispatcher, %d queued: %w", len(d.report.NeverStarted), ErrAbandoned)
 	}
-	d.dispatchLocked(d.now())
+	d.dispatchLocked(nil, d.now()) // dismisses the idle; nothing else can be due
 	d.mu.Unlock()
 
 	notifyAll(abandoned)
@@ -106,7 +108,7 @@ func (d *Dispatcher) cutOff(err error) {
 	for j := range d.contexts {
 		contexts = append(contexts, j.context.Load())
 	}
-	d.dispatchLocked(d.now())
+	d.dispatchLocked(nil, d.now())
 	d.mu.Unlock()
 
 	d.cancel(errStopped)
