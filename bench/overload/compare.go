@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"sync/atomic"
+	"time"
+)
+
+// A measurement is one contender under one load.
+type measurement struct {
+	Contender string
+	Service   string
+	Load      float64   // offered, in the capacity of the upstream; 0: the burst
+	Capacity  float64   // calls a second
+	Classes   []summary // the first is all of them
+
+	// Calls that the upstream has done, and those of them whose client had left at
+	// their end: work done for nobody.
+	Calls, Vain int64
+	MemoryMiB   float64 // the most that the contender had, where it is a process of its own
+	Generator   health
+
+	// Of the burst only.
+	Phases    []summary `json:",omitempty"` // before it, in it, after it
+	Seconds   []second  `json:",omitempty"`
+	Recovered int       `json:",omitempty"` // seconds from its end until the service was as before; -1: never
+}
+
+// The load before and after the burst, and in every warm-up; that of the burst;
+// and how much longer than it the time after it is looked at.
+const calm, flood, afterBurst = 0.5, 5, 2
+
+// A course is a load over time, in the capacity of the upstream. Its first phase is
+// the warm-up, in which connections are made and the contenders learn; it does not
+// count.
+type course []struct {
+	load  float64
+	lasts time.Duration
+}
+
+func (c course) phases(capacity float64) []phase {
+	var phases []phase
+	for _, p := range c {
+		phases = append(phases, phase{p.load * capacity, p.lasts})
+	}
+	return phases
+}
+
+// measure starts an upstream and the contender before it, both new, so that
+// nothing is left of the load before. It returns the samples too.
+func (o *options) measure(ctx context.Context, dir string, c contender, s service, plan course) (measurement, []sample, error) {
+	rate := capacity(s, o.serviceTime, o.slots)
+	phases := plan.phases(rate)
+	arrivals := schedule(o.seed, phases, o.mix, o.constant)
+	first := 0
+	for first < len(arrivals) && arrivals[first].due < o.warm {
+		first++
+	}
+	m := &machine{service: s, unit: o.serviceTime, seed: o.seed, stops: o.stops, slots: make(chan struct{}, o.slots), first: first, gone: make([]atomic.Bool, len(arrivals))}
+	upstream, end, err := m.start()
+	if err != nil {
+		return measurement{}, nil, err
+	}
+	defer end()
+	p, err := c.start(ctx, dir, upstream, o.limit(rate))
+	if err != nil {
+		return measurement{}, nil, fmt.Errorf("%s: %w", c.name, err)
+	}
+	defer p.end()
+
+	t := newTarget(ctx, target{url: p.url, method: "GET", clientHeader: o.clientHeader, gone: func(request int) { m.gone[request].Store(true) }})
+	samples, h := t.send(arrivals, o.mix, o.maxOpen)
+	return measurement{
+		Contender: c.name, Service: s.name, Capacity: rate,
+		Classes: summarize(samples, o.mix, window{o.warm, length(phases)}),
+		Calls:   m.calls.Load(), Vain: m.vain.Load(), MemoryMiB: p.peakMiB(), Generator: h,
+	}, samples, ctx.Err()
+}
+
+// compareLoads measures every contender under every load; all under one before any
+// under the next, so that a phase of the machine hits all alike.
+func (o *options) compareLoads(ctx context.Context, dir string, list []contender, s service) ([]measurement, error) {
+	var found []measurement
+	for _, load := range o.loads {
+		for _, c := range list {
+			log.Printf("%s, %gx: %s", s.name, load, c.name)
+			m, _, err := o.measure(ctx, dir, c, s, course{{calm, o.warm}, {load, o.lasts}})
+			if err != nil {
+				return nil, err
+			}
+			m.Load = load
+			found = append(found, m)
+		}
+	}
+	return found, nil
+}
+
+// compareBurst measures every contender around a burst.
+func (o *options) compareBurst(ctx context.Context, dir string, list []contender, s service) ([]measurement, error) {
+	var found []measurement
+	begin, end := o.warm+o.lasts, o.warm+2*o.lasts
+	for _, c := range list {
+		log.Printf("%s, burst: %s", s.name, c.name)
+		m, samples, err := o.measure(ctx, dir, c, s, course{{calm, o.warm}, {calm, o.lasts}, {flood, o.lasts}, {calm, afterBurst * o.lasts}})
+		if err != nil {
+			return nil, err
+		}
+		before := summarize(samples, o.mix, window{o.warm, begin})[0]
+		usual := time.Duration(before.P99 * float64(time.Second))
+		m.Seconds = bySecond(samples, window{o.warm, end + afterBurst*o.lasts}, usual)
+		m.Phases = []summary{before, summarize(samples, o.mix, window{begin, end})[0], summarize(samples, o.mix, window{end, end + afterBurst*o.lasts})[0]}
+		m.Recovered = recovery(m.Seconds, int((end-o.warm)/time.Second))
+		found = append(found, m)
+	}
+	return found, nil
+}
