@@ -77,6 +77,9 @@ func add(p *plot.Plot, names []string, points func(name string) plotter.XYs) err
 	return nil
 }
 
+// headroom keeps the highest line off the edge.
+const headroom = 1.06
+
 // byLoad is a panel over the offered load, whose axis is logarithmic.
 func byLoad(title, y string, found []measurement, value func(measurement) (float64, bool)) (*plot.Plot, error) {
 	names, loads := axes(found)
@@ -93,7 +96,7 @@ func byLoad(title, y string, found []measurement, value func(measurement) (float
 		ticks = append(ticks, tick)
 	}
 	p.X.Tick.Marker = ticks
-	return p, add(p, names, func(name string) (xys plotter.XYs) {
+	err := add(p, names, func(name string) (xys plotter.XYs) {
 		for _, m := range found {
 			if v, ok := value(m); ok && m.Contender == name {
 				xys = append(xys, plotter.XY{X: math.Log10(m.Load), Y: v})
@@ -101,6 +104,8 @@ func byLoad(title, y string, found []measurement, value func(measurement) (float
 		}
 		return xys
 	})
+	p.Y.Max *= headroom
+	return p, err
 }
 
 // overTime is a panel over the seconds around the burst.
@@ -109,7 +114,7 @@ func overTime(burst []measurement) (*plot.Plot, error) {
 	names, _ := axes(burst)
 	err := add(p, names, func(name string) (xys plotter.XYs) {
 		m := burst[slices.IndexFunc(burst, func(m measurement) bool { return m.Contender == name })]
-		for i, s := range m.Seconds {
+		for i, s := range m.Burst.Seconds {
 			xys = append(xys, plotter.XY{X: float64(i) + 0.5, Y: 100 * float64(s.Good) / m.Capacity})
 		}
 		return xys
@@ -117,8 +122,8 @@ func overTime(burst []measurement) (*plot.Plot, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Y.Max = max(p.Y.Max, 120)
-	lasts := float64(len(burst[0].Seconds)) / (2 + afterBurst) // before, in, and after the burst
+	p.X.Min, p.X.Max, p.Y.Max = 0, float64(len(burst[0].Burst.Seconds)), p.Y.Max*headroom
+	lasts := p.X.Max / (2 + afterBurst) // before, in, and after the burst
 	for _, at := range []float64{lasts, 2 * lasts} {
 		edge, err := plotter.NewLine(plotter.XYs{{X: at, Y: 0}, {X: at, Y: p.Y.Max}})
 		if err != nil {
@@ -139,7 +144,7 @@ func chart(path string, found, burst []measurement) error {
 	if err != nil {
 		return err
 	}
-	p99, err := byLoad("p99 of good answers", "seconds from when a request was due", found, func(m measurement) (float64, bool) {
+	p99, err := byLoad("p99 of good answers", "seconds", found, func(m measurement) (float64, bool) {
 		return m.Classes[0].P99, m.Classes[0].Good > 0
 	})
 	if err != nil {
@@ -150,12 +155,12 @@ func chart(path string, found, burst []measurement) error {
 		return err
 	}
 	names, _ := axes(found)
-	const columns, w, h, row = 3, 760, 560, 15
+	const columns, w, h, row = 3, 760, 580, 16
 	rows := (len(names) + columns - 1) / columns
-	legend := vg.Points(float64(rows*row + 8))
+	legend := vg.Points(float64(rows * row))
 	return figure.Write(path, vg.Points(w), vg.Points(h)+legend, func(c draw.Canvas) {
 		drawLegend(draw.Crop(c, 0, 0, 0, legend-c.Size().Y), names, rows)
-		c = draw.Crop(c, 0, 0, legend, 0)
+		c = draw.Crop(c, 0, 0, legend+vg.Points(10), 0)
 		half, middle, gap := c.Size().Y/2, c.Size().X/2, vg.Points(10)
 		goodput.Draw(draw.Crop(c, 0, -middle-gap/2, half+gap/2, 0))
 		p99.Draw(draw.Crop(c, middle+gap/2, 0, half+gap/2, 0))
@@ -181,8 +186,8 @@ func drawLegend(c draw.Canvas, names []string, rows int) {
 		l.Top, l.Left = true, true
 		l.ThumbnailWidth = vg.Points(24)
 		l.Padding = vg.Points(2)
-		for _, name := range names[column*rows : min((column+1)*rows, len(names))] {
-			l.Add(" "+name, swatch{look[name]})
+		for i := column * rows; i < min((column+1)*rows, len(names)); i++ {
+			l.Add(" "+names[i], swatch{look[names[i]]})
 		}
 		left := width * vg.Length(column)
 		l.Draw(draw.Crop(c, left, left+width-c.Size().X, 0, 0))

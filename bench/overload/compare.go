@@ -12,20 +12,25 @@ import (
 type measurement struct {
 	Contender string
 	Service   string
-	Load      float64   // offered, in the capacity of the upstream; 0: the burst
+	Load      float64   // offered, in the capacity of the upstream; 0 around the burst
 	Capacity  float64   // calls a second
 	Classes   []summary // the first is all of them
 
 	// Calls that the upstream has done, and those of them whose client had left at
 	// their end: work done for nobody.
 	Calls, Vain int64
-	MemoryMiB   float64 // the most that the contender had, where it is a process of its own
+	Faults      map[string]int // failed requests by what was wrong
+	MemoryMiB   float64        // the most that the contender had, where it is a process of its own
 	Generator   health
 
-	// Of the burst only.
-	Phases    []summary `json:",omitempty"` // before it, in it, after it
-	Seconds   []second  `json:",omitempty"`
-	Recovered int       `json:",omitempty"` // seconds from its end until the service was as before; -1: never
+	Burst *burst `json:",omitempty"` // nil if the load is even
+}
+
+// A burst is what became of the requests around one.
+type burst struct {
+	Before, In, After summary
+	Seconds           []second
+	Recovered         int // seconds from its end until the service was as before; -1: never
 }
 
 // The load before and after the burst, and in every warm-up; that of the burst;
@@ -58,7 +63,7 @@ func (o *options) measure(ctx context.Context, dir string, c contender, s servic
 	for first < len(arrivals) && arrivals[first].due < o.warm {
 		first++
 	}
-	m := &machine{service: s, unit: o.serviceTime, seed: o.seed, stops: o.stops, slots: make(chan struct{}, o.slots), first: first, gone: make([]atomic.Bool, len(arrivals))}
+	m := newMachine(s, o.serviceTime, o.seed, o.slots, o.stops, make([]atomic.Bool, len(arrivals)), first)
 	upstream, end, err := m.start()
 	if err != nil {
 		return measurement{}, nil, err
@@ -70,12 +75,12 @@ func (o *options) measure(ctx context.Context, dir string, c contender, s servic
 	}
 	defer p.end()
 
-	t := newTarget(ctx, target{url: p.url, method: "GET", clientHeader: o.clientHeader, gone: func(request int) { m.gone[request].Store(true) }})
+	t := newTarget(ctx, &target{url: p.url, method: "GET", clientHeader: o.clientHeader, gone: func(request int) { m.gone[request].Store(true) }})
 	samples, h := t.send(arrivals, o.mix, o.maxOpen)
 	return measurement{
 		Contender: c.name, Service: s.name, Capacity: rate,
 		Classes: summarize(samples, o.mix, window{o.warm, length(phases)}),
-		Calls:   m.calls.Load(), Vain: m.vain.Load(), MemoryMiB: p.peakMiB(), Generator: h,
+		Calls:   m.calls.Load(), Vain: m.vain.Load(), Faults: t.faults, MemoryMiB: p.peakMiB(), Generator: h,
 	}, samples, ctx.Err()
 }
 
@@ -109,9 +114,12 @@ func (o *options) compareBurst(ctx context.Context, dir string, list []contender
 		}
 		before := summarize(samples, o.mix, window{o.warm, begin})[0]
 		usual := time.Duration(before.P99 * float64(time.Second))
-		m.Seconds = bySecond(samples, window{o.warm, end + afterBurst*o.lasts}, usual)
-		m.Phases = []summary{before, summarize(samples, o.mix, window{begin, end})[0], summarize(samples, o.mix, window{end, end + afterBurst*o.lasts})[0]}
-		m.Recovered = recovery(m.Seconds, int((end-o.warm)/time.Second))
+		list := bySecond(samples, window{o.warm, end + afterBurst*o.lasts}, usual)
+		m.Burst = &burst{
+			Before: before, In: summarize(samples, o.mix, window{begin, end})[0],
+			After:   summarize(samples, o.mix, window{end, end + afterBurst*o.lasts})[0],
+			Seconds: list, Recovered: recovery(list, int((end-o.warm)/time.Second)),
+		}
 		found = append(found, m)
 	}
 	return found, nil

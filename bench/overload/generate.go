@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"runtime"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -19,7 +21,7 @@ import (
 type outcome uint8
 
 const (
-	unsent  outcome = iota // too many were open, or the run was interrupted
+	unsent  outcome = iota // this side could not, or the run was interrupted
 	good                   // answered within the patience, with a status below 400
 	late                   // the same, but after it; only to clients that stay
 	refused                // 429 or 503
@@ -49,24 +51,48 @@ const stayFor = 10 * time.Second
 type target struct {
 	url, method, body string
 	header            http.Header
-	clientHeader      string             // names the client
-	gone              func(request int)  // told when a client leaves; nil: requests have no number
-	interrupted       <-chan struct{}    // closed: send no more
-	client            *http.Client       // made by newTarget
-	transport         *http.Transport    // the same
-	stop              context.CancelFunc // ends what is open
-	ctx               context.Context
+	clientHeader      string            // names the client
+	gone              func(request int) // told when a client leaves; nil: requests have no number
+
+	// Made by newTarget.
+	client *http.Client
+	ctx    context.Context    // ends the run
+	stop   context.CancelFunc // ends what is open
+
+	mu     sync.Mutex
+	faults map[string]int // failed requests by what was wrong
+}
+
+// maxFaults bounds how many kinds of faults are told apart.
+const maxFaults = 8
+
+// fault counts a failed request.
+func (t *target) fault(status int, err error) {
+	text := "status " + strconv.Itoa(status)
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op): // without the port, which is another one each time
+		text = op.Op + ": " + op.Err.Error()
+	case err != nil:
+		text = err.Error()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.faults[text] == 0 && len(t.faults) >= maxFaults {
+		text = "others"
+	}
+	t.faults[text]++
 }
 
 // newTarget prepares to send to a URL until ctx ends.
-func newTarget(ctx context.Context, t target) *target {
+func newTarget(ctx context.Context, t *target) *target {
+	t.faults = make(map[string]int)
 	// Connections are kept for as many as were open at once: a client that had to
 	// connect anew for each request would measure the kernel.
-	t.transport = &http.Transport{MaxIdleConnsPerHost: maxOpenLimit, DisableCompression: true, IdleConnTimeout: time.Minute}
-	t.client = &http.Client{Transport: t.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	t.interrupted = ctx.Done()
+	transport := &http.Transport{MaxIdleConnsPerHost: maxOpenLimit, DisableCompression: true, IdleConnTimeout: time.Minute}
+	t.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	t.ctx, t.stop = context.WithCancel(ctx)
-	return &t
+	return t
 }
 
 // A health says how well the generator itself kept up.
@@ -96,7 +122,7 @@ func (h health) String() string {
 // send sends the requests when they are due, whatever becomes of those before:
 // at most maxOpen are open at once, and what would be beyond that is not sent.
 func (t *target) send(arrivals []arrival, mix []class, maxOpen int) ([]sample, health) {
-	defer t.transport.CloseIdleConnections()
+	defer t.client.CloseIdleConnections()
 	defer t.stop()
 	samples := make([]sample, len(arrivals))
 	lateness := make([]float64, len(arrivals))
@@ -142,7 +168,7 @@ func (t *target) sleepUntil(due time.Time) bool {
 	select {
 	case <-timer.C:
 		return true
-	case <-t.interrupted:
+	case <-t.ctx.Done():
 		return false
 	}
 }
@@ -157,6 +183,7 @@ func (t *target) one(id int, a arrival, c class, due time.Time) (time.Duration, 
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, t.method, t.url, strings.NewReader(t.body))
 	if err != nil {
+		t.fault(0, err)
 		return 0, failed
 	}
 	for name, values := range t.header {
@@ -179,27 +206,32 @@ func (t *target) one(id int, a arrival, c class, due time.Time) (time.Duration, 
 		response.Body.Close() // ends the connection if the body has not been read
 	}
 	took := time.Since(due)
-	result := judge(status, err, took, c.Patience)
+	result := judge(status, err, took, c)
 	if result == left && t.gone != nil {
 		t.gone(id)
+	}
+	if result == failed {
+		t.fault(status, err)
 	}
 	return took, result
 }
 
-// judge returns the outcome of a request.
-func judge(status int, err error, took, patience time.Duration) outcome {
+// judge returns the outcome of a request of a class.
+func judge(status int, err error, took time.Duration, c class) outcome {
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return left
 	case errors.Is(err, context.Canceled):
 		return unsent // the run was interrupted; nothing can be said
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.EADDRNOTAVAIL):
+		return unsent // this machine has no more files or ports: not the fault of the service
+	case errors.Is(err, context.DeadlineExceeded), took > c.Patience && !c.Stays:
+		return left
 	case err != nil:
 		return failed
 	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable:
 		return refused
 	case status >= 400:
 		return failed
-	case took > patience:
+	case took > c.Patience:
 		return late
 	}
 	return good

@@ -178,11 +178,12 @@ func schedule(seed uint64, phases []phase, mix []class, constant bool) []arrival
 				gap = random.ExpFloat64()
 			}
 			// A Poisson process has no memory, so each phase can begin its own.
-			at += gap / p.rate
-			if at >= p.lasts.Seconds() {
+			at += gap
+			due := time.Duration(at / p.rate * float64(time.Second))
+			if due >= p.lasts {
 				break
 			}
-			a := arrival{due: begin + time.Duration(at*float64(time.Second)), class: pick(random, mix)}
+			a := arrival{due: begin + due, class: pick(random, mix)}
 			if n := mix[a.class].Clients; n > 1 {
 				a.client = random.Int32N(int32(n))
 			}

@@ -132,10 +132,7 @@ http {
 // HAProxy holds what is beyond maxconn in a queue, by the class that it is given,
 // and drops from it whoever has left. The class is the urgency.
 func startHAProxy(ctx context.Context, path, dir, upstream string, l limit) (*process, error) {
-	config := `global
-	maxconn 16000
-	nbthread 2
-defaults
+	config := `defaults
 	mode http
 	option abortonclose
 	timeout connect 5s

@@ -3,15 +3,16 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 )
 
 // printRun prints what a run against one service gave.
-func printRun(w io.Writer, summaries []summary, lasts time.Duration, capacity float64, h health) {
-	fmt.Fprintf(w, "%d requests in %v, Poisson or constant as told; times from when a request was due.\n\n", summaries[0].Sent, lasts)
-	fmt.Fprint(w, "| class | requests | good a second | % of capacity | in time, % | p50 | p99 | p99.9 | refused | p50 | p99 | client left | late | errors | Jain |\n|---|", strings.Repeat("---|", 14), "\n")
+func printRun(w io.Writer, summaries []summary, lasts time.Duration, capacity float64) {
+	fmt.Fprintf(w, "%d requests in %v. Times count from when a request was due; the first p50 to p99.9 are of good answers, the others of refusals.\n\n", summaries[0].Sent, lasts)
+	fmt.Fprint(w, "| class | requests | good a second | % of capacity | in time, % | p50 | p99 | p99.9 | refused | p50 | p99 | client left | late | errors | Jain's index |\n|---|", strings.Repeat("---|", 14), "\n")
 	for _, s := range summaries {
 		share, fair := "–", "–"
 		if capacity > 0 {
@@ -24,7 +25,13 @@ func printRun(w io.Writer, summaries []summary, lasts time.Duration, capacity fl
 			s.Name, s.Sent, s.Goodput, share, 100*s.InTime, seconds(s.P50), seconds(s.P99), seconds(s.P999),
 			s.Refused, seconds(s.RefusedP50), seconds(s.RefusedP99), s.Left, s.Late, s.Failed, fair)
 	}
-	fmt.Fprintf(w, "\n%v.\n", h)
+}
+
+// printFaults says what was wrong with the failed requests.
+func printFaults(w io.Writer, where string, faults map[string]int) {
+	for _, text := range slices.Sorted(maps.Keys(faults)) {
+		fmt.Fprintf(w, "\n%sErrors: %d times %s.\n", where, faults[text], text)
+	}
 }
 
 // A view is one table of a comparison: a cell for each contender and load.
@@ -112,14 +119,22 @@ func axes(found []measurement) (names []string, loads []float64) {
 func printBurst(w io.Writer, title string, found []measurement) {
 	fmt.Fprintf(w, "\n### %s\n\n| | in time before, %% | goodput in the burst, %% of capacity | in time after, %% | p99 before | p99 in the burst | p99 after | as before after |\n|---|%s\n", title, strings.Repeat("---|", 7))
 	for _, m := range found {
-		back := fmt.Sprintf("%d s", m.Recovered)
-		if m.Recovered < 0 {
+		back := fmt.Sprintf("%d s", m.Burst.Recovered)
+		if m.Burst.Recovered < 0 {
 			back = "never"
 		}
-		before, in, after := m.Phases[0], m.Phases[1], m.Phases[2]
+		before, in, after := m.Burst.Before, m.Burst.In, m.Burst.After
 		fmt.Fprintf(w, "| %s | %.1f | %.1f | %.1f | %s | %s | %s | %s |\n", m.Contender, 100*before.InTime, 100*in.Goodput/m.Capacity,
 			100*after.InTime, seconds(before.P99), seconds(in.P99), seconds(after.P99), back)
 	}
+}
+
+// where names the load.
+func (m measurement) where() string {
+	if m.Burst != nil {
+		return "burst"
+	}
+	return fmt.Sprintf("%gx", m.Load)
 }
 
 // printHealth prints the worst of what the generator says of itself, and which
@@ -128,15 +143,12 @@ func printHealth(w io.Writer, found []measurement) {
 	var worst health
 	var bad []string
 	for _, m := range found {
+		printFaults(w, fmt.Sprintf("%s, %s, %s. ", m.Contender, m.Service, m.where()), m.Faults)
 		h := m.Generator
 		worst.LateP99, worst.LateWorst = max(worst.LateP99, h.LateP99), max(worst.LateWorst, h.LateWorst)
 		worst.Open, worst.MemoryMiB, worst.Unsent = max(worst.Open, h.Open), max(worst.MemoryMiB, h.MemoryMiB), worst.Unsent+h.Unsent
 		if !h.trusted() {
-			where := "burst"
-			if m.Load > 0 {
-				where = fmt.Sprintf("%gx", m.Load)
-			}
-			bad = append(bad, fmt.Sprintf("%s, %s, %s (%s)", m.Contender, m.Service, where, seconds(h.LateP99)))
+			bad = append(bad, fmt.Sprintf("%s, %s, %s (%s)", m.Contender, m.Service, m.where(), seconds(h.LateP99)))
 		}
 	}
 	fmt.Fprintf(w, "\nThe worst of all runs: %v.\n", worst)

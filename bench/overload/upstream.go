@@ -45,7 +45,7 @@ type machine struct {
 	stops   bool
 	slots   chan struct{}
 
-	first int           // requests before it are the warm-up, and not counted
+	first int           // requests before it are not counted
 	gone  []atomic.Bool // by request: its client has left
 
 	calls, vain atomic.Int64 // that were begun; and those whose client had left at their end
@@ -53,6 +53,12 @@ type machine struct {
 	closed context.Context
 	server http.Server
 	serves sync.WaitGroup
+}
+
+// newMachine returns a machine for as many requests as gone has, of which those
+// before first are the warm-up.
+func newMachine(s service, unit time.Duration, seed uint64, slots int, stops bool, gone []atomic.Bool, first int) *machine {
+	return &machine{service: s, unit: unit, seed: seed, stops: stops, slots: make(chan struct{}, slots), gone: gone, first: first}
 }
 
 // capacity returns how many calls a second the machine can do.
