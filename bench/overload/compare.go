@@ -37,12 +37,23 @@ type burst struct {
 // and how much longer than it the time after it is looked at.
 const calm, flood, afterBurst = 0.5, 5, 2
 
-// A course is a load over time, in the capacity of the upstream. Its first phase is
-// the warm-up, in which connections are made and the contenders learn; it does not
-// count.
+// A course is a load over time, in the capacity of the upstream.
 type course []struct {
 	load  float64
 	lasts time.Duration
+}
+
+// steady is the course of an even load. Before it counts, the calm lets connections
+// be made and the contenders learn what a call takes, and then the load fills the
+// queues: what is counted is how it goes on, and not the first second, in which
+// nobody has waited yet.
+func (o *options) steady(load float64) course {
+	return course{{calm, o.warm}, {load, o.warm}, {load, o.lasts}}
+}
+
+// around is the course around a burst. The calm before it counts as well.
+func (o *options) around() course {
+	return course{{calm, o.warm}, {calm, o.lasts}, {flood, o.lasts}, {calm, afterBurst * o.lasts}}
 }
 
 func (c course) phases(capacity float64) []phase {
@@ -54,13 +65,14 @@ func (c course) phases(capacity float64) []phase {
 }
 
 // measure starts an upstream and the contender before it, both new, so that
-// nothing is left of the load before. It returns the samples too.
-func (o *options) measure(ctx context.Context, dir string, c contender, s service, plan course) (measurement, []sample, error) {
+// nothing is left of the load before. What is due from a time on counts. It returns
+// the samples too.
+func (o *options) measure(ctx context.Context, dir string, c contender, s service, plan course, from time.Duration) (measurement, []sample, error) {
 	rate := capacity(s, o.serviceTime, o.slots)
 	phases := plan.phases(rate)
 	arrivals := schedule(o.seed, phases, o.mix, o.constant)
 	first := 0
-	for first < len(arrivals) && arrivals[first].due < o.warm {
+	for first < len(arrivals) && arrivals[first].due < from {
 		first++
 	}
 	m := newMachine(s, o.serviceTime, o.seed, o.slots, o.stops, make([]atomic.Bool, len(arrivals)), first)
@@ -79,7 +91,7 @@ func (o *options) measure(ctx context.Context, dir string, c contender, s servic
 	samples, h := t.send(arrivals, o.mix, o.maxOpen)
 	return measurement{
 		Contender: c.name, Service: s.name, Capacity: rate,
-		Classes: summarize(samples, o.mix, window{o.warm, length(phases)}),
+		Classes: summarize(samples, o.mix, window{from, length(phases)}),
 		Calls:   m.calls.Load(), Vain: m.vain.Load(), Faults: t.faults, MemoryMiB: p.peakMiB(), Generator: h,
 	}, samples, ctx.Err()
 }
@@ -91,7 +103,7 @@ func (o *options) compareLoads(ctx context.Context, dir string, list []contender
 	for _, load := range o.loads {
 		for _, c := range list {
 			log.Printf("%s, %gx: %s", s.name, load, c.name)
-			m, _, err := o.measure(ctx, dir, c, s, course{{calm, o.warm}, {load, o.lasts}})
+			m, _, err := o.measure(ctx, dir, c, s, o.steady(load), 2*o.warm)
 			if err != nil {
 				return nil, err
 			}
@@ -108,7 +120,7 @@ func (o *options) compareBurst(ctx context.Context, dir string, list []contender
 	begin, end := o.warm+o.lasts, o.warm+2*o.lasts
 	for _, c := range list {
 		log.Printf("%s, burst: %s", s.name, c.name)
-		m, samples, err := o.measure(ctx, dir, c, s, course{{calm, o.warm}, {calm, o.lasts}, {flood, o.lasts}, {calm, afterBurst * o.lasts}})
+		m, samples, err := o.measure(ctx, dir, c, s, o.around(), o.warm)
 		if err != nil {
 			return nil, err
 		}

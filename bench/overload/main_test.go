@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,24 @@ func TestCompare(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &found); err != nil {
 		t.Fatal(err)
 	}
+	const chi, mine = "chi Throttle, backlog", "Holdfast -overflow reject"
+	checkMeasurements(t, found, chi+" 0.5x", mine+" 0.5x", chi+" 2x", mine+" 2x", chi+" burst", mine+" burst")
+	checkFigure(t, filepath.Join(dir, "overload.svg"), chi, mine)
+	var tables bytes.Buffer
+	printLoads(&tables, "Exponential service", found[:4])
+	printBurst(&tables, "A burst", found[4:])
+	printHealth(&tables, found)
+	for _, text := range []string{"\n| | 0.5x | 2x |\n", "Exponential service, rest: Jain's index", "\n| " + mine + " |", "The worst of all runs"} {
+		if !strings.Contains(tables.String(), text) {
+			t.Errorf("no %q in the tables:\n%s", text, tables.String())
+		}
+	}
+}
+
+// checkMeasurements checks that each load came to each contender, and that what
+// became of the requests adds up.
+func checkMeasurements(t *testing.T, found []measurement, want ...string) {
+	t.Helper()
 	var got []string
 	for _, m := range found {
 		got = append(got, m.Contender+" "+m.where())
@@ -55,20 +74,8 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%s, %s: errors %v", m.Contender, m.where(), m.Faults)
 		}
 	}
-	const chi, mine = "chi Throttle, backlog", "Holdfast -overflow reject"
-	want := []string{chi + " 0.5x", mine + " 0.5x", chi + " 2x", mine + " 2x", chi + " burst", mine + " burst"}
-	if strings.Join(got, ";") != strings.Join(want, ";") {
+	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
-	}
-	checkFigure(t, filepath.Join(dir, "overload.svg"), chi, mine)
-	var tables bytes.Buffer
-	printLoads(&tables, "Exponential service", found[:4])
-	printBurst(&tables, "A burst", found[4:])
-	printHealth(&tables, found)
-	for _, text := range []string{"\n| | 0.5x | 2x |\n", "Exponential service, rest: Jain's index", "\n| " + mine + " |", "The worst of all runs"} {
-		if !strings.Contains(tables.String(), text) {
-			t.Errorf("no %q in the tables:\n%s", text, tables.String())
-		}
 	}
 }
 
@@ -93,28 +100,41 @@ func checkFigure(t *testing.T, path string, names ...string) {
 	}
 }
 
+// A fake is a service that does what the name of the client says.
+type fake struct {
+	mu       sync.Mutex
+	seen     map[string]int // requests by method, urgency, client, preference and body
+	departed chan struct{}  // a client has closed its connection
+}
+
+func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	client := r.Header.Get("Tenant")
+	f.mu.Lock()
+	f.seen[strings.Join([]string{r.Method, r.Header.Get("Priority"), client, r.Header.Get("Prefer"), string(body)}, " ")]++
+	f.mu.Unlock()
+	switch client {
+	case "left":
+		<-r.Context().Done()
+		f.departed <- struct{}{}
+	case "refused":
+		http.Error(w, "full", http.StatusServiceUnavailable)
+	case "failed":
+		http.Error(w, "broken", http.StatusTeapot)
+	}
+}
+
+func (f *fake) count(key string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.seen[key]
+}
+
 // Against a service of the user's: what is sent is what the flags say, what comes
 // back is what is told, and a client that leaves closes its connection.
 func TestMeasureURL(t *testing.T) {
-	var mu sync.Mutex
-	seen := make(map[string]int)
-	departed := make(chan struct{}, 1000)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		client := r.Header.Get("Tenant")
-		mu.Lock()
-		seen[strings.Join([]string{r.Method, r.Header.Get("Priority"), client, r.Header.Get("Prefer"), string(body)}, " ")]++
-		mu.Unlock()
-		switch client {
-		case "left":
-			<-r.Context().Done()
-			departed <- struct{}{}
-		case "refused":
-			http.Error(w, "full", http.StatusServiceUnavailable)
-		case "failed":
-			http.Error(w, "broken", http.StatusTeapot)
-		}
-	}))
+	service := &fake{seen: make(map[string]int), departed: make(chan struct{}, 1000)}
+	server := httptest.NewServer(service)
 	defer server.Close()
 	var out bytes.Buffer
 	err := run(t.Context(), []string{"-url", server.URL, "-rate", "80", "-for", "1s", "-constant", "-json", "-patience", "20s",
@@ -124,9 +144,8 @@ func TestMeasureURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	var found struct {
-		Classes   []summary
-		Faults    map[string]int
-		Generator health
+		Classes []summary
+		Faults  map[string]int
 	}
 	if err := json.Unmarshal(out.Bytes(), &found); err != nil {
 		t.Fatal(err)
@@ -138,21 +157,17 @@ func TestMeasureURL(t *testing.T) {
 	if found.Faults["status 418"] != failed.Sent || len(found.Faults) != 1 {
 		t.Errorf("errors %v; want status 418, %d times", found.Faults, failed.Sent)
 	}
-	mu.Lock()
-	arrived := seen["POST  left wait=1 work"] // where the machine is busy, some leave before they have arrived
-	mu.Unlock()
-	for range arrived {
-		select {
-		case <-departed:
-		case <-time.After(30 * time.Second):
-			t.Fatal("a client that left has not closed its connection")
+	for key, want := range map[string]int{"POST u=1 good wait=1 work": good.Sent, "POST  refused wait=1 work": refused.Sent, "POST  failed wait=1 work": failed.Sent} {
+		if got := service.count(key); got != want {
+			t.Errorf("%q came %d times, want %d", key, got, want)
 		}
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	for key, n := range map[string]int{"POST u=1 good wait=1 work": good.Sent, "POST  refused wait=1 work": refused.Sent, "POST  failed wait=1 work": failed.Sent} {
-		if seen[key] != n {
-			t.Errorf("%q came %d times, want %d: %v", key, seen[key], n, seen)
+	// Where the machine is busy, some leave before they have arrived.
+	for range service.count("POST  left wait=1 work") {
+		select {
+		case <-service.departed:
+		case <-time.After(30 * time.Second):
+			t.Fatal("a client that left has not closed its connection")
 		}
 	}
 }
@@ -164,6 +179,9 @@ func TestFlags(t *testing.T) {
 		{"-url http://x -rate 1e9", "at most 20000"},
 		{"-url http://x -rate NaN", "at most 20000"},
 		{"-url http://x -rate 1 -for 11m", "at most 10m0s"},
+		{"-for 2500000h", "at most 10m0s"},
+		{"-warm 2500000h", "-warm of 0 to 10m"},
+		{"-for 5m", "at most 10m0s"},
 		{"-url http://x -rate 20000 -for 10m", "at most 2000000"},
 		{"-url http://x -rate 1 -for 500ms", "whole seconds"},
 		{"-url http://x -rate 1 -patience 0", "-patience 0s; want 1ms"},

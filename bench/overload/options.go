@@ -55,9 +55,9 @@ func (o *options) limit(capacity float64) limit {
 func (o *options) limitFlags(name string) *flag.FlagSet {
 	set := flag.NewFlagSet(name, flag.ContinueOnError)
 	set.DurationVar(&o.patience, "patience", time.Second, "a client gives up `d` after its request was due, and closes the connection")
-	set.StringVar(&o.clientHeader, "client-header", "Client", "the `header` that names the client")
-	set.IntVar(&o.slots, "slots", 8, "calls that the upstream runs at once, `n`")
-	set.IntVar(&o.queue, "queue", 200, "requests that may wait in each contender that has a bound, `n`")
+	set.StringVar(&o.clientHeader, "client-header", "Client", "the `header` that names the client, where a class has clients")
+	set.IntVar(&o.slots, "slots", 8, "comparison: calls that the upstream runs at once, `n`")
+	set.IntVar(&o.queue, "queue", 200, "comparison: requests that may wait in each contender that has a bound, `n`")
 	return set
 }
 
@@ -114,7 +114,7 @@ func (o *options) comparisonFlags(set *flag.FlagSet) (loads, kinds *string) {
 	kinds = set.String("service", "exponential,fixed,slow", "comparison: how the service time is distributed, `list`; slow is fixed, and ten times as long for one call in five. The figure and the burst are of the first")
 	set.DurationVar(&o.serviceTime, "service-time", 50*time.Millisecond, "comparison: the service time, `d`")
 	set.BoolVar(&o.stops, "upstream-stops", false, "comparison: the upstream stops when its connection is closed; the default works on, as most services do")
-	set.DurationVar(&o.warm, "warm", 3*time.Second, "comparison: a load of 0.5x before each measurement for `d`, not counted")
+	set.DurationVar(&o.warm, "warm", 2*time.Second, "comparison: before each measurement a load of 0.5x for `d`, and then the load itself for as long, neither of them counted")
 	set.Func("holdfast", "comparison: measure the gateway with these `flags`; may be repeated. The default is each -overflow", func(s string) error {
 		if slices.Contains(o.variants, s) {
 			return errors.New("want each once")
@@ -153,8 +153,8 @@ func (o *options) check(mix, loads, kinds string) error {
 	if o.mix, err = parseMix(mix, o.patience); err != nil {
 		return fmt.Errorf("-mix: %w", err)
 	}
-	if o.lasts < time.Second || o.lasts%time.Second != 0 {
-		return fmt.Errorf("-for %v; want whole seconds, at least one", o.lasts)
+	if o.lasts < time.Second || o.lasts > maxFor || o.lasts%time.Second != 0 {
+		return fmt.Errorf("-for %v; want whole seconds, at least one, and at most %v", o.lasts, maxFor)
 	}
 	if o.maxOpen < 1 || o.maxOpen > maxOpenLimit {
 		return fmt.Errorf("-open %d; want 1 to %d", o.maxOpen, maxOpenLimit)
@@ -186,8 +186,8 @@ func (o *options) checkComparison(loads, kinds string) error {
 	if o.rate != 0 || o.capacity != 0 {
 		return errors.New("-rate and -capacity need -url; the comparison has -loads")
 	}
-	if o.slots < 1 || o.slots > 10_000 || o.queue < 0 || o.queue > 1_000_000 || o.serviceTime < time.Millisecond || o.serviceTime > time.Minute || o.warm < 0 {
-		return errors.New("want -slots of 1 to 10000, -queue of 0 to 1000000, -service-time of 1ms to 1m and -warm of 0 or more")
+	if o.slots < 1 || o.slots > 10_000 || o.queue < 0 || o.queue > 1_000_000 || o.serviceTime < time.Millisecond || o.serviceTime > time.Minute || o.warm < 0 || o.warm > maxFor {
+		return errors.New("want -slots of 1 to 10000, -queue of 0 to 1000000, -service-time of 1ms to 1m and -warm of 0 to 10m")
 	}
 	for _, text := range strings.Split(loads, ",") {
 		load, err := strconv.ParseFloat(text, 64)
@@ -203,9 +203,10 @@ func (o *options) checkComparison(loads, kinds string) error {
 		}
 		o.services = append(o.services, services[i])
 		fastest := capacity(services[i], o.serviceTime, o.slots)
-		most := slices.Max(append(o.loads, flood))
-		if err := checkBounds((course{{calm, o.warm}, {calm, o.lasts}, {most, o.lasts}, {calm, afterBurst * o.lasts}}).phases(fastest)); err != nil {
-			return fmt.Errorf("-loads, -for, -warm, -slots and -service-time: %w", err)
+		for _, plan := range []course{o.steady(slices.Max(o.loads)), o.around()} {
+			if err := checkBounds(plan.phases(fastest)); err != nil {
+				return fmt.Errorf("-loads, -for, -warm, -slots and -service-time: %w", err)
+			}
 		}
 	}
 	if o.variants == nil {
