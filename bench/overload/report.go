@@ -11,8 +11,8 @@ import (
 
 // printRun prints what a run against one service gave.
 func printRun(w io.Writer, summaries []summary, lasts time.Duration, capacity float64) {
-	fmt.Fprintf(w, "%d requests in %v. Times count from when a request was due; the first p50 to p99.9 are of good answers, the others of refusals.\n\n", summaries[0].Sent, lasts)
-	fmt.Fprint(w, "| class | requests | good a second | % of capacity | in time, % | p50 | p99 | p99.9 | refused | p50 | p99 | client left | late | errors | Jain's index |\n|---|", strings.Repeat("---|", 14), "\n")
+	fmt.Fprintf(w, "%d requests in %v. Times count from when a request was due.\n\n", summaries[0].Sent, lasts)
+	fmt.Fprint(w, "| class | requests | good a second | % of capacity | in time, % | p50 of good | p99 | p99.9 | refused | p50 of refusals | p99 | client left | late | errors | Jain's index |\n|---|", strings.Repeat("---|", 14), "\n")
 	for _, s := range summaries {
 		share, fair := "–", "–"
 		if capacity > 0 {
