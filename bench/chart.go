@@ -1,27 +1,24 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"image/color"
 	"math"
-	"os"
 	"slices"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgsvg"
+
+	"holdfast/bench/internal/figure"
 )
 
 // chart draws the cost of each contender, as bars that begin at that of
 // Holdfast, 1, and go to the left for less and to the right for more. The scale
 // is logarithmic, or the slowest would hide all others.
 func chart(path string, names []string, bars [2][]float64) {
-	plot.DefaultFont.Variant = "Sans"
-	plotter.DefaultFont = plot.DefaultFont
 	p := plot.New()
 	p.Title.Text = "Cost of an empty job, Holdfast = 1 (less is better)"
 	p.Title.Padding = vg.Points(12)
@@ -112,16 +109,5 @@ func chart(path string, names []string, bars [2][]float64) {
 	must(err)
 	p.Add(one)
 
-	w, h := vg.Points(640), vg.Points(90)+vg.Length(len(names))*vg.Points(32)
-	canvas := vgsvg.New(w, h)
-	page := draw.New(canvas)
-	page.FillPolygon(color.White, []vg.Point{{}, {X: w}, {X: w, Y: h}, {Y: h}})
-	margin := vg.Points(10)
-	p.Draw(draw.Crop(page, margin, -margin, margin, -margin))
-	var svg bytes.Buffer
-	_, err = canvas.WriteTo(&svg)
-	must(err)
-	// The font has twins of the same widths on other systems.
-	text := bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif"))
-	must(os.WriteFile(path, text, 0o644))
+	must(figure.Write(path, vg.Points(640), vg.Points(90)+vg.Length(len(names))*vg.Points(32), p.Draw))
 }
