@@ -96,6 +96,7 @@ type Dispatcher struct {
 	over    chan struct{}  // closed by Shutdown when it was cut off or all workers are gone
 	running sync.WaitGroup // the goroutines of workers
 
+	_  [64]byte   // so that reading the fields above does not wait for a cache line that each job writes
 	mu sync.Mutex // protects the following fields; see lock
 
 	// queue is the JobQueue. acceptLocked sends, nextLocked receives. A canceled job
@@ -312,7 +313,7 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, policy Overflow) error
 // sync.Mutex does so by itself only while its processor has nothing else to run,
 // and here it always has: the workers.
 func (d *Dispatcher) lock() {
-	for range 100 {
+	for range 300 {
 		if d.mu.TryLock() {
 			return
 		}
@@ -412,10 +413,24 @@ func (d *Dispatcher) firstLocked() *entry {
 	return &d.first
 }
 
+// takeLocked removes the job that has waited longest from the queue. One must be
+// queued.
+func (d *Dispatcher) takeLocked() entry {
+	if !d.first.blank() {
+		e := d.first
+		d.first = entry{}
+		return e
+	}
+	for {
+		if e := <-d.queue; !e.blank() {
+			return e
+		}
+	}
+}
+
 // nextLocked takes the job that has waited longest from the queue and starts it.
 func (d *Dispatcher) nextLocked(now int64) entry {
-	e := *d.firstLocked()
-	d.first = entry{}
+	e := d.takeLocked()
 	d.stats.Queued--
 	d.stats.Running++
 	if timing {
@@ -428,35 +443,36 @@ func (d *Dispatcher) nextLocked(now int64) entry {
 	return e
 }
 
-// finish ends the job that w has run and makes w idle.
-func (d *Dispatcher) finish(w *worker, e entry, o outcome) {
+// finish ends the job that w has in hand. If another is queued, it returns that, as
+// handOverLocked would decide: w is idle. Else it puts w into the pool.
+func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
 	now := d.now()
-	var room [2]wakeup
-	due := room[:0]
+	var room [1]wakeup
+	j, state := w.job.job, w.outcome.state
 	d.lock()
 	if timing {
-		d.stats.Run.Add(time.Duration(now - e.at))
+		d.stats.Run.Add(time.Duration(now - w.job.at))
 	}
 	switch {
-	case e.job != nil:
-		o.state = e.job.finishLocked(o, now)
-	case d.stopped && o.state != StatePanicked:
-		o.state = StateCanceled
+	case j != nil:
+		state = j.finishLocked(w.outcome, now)
+	case d.stopped && state != StatePanicked:
+		state = StateCanceled
 	}
 	d.stats.Running--
-	*d.stats.ended(o.state)++
-	if d.stats.Queued > 0 && d.workers <= d.stats.Workers {
-		// What handOverLocked would decide, without the way through the pool.
-		due = append(due, wakeup{worker: w.jobs, job: d.nextLocked(now)})
+	*d.stats.ended(state)++
+	if ok = d.stats.Queued > 0 && d.workers <= d.stats.Workers; ok {
+		next = d.nextLocked(now)
 	} else {
 		d.pool <- w.jobs
 	}
-	due = d.dispatchLocked(due, now)
+	due := d.dispatchLocked(room[:0], now)
 	d.mu.Unlock()
 	wake(due)
-	if e.job != nil {
-		e.job.notify()
+	if j != nil {
+		j.notify()
 	}
+	return next, ok
 }
 
 // Resize changes the number of workers to n, 0 to 1,000,000, and returns without

@@ -13,6 +13,10 @@ type worker struct {
 	// has received the channel from the pool, or closes it to dismiss the worker. It
 	// has room for that job, so the dispatcher never waits for the worker.
 	jobs chan entry
+
+	busy    bool // a job is in hand, and its outcome so far is:
+	job     entry
+	outcome outcome
 }
 
 // An outcome is how the function of a job has ended.
@@ -23,48 +27,53 @@ type outcome struct {
 }
 
 // work runs jobs until the dispatcher dismisses the worker. A job that calls
-// runtime.Goexit takes the goroutine with it; the worker goes on in a new one.
+// runtime.Goexit takes the goroutine with it; the worker goes on in a new one, which
+// begins by ending that job.
 func (w *worker) work() {
-	dismissed := false
 	defer func() {
-		if !dismissed {
+		if w.busy {
 			w.d.running.Go(w.work)
 		}
 	}()
-	for e := range w.jobs {
-		w.run(e)
+	for w.next() {
+		w.run()
 	}
-	dismissed = true
 }
 
-// run runs one job. Until the job's function returns, the outcome is that of a
-// function that never does.
-func (w *worker) run(e entry) {
-	o := outcome{state: StateFailed, err: errGoexit}
-	defer func() { w.d.finish(w, e, o) }()
-	w.call(e, &o)
+// next ends the job in hand, if there is one, and begins another: at once if one is
+// queued, since a worker that has finished is idle, else when the dispatcher sends
+// one. It returns false if the worker is dismissed.
+func (w *worker) next() bool {
+	if w.busy {
+		w.job, w.busy = w.d.finish(w)
+	}
+	if !w.busy {
+		w.job, w.busy = <-w.jobs
+	}
+	return w.busy
 }
 
-// call calls the function of a job. All that it calls is code of others, and may
-// panic. It does not return from a runtime.Goexit, hence the pointer.
-func (w *worker) call(e entry, o *outcome) {
+// run calls the function of the job in hand. All that it calls is code of others, and
+// may panic. Until the function returns, the outcome is that of one that never does.
+func (w *worker) run() {
+	w.outcome = outcome{state: StateFailed, err: errGoexit}
 	defer func() {
 		if v := recover(); v != nil {
 			err := &PanicError{Value: v, Stack: debug.Stack()}
-			*o = outcome{state: StatePanicked, err: err}
+			w.outcome = outcome{state: StatePanicked, err: err}
 			w.d.logPanic("holdfast: job panicked", err)
 		}
 	}()
 	ctx := w.d.ctx
-	if e.job != nil {
-		ctx = (*jobContext)(e.job)
+	if w.job.job != nil {
+		ctx = (*jobContext)(w.job.job)
 	}
-	o.err = e.fn(ctx)
-	if o.err == nil {
-		o.state = StateSucceeded
+	err := w.job.fn(ctx)
+	if w.outcome = (outcome{state: StateSucceeded, err: err}); err != nil {
+		w.outcome.state = StateFailed
 	}
-	if e.job != nil && e.job.attached {
-		o.gone = e.job.parent.Err()
+	if j := w.job.job; j != nil && j.attached {
+		w.outcome.gone = j.parent.Err()
 	}
 }
 
