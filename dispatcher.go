@@ -42,6 +42,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"holdfast/internal/lazy"
 )
 
 // Bounds of a Config.
@@ -83,6 +85,8 @@ type Config struct {
 // resizing and shutdown. The critical sections are short and call no code of
 // others. The numbers in stats are those by which it decides, so a snapshot is exact.
 type Dispatcher struct {
+	Submitter // under the dispatcher's policy
+
 	// Written once in New, only read afterwards.
 	jobTimeout time.Duration
 	log        *slog.Logger
@@ -117,8 +121,6 @@ type Dispatcher struct {
 	stopped bool      // a shutdown was cut off: what runs is canceled
 	report  Report    // of the shutdown
 	why     error     // that Shutdown returns
-
-	contexts map[*Job]struct{} // running jobs whose contexts were asked for
 }
 
 // An entry is what waits in the JobQueue: a function that nobody follows, or a job
@@ -158,15 +160,26 @@ func New(cfg Config) (*Dispatcher, error) {
 		over:       make(chan struct{}),
 		queue:      make(chan entry, cfg.Queue+cfg.Queue/4+1),
 		stats:      Stats{Queue: cfg.Queue, Overflow: cfg.Overflow},
-		contexts:   make(map[*Job]struct{}),
 	}
+	d.Submitter = Submitter{d, byDefault}
 	if d.log == nil {
 		d.log = slog.Default()
 	}
-	d.ctx, d.cancel = context.WithCancelCause(context.WithValue(context.Background(), ownerKey{}, d))
+	d.ctx, d.cancel = context.WithCancelCause(context.WithValue(context.Background(), lazy.OwnerKey{}, d))
 	d.resizeLocked(cfg.Workers)
 	return d, nil
 }
+
+// A Submitter submits jobs to a Dispatcher. That which a Dispatcher contains does so
+// under the dispatcher's policy, others are made by [Dispatcher.With].
+type Submitter struct {
+	d        *Dispatcher
+	overflow Overflow
+}
+
+// With returns a Submitter that submits to d under policy o. It costs nothing. An
+// unknown policy makes every submit return an error.
+func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, o} }
 
 // Go submits fn and returns once it is accepted, nil, or is not: [ErrQueueFull],
 // [ErrClosed], [ErrNested] or, if ctx ended first, ctx.Err(). Only under [Block]
@@ -174,16 +187,28 @@ func New(cfg Config) (*Dispatcher, error) {
 //
 // The context that fn gets has the values of ctx, not its cancellation, and is
 // canceled when Shutdown cuts the job off. The error that fn returns is counted and
-// otherwise lost; [Dispatcher.Submit] keeps it. With context.Background() and no
-// JobTimeout a call allocates nothing, and such jobs share one context.
-func (d *Dispatcher) Go(ctx context.Context, fn func(context.Context) error) error {
-	return Submitter{d, byDefault}.Go(ctx, fn)
+// otherwise lost; Submit keeps it. With context.Background() and no JobTimeout a call
+// allocates nothing, and such jobs share one context.
+func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error {
+	if fn != nil && s.d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
+		return s.submit(ctx, entry{fn: fn})
+	}
+	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, fn)})
 }
 
-// Submit is like [Dispatcher.Go], and returns a handle by which the job can be
-// followed and canceled. The handle is nil if there is an error.
-func (d *Dispatcher) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	return Submitter{d, byDefault}.Submit(ctx, fn)
+// Submit is like Go, and returns a handle by which the job can be followed and
+// canceled. The handle is nil if there is an error.
+func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
+	j := s.d.newJob(ctx, false, fn)
+	if err := s.submit(ctx, entry{job: j}); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+// TrySubmit is like Submit under [Reject], whatever the policy: it never waits.
+func (s Submitter) TrySubmit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
+	return s.d.With(Reject).Submit(ctx, fn)
 }
 
 // Do submits fn, waits for its end and returns its error, as [Job.Err] does. If
@@ -193,61 +218,8 @@ func (d *Dispatcher) Submit(ctx context.Context, fn func(context.Context) error)
 // of ctx too, so that a job is canceled with its caller.
 //
 // If ctx is that of a job of the same dispatcher, Do returns [ErrNested].
-func (d *Dispatcher) Do(ctx context.Context, fn func(context.Context) error) error {
-	return Submitter{d, byDefault}.Do(ctx, fn)
-}
-
-// TryGo is [Dispatcher.Go] under [Reject]: it never waits.
-func (d *Dispatcher) TryGo(ctx context.Context, fn func(context.Context) error) error {
-	return d.With(Reject).Go(ctx, fn)
-}
-
-// TrySubmit is [Dispatcher.Submit] under [Reject]: it never waits.
-func (d *Dispatcher) TrySubmit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	return d.With(Reject).Submit(ctx, fn)
-}
-
-// With returns a Submitter that submits to d under policy o, whatever the policy of
-// d is. Under an unknown policy every submit returns an error.
-func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, o} }
-
-// A Submitter submits to a Dispatcher under an overflow policy of its own. It is
-// made by [Dispatcher.With], costs nothing, and may be used by any number of
-// goroutines at once.
-type Submitter struct {
-	d        *Dispatcher
-	overflow Overflow
-}
-
-// Go is [Dispatcher.Go] under the Submitter's policy.
-func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error {
-	if fn == nil {
-		panic("holdfast: nil function")
-	}
-	if s.d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
-		return s.d.submit(ctx, entry{fn: fn}, s.overflow)
-	}
-	return s.d.submit(ctx, entry{job: newJob(s.d, ctx, fn)}, s.overflow)
-}
-
-// Submit is [Dispatcher.Submit] under the Submitter's policy.
-func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	if fn == nil {
-		panic("holdfast: nil function")
-	}
-	j := newJob(s.d, ctx, fn)
-	if err := s.d.submit(ctx, entry{job: j}, s.overflow); err != nil {
-		return nil, err
-	}
-	return j, nil
-}
-
-// Do is [Dispatcher.Do] under the Submitter's policy.
 func (s Submitter) Do(ctx context.Context, fn func(context.Context) error) error {
-	if fn == nil {
-		panic("holdfast: nil function")
-	}
-	return s.do(ctx, &Job{d: s.d, parent: ctx, attached: true, fn: fn, timeout: s.d.jobTimeout})
+	return s.do(ctx, s.d.newJob(ctx, true, fn))
 }
 
 // do submits j, which is attached to ctx, and waits for its end.
@@ -258,7 +230,7 @@ func (s Submitter) do(ctx context.Context, j *Job) error {
 		s.d.mu.Unlock()
 		return ErrNested
 	}
-	if err := s.d.submit(ctx, entry{job: j}, s.overflow); err != nil {
+	if err := s.submit(ctx, entry{job: j}); err != nil {
 		return err
 	}
 	done := j.Done()
@@ -273,7 +245,8 @@ func (s Submitter) do(ctx context.Context, j *Job) error {
 
 // submit accepts e, or says why not. It blocks only under Block, until a place is
 // free, ctx ends or the dispatcher is closed.
-func (d *Dispatcher) submit(ctx context.Context, e entry, policy Overflow) error {
+func (s Submitter) submit(ctx context.Context, e entry) error {
+	d, policy := s.d, s.overflow
 	gone := ctx.Err()
 	nested := policy != Reject && d.owns(ctx)
 	now := d.now()

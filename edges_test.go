@@ -189,7 +189,7 @@ func (e *typedNil) Unwrap() error { return e.inner } // panics on nil
 func TestG9ReturnedErrorIsNotLookedInto(t *testing.T) {
 	d := build(t, sized(0, 1))
 	// As a worker would call it; there the panic could not be recovered.
-	running := &Job{d: d, parent: bg, state: StateRunning, canceled: context.Canceled}
+	running := &Job{d: d, state: StateRunning, canceled: context.Canceled}
 	defer func() {
 		if v := recover(); v != nil {
 			t.Errorf("finish panics: %v", v)

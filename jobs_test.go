@@ -1031,8 +1031,8 @@ func TestNewJobs(t *testing.T) {
 		{JobsConfig{RetainBytes: 64 << 10, MaxResponse: 32 << 10, MaxBody: 1, RetainJobs: 1, Retain: 1, Path: "/a/b/"}, 1, 32 << 10, "/a/b/"},
 	} {
 		j := mustJobs(t, d, test.cfg)
-		if j.limits.MaxBody != test.maxBody || j.maxResponse != test.response || j.resource.Path != test.path {
-			t.Errorf("%+v: %d, %d, %s", test.cfg, j.limits.MaxBody, j.maxResponse, j.resource.Path)
+		if j.limits.Body != test.maxBody || j.requests.MaxResponse != test.response || j.requests.Resource.Path != test.path {
+			t.Errorf("%+v: %d, %d, %s", test.cfg, j.limits.Body, j.requests.MaxResponse, j.requests.Resource.Path)
 		}
 	}
 	for says, cfg := range map[string]JobsConfig{

@@ -104,17 +104,10 @@ func (d *Dispatcher) cutOff(err error) {
 	if n := len(d.report.NeverStarted); n > 0 {
 		d.why = fmt.Errorf("%w; %d queued: %w", d.why, n, ErrAbandoned)
 	}
-	contexts := make([]*liveContext, 0, len(d.contexts))
-	for j := range d.contexts {
-		contexts = append(contexts, j.context.Load())
-	}
 	d.dispatchLocked(nil, d.now())
 	d.mu.Unlock()
 
 	d.cancel(errStopped)
-	for _, ctx := range contexts {
-		ctx.cancel(errStopped)
-	}
 	notifyAll(abandoned)
 	d.lock()
 	d.endLocked()

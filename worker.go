@@ -61,28 +61,39 @@ func (w *worker) run() {
 		if v := recover(); v != nil {
 			err := &PanicError{Value: v, Stack: debug.Stack()}
 			w.outcome = outcome{state: StatePanicked, err: err}
-			w.d.logPanic("holdfast: job panicked", err)
+			w.d.logPanic("job", err)
 		}
 	}()
 	ctx := w.d.ctx
 	if w.job.job != nil {
-		ctx = (*jobContext)(w.job.job)
+		ctx = &w.job.job.context
 	}
 	err := w.job.fn(ctx)
 	if w.outcome = (outcome{state: StateSucceeded, err: err}); err != nil {
 		w.outcome.state = StateFailed
 	}
-	if j := w.job.job; j != nil && j.attached {
-		w.outcome.gone = j.parent.Err()
+	if j := w.job.job; j != nil && j.context.Attached {
+		w.outcome.gone = j.context.Parent.Err()
 	}
 }
 
+// guard calls f, which is code of others, and logs a panic. What logs is code of others
+// too.
+func (d *Dispatcher) guard(name string, f func()) {
+	defer func() {
+		if v := recover(); v != nil {
+			d.logPanic(name, &PanicError{Value: v, Stack: debug.Stack()})
+		}
+	}()
+	f()
+}
+
 // logPanic logs a panic with its stack. http.ErrAbortHandler is no fault: it ends a
-// request. The logger's handler is code of others too.
-func (d *Dispatcher) logPanic(message string, err *PanicError) {
+// request.
+func (d *Dispatcher) logPanic(name string, err *PanicError) {
 	if err.Value == http.ErrAbortHandler {
 		return
 	}
 	defer func() { recover() }()
-	d.log.Error(message, "panic", err.Value, "stack", string(err.Stack))
+	d.log.Error("holdfast: "+name+" panicked", "panic", err.Value, "stack", string(err.Stack))
 }

@@ -24,17 +24,17 @@ type Exchange struct {
 	err      error // why there is none
 }
 
-// Capture keeps a request for h: a copy that shares nothing with whoever handles
-// the original, with ctx as its context and body as its body. The response may
-// have limit bytes.
-func (x *Exchange) Capture(ctx context.Context, h http.Handler, r *http.Request, body []byte, limit int64) {
-	x.handler, x.request, x.limit = h, r.Clone(ctx), limit
+// Capture keeps a request for h: a copy that shares nothing with whoever handles the
+// original, and has body as its body. The response may have limit bytes.
+func (x *Exchange) Capture(h http.Handler, r *http.Request, body []byte, limit int64) {
+	x.handler, x.request, x.limit = h, r.Clone(context.Background()), limit
 	x.request.Body = problem.NewBody(body)
 }
 
-// Serve calls the handler, once, and lets its panics pass. An error says why there
-// is no response.
-func (x *Exchange) Serve() error {
+// Serve calls the handler, once, with ctx as the request's context, and lets its
+// panics pass. An error says why there is no response.
+func (x *Exchange) Serve(ctx context.Context) error {
+	x.request = x.request.WithContext(ctx)
 	// The server does this for its own request; of this one it does not know.
 	defer func() {
 		if form := x.request.MultipartForm; form != nil {

@@ -253,17 +253,18 @@ func (s *Store) Withdraw(j *Job) {
 	}
 }
 
-// Start says that the job runs.
-func (s *Store) Start(j *Job) {
+// Start says that the job runs, and returns false if it has started or ended before.
+func (s *Store) Start(j *Job) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if j.outcome.State != Queued {
-		return
+		return false
 	}
 	now := s.now()
 	s.acceptLocked(j, now)
 	j.outcome.State, j.started = Running, now
 	s.changedLocked(j)
+	return true
 }
 
 // An Outcome is how a job has ended: as Done with the response, else with the
