@@ -4,11 +4,9 @@
 // exact bound, a choice of what happens beyond it, one outcome for every accepted
 // job, cancellation, resizing, and a shutdown that loses nothing in silence.
 //
-// A [Dispatcher] runs functions. [Jobs] runs HTTP requests on a Dispatcher: it wraps
-// a handler so that requests wait for a worker, or become jobs that a client can
-// follow. A program creates both with [New] and [NewJobs], mounts the wrapped
-// handlers and the Jobs itself, and ends with [Dispatcher.Shutdown]; see the package
-// example.
+// A [Dispatcher], made by [New], runs functions. [Jobs], made by [NewJobs], runs HTTP
+// requests on it: it wraps a handler so that requests wait for a worker, or become
+// jobs that a client can follow. See the package example.
 //
 // # Concurrency properties
 //
@@ -29,10 +27,10 @@
 //
 // # Shutdown
 //
-// Shut the dispatcher down first, while the HTTP server still listens, and then
-// call [net/http.Server.Shutdown]. In that order clients can still follow their jobs
-// and fetch responses while the queue drains. In the other order http.Server.Shutdown
-// would wait for requests that wait for the queue.
+// Call [Dispatcher.Shutdown] first, while the HTTP server still listens, and
+// [net/http.Server.Shutdown] after it. Clients can then follow their jobs and fetch
+// responses while the queue drains. In the other order the server would wait for
+// requests that wait for the queue.
 package holdfast
 
 import (
@@ -97,8 +95,11 @@ type Dispatcher struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	over    chan struct{}  // closed by Shutdown when it was cut off or all workers are gone
 	running sync.WaitGroup // the goroutines of workers
+	over    chan struct{}  // closed by finished
+	// finished lets every Shutdown return. It is called when all workers are gone or a
+	// shutdown was cut off.
+	finished func()
 
 	_  [64]byte   // so that reading the fields above does not wait for a cache line that each job writes
 	mu sync.Mutex // protects the following fields; see lock
@@ -162,6 +163,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		stats:      Stats{Queue: cfg.Queue, Overflow: cfg.Overflow},
 	}
 	d.Submitter = Submitter{d, byDefault}
+	d.finished = sync.OnceFunc(func() { close(d.over) })
 	if d.log == nil {
 		d.log = slog.Default()
 	}
@@ -281,14 +283,17 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	return err
 }
 
-// lock locks d.mu. It tries a bounded number of times before it waits, since the
-// sections are a fraction of a microsecond and a goroutine that parks costs several.
-// sync.Mutex does so by itself only while its processor has nothing else to run,
-// and here it always has: the workers.
+// lock locks d.mu. It tries some times before it parks the goroutine, which costs more
+// than several of these sections take. sync.Mutex does so by itself only while its
+// processor has nothing else to run, and here it always has: the workers. Between the
+// tries it looks away for about as long as a section takes, so that the processor of
+// the holder keeps what it works on in its cache.
 func (d *Dispatcher) lock() {
-	for range 300 {
+	for range 20 {
 		if d.mu.TryLock() {
 			return
+		}
+		for range 1000 {
 		}
 	}
 	d.mu.Lock()
@@ -386,25 +391,17 @@ func (d *Dispatcher) firstLocked() *entry {
 	return &d.first
 }
 
-// takeLocked removes the job that has waited longest from the queue. One must be
-// queued.
+// takeLocked removes the job that has waited longest from the queue.
 func (d *Dispatcher) takeLocked() entry {
-	if !d.first.blank() {
-		e := d.first
-		d.first = entry{}
-		return e
-	}
-	for {
-		if e := <-d.queue; !e.blank() {
-			return e
-		}
-	}
+	e := *d.firstLocked()
+	d.first = entry{}
+	d.stats.Queued--
+	return e
 }
 
-// nextLocked takes the job that has waited longest from the queue and starts it.
+// nextLocked takes the job that has waited longest and starts it.
 func (d *Dispatcher) nextLocked(now int64) entry {
 	e := d.takeLocked()
-	d.stats.Queued--
 	d.stats.Running++
 	if timing {
 		d.stats.Wait.Add(time.Duration(now - e.at))

@@ -47,25 +47,21 @@ type JobInfo struct {
 
 	// When the job was accepted, has started and has ended; zero if it has not.
 	Accepted, Started, Ended time.Time
-}
 
-// Wait returns how long the job waited for a worker, or 0 if it has not started.
-func (i JobInfo) Wait() time.Duration { return since(i.Accepted, i.Started) }
-
-// Run returns how long the job ran, or 0 if it has not started and ended.
-func (i JobInfo) Run() time.Duration { return since(i.Started, i.Ended) }
-
-func since(from, to time.Time) time.Duration {
-	if from.IsZero() || to.IsZero() {
-		return 0
-	}
-	return to.Sub(from)
+	Wait time.Duration // from Accepted to Started; 0 if it has not started
+	Run  time.Duration // from Started to Ended; 0 if it has not started and ended
 }
 
 func infoOf(id store.ID, v store.View) JobInfo {
 	i := JobInfo{
 		ID: idOf(id), Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
 		State: string(v.State), Error: v.Detail, Accepted: v.Accepted, Started: v.Started, Ended: v.Ended,
+	}
+	if !i.Started.IsZero() {
+		i.Wait = i.Started.Sub(i.Accepted)
+	}
+	if !i.Started.IsZero() && !i.Ended.IsZero() {
+		i.Run = i.Ended.Sub(i.Started)
 	}
 	if v.State == store.Done {
 		i.Status = v.Response.Status()

@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,14 +73,12 @@ type Jobs struct {
 // NewJobs returns Jobs that run on d. If a field of cfg is not as described, the error
 // names it.
 func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
-	if cfg.Path == "" {
-		cfg.Path = "/jobs/"
-	}
-	orDefault(&cfg.MaxBody, 1<<20)
-	orDefault(&cfg.RetainBytes, 256<<20)
-	orDefault(&cfg.MaxResponse, min(8<<20, cfg.RetainBytes/2))
-	orDefault(&cfg.Retain, time.Hour)
-	orDefault(&cfg.RetainJobs, 100_000)
+	cfg.Path = cmp.Or(cfg.Path, "/jobs/")
+	cfg.MaxBody = cmp.Or(cfg.MaxBody, 1<<20)
+	cfg.RetainBytes = cmp.Or(cfg.RetainBytes, 256<<20)
+	cfg.MaxResponse = cmp.Or(cfg.MaxResponse, min(8<<20, cfg.RetainBytes/2))
+	cfg.Retain = cmp.Or(cfg.Retain, time.Hour)
+	cfg.RetainJobs = cmp.Or(cfg.RetainJobs, 100_000)
 	switch {
 	case cfg.Path[0] != '/' || cfg.Path[len(cfg.Path)-1] != '/':
 		return nil, fmt.Errorf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path)
@@ -101,12 +100,6 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout}}, nil
 }
 
-func orDefault[T int | int64 | time.Duration](field *T, value T) {
-	if *field == 0 {
-		*field = value
-	}
-}
-
 // Limits are the limits of a route. A limit of zero is that of the Jobs.
 type Limits struct {
 	MaxBody int64         // as in JobsConfig
@@ -120,9 +113,7 @@ func (j *Jobs) With(l Limits) (*Jobs, error) {
 	if l.MaxBody < 0 || l.Timeout < 0 {
 		return nil, fmt.Errorf("holdfast: Limits has MaxBody %d and Timeout %v; want 0 (as before) or more", l.MaxBody, l.Timeout)
 	}
-	orDefault(&l.MaxBody, j.limits.Body)
-	orDefault(&l.Timeout, j.limits.Run)
-	return &Jobs{j.requests, httpjob.Limits{Body: l.MaxBody, Run: l.Timeout}}, nil
+	return &Jobs{j.requests, httpjob.Limits{Body: cmp.Or(l.MaxBody, j.limits.Body), Run: cmp.Or(l.Timeout, j.limits.Run)}}, nil
 }
 
 // Sync returns a handler that calls h at once, in the request's own goroutine and
@@ -211,25 +202,18 @@ func (q queue) Do(ctx context.Context, limit time.Duration, run func(context.Con
 // methods are code of others.
 func (j *Job) end() (httpjob.End, error) {
 	err := j.Err()
-	switch j.State() {
-	case StateSucceeded:
-		return httpjob.Succeeded, nil
-	case StateFailed:
-		return httpjob.Failed, err
-	case StatePanicked:
-		if err.(*PanicError).Value == http.ErrAbortHandler {
-			return httpjob.Aborted, err
-		}
-		return httpjob.Panicked, err
-	case StateDropped:
-		return httpjob.Dropped, err
-	case StateAbandoned:
-		return httpjob.Abandoned, err
-	}
-	if err == errStopped {
+	switch p, panicked := err.(*PanicError); {
+	case panicked && p.Value == http.ErrAbortHandler:
+		return httpjob.Aborted, err
+	case err == errStopped:
 		return httpjob.Stopped, err
 	}
-	return httpjob.Canceled, err
+	return ends[j.State()], err
+}
+
+var ends = [...]httpjob.End{
+	StateSucceeded: httpjob.Succeeded, StateFailed: httpjob.Failed, StatePanicked: httpjob.Panicked,
+	StateCanceled: httpjob.Canceled, StateDropped: httpjob.Dropped, StateAbandoned: httpjob.Abandoned,
 }
 
 // Refusal says to a client why its request has not run.

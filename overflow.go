@@ -107,9 +107,7 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 // discardLocked ends the job that has waited longest without running it. It returns
 // the job, nil if it has no handle, and its function.
 func (d *Dispatcher) discardLocked(state State, err error) (*Job, func(context.Context) error) {
-	e := *d.firstLocked()
-	d.first = entry{}
-	d.stats.Queued--
+	e := d.takeLocked()
 	*d.stats.ended(state)++
 	if e.job != nil {
 		e.fn = e.job.fn

@@ -78,12 +78,12 @@ func (d *Dispatcher) endAdmission() {
 	d.dispatchLocked(nil, d.now()) // dismisses the idle; nothing else can be due
 	d.mu.Unlock()
 
-	notifyAll(abandoned)
+	for _, j := range abandoned {
+		j.notify()
+	}
 	go func() {
 		d.running.Wait()
-		d.lock()
-		d.endLocked()
-		d.mu.Unlock()
+		d.finished()
 		d.cancel(ErrClosed)
 	}()
 }
@@ -108,10 +108,10 @@ func (d *Dispatcher) cutOff(err error) {
 	d.mu.Unlock()
 
 	d.cancel(errStopped)
-	notifyAll(abandoned)
-	d.lock()
-	d.endLocked()
-	d.mu.Unlock()
+	for _, j := range abandoned {
+		j.notify()
+	}
+	d.finished()
 }
 
 // abandonLocked empties the queue. The caller notifies the jobs.
@@ -125,26 +125,4 @@ func (d *Dispatcher) abandonLocked() (abandoned []*Job) {
 		}
 	}
 	return abandoned
-}
-
-func notifyAll(jobs []*Job) {
-	for _, j := range jobs {
-		j.notify()
-	}
-}
-
-// endLocked lets every Shutdown return.
-func (d *Dispatcher) endLocked() {
-	if !d.overLocked() {
-		close(d.over)
-	}
-}
-
-func (d *Dispatcher) overLocked() bool {
-	select {
-	case <-d.over:
-		return true
-	default:
-		return false
-	}
 }
