@@ -95,11 +95,9 @@ type Dispatcher struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	running sync.WaitGroup // the goroutines of workers
-	over    chan struct{}  // closed by finished
-	// finished lets every Shutdown return. It is called when all workers are gone or a
-	// shutdown was cut off.
-	finished func()
+	running  sync.WaitGroup // the goroutines of workers
+	over     chan struct{}  // closed by finished; Shutdown receives
+	finished func()         // called when all workers are gone or a shutdown was cut off
 
 	_  [64]byte   // so that reading the fields above does not wait for a cache line that each job writes
 	mu sync.Mutex // protects the following fields; see lock
@@ -202,6 +200,7 @@ func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error
 // canceled. The handle is nil if there is an error.
 func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
 	j := s.d.newJob(ctx, false, fn)
+	j.done = make(chan struct{})
 	if err := s.submit(ctx, entry{job: j}); err != nil {
 		return nil, err
 	}
@@ -232,29 +231,30 @@ func (s Submitter) do(ctx context.Context, j *Job) error {
 		s.d.mu.Unlock()
 		return ErrNested
 	}
+	j.done = make(chan struct{})
 	if err := s.submit(ctx, entry{job: j}); err != nil {
 		return err
 	}
-	done := j.Done()
 	select {
-	case <-done:
+	case <-j.done:
 	case <-ctx.Done():
 		j.cancelWith(ctx.Err(), context.Cause(ctx))
-		<-done
+		<-j.done
 	}
-	return j.Err()
+	return j.err
 }
 
 // submit accepts e, or says why not. It blocks only under Block, until a place is
 // free, ctx ends or the dispatcher is closed.
 func (s Submitter) submit(ctx context.Context, e entry) error {
 	d, policy := s.d, s.overflow
+	if policy != byDefault && !policy.known() {
+		return fmt.Errorf("holdfast: %v is not an overflow policy", policy)
+	}
 	gone := ctx.Err()
 	nested := policy != Reject && d.owns(ctx)
 	now := d.now()
 
-	var room [1]wakeup
-	due := room[:0]
 	var dropped *Job
 	var waiting *submitter
 	err := gone
@@ -265,15 +265,14 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	case d.closed:
 		d.stats.RefusedClosed++
 		err = ErrClosed
-	case d.freeLocked() > 0 && (policy.known() || policy == byDefault):
+	case d.freeLocked() > 0:
 		d.acceptLocked(e, now)
-		due = d.dispatchLocked(due, now)
+		d.dispatchLocked(now)
 	default:
 		dropped, waiting, err = d.overflowLocked(e, policy, nested, now)
 	}
 	d.mu.Unlock()
 
-	wake(due)
 	if dropped != nil {
 		dropped.notify()
 	}
@@ -328,10 +327,9 @@ func (d *Dispatcher) acceptLocked(e entry, now int64) {
 	d.stats.Queued++
 }
 
-// dispatchLocked decides what a change has made possible, and appends it to due. It
-// follows every change: a job was accepted or has ended, or the number of workers is
-// another. The caller does what is due when it has unlocked d.mu.
-func (d *Dispatcher) dispatchLocked(due []wakeup, now int64) []wakeup {
+// dispatchLocked does what a change has made possible. It follows every change: a job
+// was accepted or has ended, or the number of workers is another.
+func (d *Dispatcher) dispatchLocked(now int64) {
 	if d.closed && d.stats.Queued == 0 {
 		d.stats.Workers = 0 // no job will come any more
 	}
@@ -339,12 +337,11 @@ func (d *Dispatcher) dispatchLocked(due []wakeup, now int64) []wakeup {
 		close(<-d.pool)
 		d.workers--
 	}
-	due = d.handOverLocked(due, now)
+	d.handOverLocked(now)
 	for d.stats.Blocked > 0 && d.freeLocked() > 0 {
-		due = append(due, wakeup{submitter: d.admitLocked(now)})
-		due = d.handOverLocked(due, now)
+		d.admitLocked(now)
+		d.handOverLocked(now)
 	}
-	return due
 }
 
 // handOverLocked takes an idle worker first and a job second. The other way round a
@@ -355,30 +352,10 @@ func (d *Dispatcher) dispatchLocked(due []wakeup, now int64) []wakeup {
 // runtime decides who gets the next job, and a worker can be told to end only by a
 // message that waits in the queue behind all jobs. Here a worker that becomes idle
 // is given a job, waits, or is dismissed, in one decision.
-func (d *Dispatcher) handOverLocked(due []wakeup, now int64) []wakeup {
+func (d *Dispatcher) handOverLocked(now int64) {
 	for d.stats.Queued > 0 && len(d.pool) > 0 {
 		idle := <-d.pool
-		due = append(due, wakeup{worker: idle, job: d.nextLocked(now)})
-	}
-	return due
-}
-
-// A wakeup is a decision that wakes a goroutine: a worker for its job, or a submitter
-// that was accepted. To wake one takes longer than to decide, so it is done without
-// the lock.
-type wakeup struct {
-	worker    chan entry
-	job       entry
-	submitter *submitter
-}
-
-func wake(due []wakeup) {
-	for _, w := range due {
-		if w.worker != nil {
-			w.worker <- w.job
-		} else {
-			w.submitter.result <- nil
-		}
+		idle <- d.nextLocked(now)
 	}
 }
 
@@ -417,7 +394,6 @@ func (d *Dispatcher) nextLocked(now int64) entry {
 // handOverLocked would decide: w is idle. Else it puts w into the pool.
 func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
 	now := d.now()
-	var room [1]wakeup
 	j, state := w.job.job, w.outcome.state
 	d.lock()
 	if timing {
@@ -436,9 +412,8 @@ func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
 	} else {
 		d.pool <- w.jobs
 	}
-	due := d.dispatchLocked(room[:0], now)
+	d.dispatchLocked(now)
 	d.mu.Unlock()
-	wake(due)
 	if j != nil {
 		j.notify()
 	}
@@ -455,19 +430,16 @@ func (d *Dispatcher) Resize(n int) error {
 		return fmt.Errorf("holdfast: Resize(%d); want 0 to %d", n, maxWorkers)
 	}
 	d.lock()
+	defer d.mu.Unlock()
 	if d.closed {
-		d.mu.Unlock()
 		return ErrClosed
 	}
-	due := d.resizeLocked(n)
-	d.mu.Unlock()
-	wake(due)
+	d.resizeLocked(n)
 	return nil
 }
 
-// resizeLocked sets the number of workers and with it the number of places. The
-// caller does what is due.
-func (d *Dispatcher) resizeLocked(n int) (due []wakeup) {
+// resizeLocked sets the number of workers and with it the number of places.
+func (d *Dispatcher) resizeLocked(n int) {
 	d.stats.Workers = n
 	// A pool for all who may be in it, and no larger: it is made anew, so that its
 	// memory returns after a shrink.
@@ -482,5 +454,5 @@ func (d *Dispatcher) resizeLocked(n int) (due []wakeup) {
 		d.pool <- w.jobs
 		d.running.Go(w.work)
 	}
-	return d.dispatchLocked(nil, d.now())
+	d.dispatchLocked(d.now())
 }

@@ -92,10 +92,17 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	// Once a shutdown is over or was cut off, nobody need wait for a job.
 	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: d.retryAfter, Stop: d.over}
 	j.NotMounted = func() {
-		d.log.Error("holdfast: no client can follow its job: the server has no handler for JobsConfig.Path; mount the Jobs there", "path", cfg.Path)
+		d.log.Error("holdfast: the server has no handler for JobsConfig.Path, so no client can follow its job; mount the Jobs there", "path", cfg.Path)
 	}
 	if cfg.OnEnd != nil {
-		j.OnEnd = func(id store.ID, v store.View) { d.guard("JobsConfig.OnEnd", func() { cfg.OnEnd(infoOf(id, v)) }) }
+		j.OnEnd = func(id store.ID, v store.View) {
+			defer func() {
+				if v := recover(); v != nil {
+					d.panicked("JobsConfig.OnEnd", v)
+				}
+			}()
+			cfg.OnEnd(infoOf(id, v))
+		}
 	}
 	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout}}, nil
 }
@@ -138,15 +145,11 @@ func (j *Jobs) Queued(h http.Handler) http.Handler { return j.requests.Queued(h,
 // read at Location/response. The context that h gets does not end when the client
 // leaves, and [JobID] returns the job's id by it.
 //
-// With Prefer: wait=n the answer waits for up to n seconds, 50 at most, and is the
-// real response if that is there. A repeated request, that is one with an
-// Idempotency-Key that the same client (by its Authorization and Cookie) has used
-// before, is no new job: it is answered with the first one, or, if it is not the same
-// request, with 422.
-//
-// What happens when every place is taken is up to the dispatcher's overflow policy:
-// under Block the request waits, and a client that leaves while it waits has no job; a
-// refusal is 503 with Retry-After.
+// With Prefer: wait=n the answer waits for up to n seconds, 50 at most, and is the real
+// response if that is there. A request with an Idempotency-Key that the same client (by
+// its Authorization and Cookie) has used before is answered with the first one's job,
+// or with 422 if it is another request. While no place is free, the request waits under
+// Block, and a client that leaves then has no job; a refusal is 503 with Retry-After.
 func (j *Jobs) Async(h http.Handler) http.Handler { return j.requests.Async(h, j.limits) }
 
 // ServeHTTP serves the jobs below Path. GET {id} reports where a job stands, at once,
@@ -157,14 +160,14 @@ func (j *Jobs) ServeHTTP(w http.ResponseWriter, r *http.Request) { j.requests.Re
 
 // ListHandler returns a handler that answers GET with the jobs as
 // {"jobs":[…],"next":"…"}: first those that have not ended, the last accepted first,
-// then those that have, the last ended first. The query parameter state selects the
-// jobs in one state, limit is the size of a page, 1 to 1000 (100 by default), and after
-// is the next of the page before. Without a next there are no more jobs; with one a
-// page may still be short, or empty. Paging to the end returns every job that was
-// present throughout. A job that ends meanwhile may be returned twice.
+// then those that have, the last ended first. The query parameter state selects one
+// state, limit is the size of a page, 1 to 1000 (100 by default), and after is the next
+// of the page before. Without a next there are no more jobs; a page may be short.
+// Paging to the end returns every job that was present throughout, and one that ends
+// meanwhile perhaps twice.
 //
-// It is for the operator alone: whoever can read the list can read and cancel every
-// job. It authenticates nobody.
+// It is for the operator alone: it asks nobody who they are, and whoever can read the
+// list can read and cancel every job.
 func (j *Jobs) ListHandler() http.Handler { return http.HandlerFunc(j.requests.Resource.List) }
 
 // queue is the Dispatcher as package httpjob needs it.

@@ -67,14 +67,14 @@ type Job struct {
 	d       *Dispatcher
 	timeout time.Duration // that it may run; 0: no limit
 	onEnd   func()        // called once, after the end; may be nil
+	done    chan struct{} // closed at the end; nil if nobody has the handle
 	context lazy.Context  // that its function gets; the deadline is set at the start
 
 	// Protected by d.mu.
 	state    State
 	fn       func(context.Context) error
 	err      error
-	done     chan struct{} // made by the first Done, closed at the end
-	canceled error         // why it was canceled while it ran
+	canceled error // why it was canceled while it ran
 }
 
 // newJob returns a job that sees the values of ctx, and if it is attached, since its
@@ -96,21 +96,9 @@ func (j *Job) prepare(d *Dispatcher, ctx context.Context, attached bool) {
 	j.context.Parent, j.context.Attached, j.context.Stop, j.context.Owner = ctx, attached, d.ctx, d
 }
 
-var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
 // Done returns a channel that is closed when the job has ended. Every accepted job
 // ends, and it ends once.
-func (j *Job) Done() <-chan struct{} {
-	j.d.lock()
-	defer j.d.mu.Unlock()
-	if j.done == nil && j.state.Ended() {
-		return closedChan
-	}
-	if j.done == nil {
-		j.done = make(chan struct{})
-	}
-	return j.done
-}
+func (j *Job) Done() <-chan struct{} { return j.done }
 
 // State returns the job's present state. It does not block.
 func (j *Job) State() State {
@@ -140,7 +128,7 @@ func (j *Job) Wait(ctx context.Context) error {
 		return ErrNested
 	}
 	select {
-	case <-j.Done():
+	case <-j.done:
 	case <-ctx.Done():
 		if !j.State().Ended() {
 			return ctx.Err()
@@ -158,7 +146,6 @@ func (j *Job) Cancel() { j.cancelWith(context.Canceled, context.Canceled) }
 // its context.
 func (j *Job) cancelWith(err, cause error) {
 	d := j.d
-	var due []wakeup
 	d.lock()
 	was := j.state
 	switch {
@@ -166,12 +153,11 @@ func (j *Job) cancelWith(err, cause error) {
 		d.stats.Queued--
 		d.stats.Canceled++
 		j.endLocked(StateCanceled, err)
-		due = d.dispatchLocked(nil, d.now())
+		d.dispatchLocked(d.now())
 	case was == StateRunning && j.canceled == nil:
 		j.canceled = err
 	}
 	d.mu.Unlock()
-	wake(due)
 	switch was {
 	case StateQueued:
 		j.notify()
@@ -228,7 +214,7 @@ func (j *Job) endLocked(state State, err error) {
 // notify wakes those who wait for the job. They find it counted as ended, and its
 // place free.
 func (j *Job) notify() {
-	if j.done != nil { // it does not change after the end
+	if j.done != nil {
 		close(j.done)
 	}
 	j.context.End()

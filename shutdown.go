@@ -64,10 +64,8 @@ func (d *Dispatcher) endAdmission() {
 	}
 	d.closed = true
 	for d.stats.Blocked > 0 {
-		s := d.blocked.Front().Value.(*submitter)
-		d.unblockLocked(s)
 		d.stats.RefusedClosed++
-		s.result <- ErrClosed
+		d.unblockLocked(d.blocked.Front().Value.(*submitter), ErrClosed)
 	}
 	d.report.Finished = d.stats.Queued + d.stats.Running
 	var abandoned []*Job
@@ -75,7 +73,7 @@ func (d *Dispatcher) endAdmission() {
 		abandoned = d.abandonLocked()
 		d.why = fmt.Errorf("holdfast: shutdown of a paused dispatcher, %d queued: %w", len(d.report.NeverStarted), ErrAbandoned)
 	}
-	d.dispatchLocked(nil, d.now()) // dismisses the idle; nothing else can be due
+	d.dispatchLocked(d.now())
 	d.mu.Unlock()
 
 	for _, j := range abandoned {
@@ -104,7 +102,7 @@ func (d *Dispatcher) cutOff(err error) {
 	if n := len(d.report.NeverStarted); n > 0 {
 		d.why = fmt.Errorf("%w; %d queued: %w", d.why, n, ErrAbandoned)
 	}
-	d.dispatchLocked(nil, d.now())
+	d.dispatchLocked(d.now())
 	d.mu.Unlock()
 
 	d.cancel(errStopped)

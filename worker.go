@@ -59,9 +59,7 @@ func (w *worker) run() {
 	w.outcome = outcome{state: StateFailed, err: errGoexit}
 	defer func() {
 		if v := recover(); v != nil {
-			err := &PanicError{Value: v, Stack: debug.Stack()}
-			w.outcome = outcome{state: StatePanicked, err: err}
-			w.d.logPanic("job", err)
+			w.outcome = outcome{state: StatePanicked, err: w.d.panicked("job", v)}
 		}
 	}()
 	ctx := w.d.ctx
@@ -77,23 +75,13 @@ func (w *worker) run() {
 	}
 }
 
-// guard calls f, which is code of others, and logs a panic. What logs is code of others
-// too.
-func (d *Dispatcher) guard(name string, f func()) {
-	defer func() {
-		if v := recover(); v != nil {
-			d.logPanic(name, &PanicError{Value: v, Stack: debug.Stack()})
-		}
-	}()
-	f()
-}
-
-// logPanic logs a panic with its stack. http.ErrAbortHandler is no fault: it ends a
-// request.
-func (d *Dispatcher) logPanic(name string, err *PanicError) {
-	if err.Value == http.ErrAbortHandler {
-		return
+// panicked logs a panic and returns it as an error. http.ErrAbortHandler is no fault:
+// it ends a request. The logger's handler is code of others too, and may panic.
+func (d *Dispatcher) panicked(what string, v any) *PanicError {
+	err := &PanicError{Value: v, Stack: debug.Stack()}
+	if v != http.ErrAbortHandler {
+		defer func() { recover() }()
+		d.log.Error("holdfast: "+what+" panicked", "panic", v, "stack", string(err.Stack))
 	}
-	defer func() { recover() }()
-	d.log.Error("holdfast: "+name+" panicked", "panic", err.Value, "stack", string(err.Stack))
+	return err
 }
