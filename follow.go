@@ -55,13 +55,8 @@ type JobInfo struct {
 func infoOf(id store.ID, v store.View) JobInfo {
 	i := JobInfo{
 		ID: idOf(id), Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
-		State: string(v.State), Error: v.Detail, Accepted: v.Accepted, Started: v.Started, Ended: v.Ended,
-	}
-	if !i.Started.IsZero() {
-		i.Wait = i.Started.Sub(i.Accepted)
-	}
-	if !i.Started.IsZero() && !i.Ended.IsZero() {
-		i.Run = i.Ended.Sub(i.Started)
+		State: string(v.State), Error: v.Detail,
+		Accepted: v.Accepted, Started: v.Started, Ended: v.Ended, Wait: v.Wait(), Run: v.Run(),
 	}
 	if v.State == store.Done {
 		i.Status = v.Response.Status()

@@ -44,7 +44,7 @@ var ErrNested = errors.New("holdfast: a job may not wait for its own dispatcher"
 
 var errGoexit = errors.New("holdfast: job called runtime.Goexit")
 
-// A PanicError is the error of a job that ended as Panicked.
+// A PanicError is the error of a job that ended as [StatePanicked].
 type PanicError struct {
 	Value any    // what the function panicked with
 	Stack []byte // the stack of the panic, as formatted by runtime/debug.Stack

@@ -314,6 +314,19 @@ type View struct {
 	Expires                  time.Time // when it is forgotten at the latest; zero before its end
 }
 
+// Wait returns how long the job has waited for its start, or 0 if it has not started.
+func (v View) Wait() time.Duration { return between(v.Accepted, v.Started) }
+
+// Run returns how long the job ran, or 0 if it has not started and ended.
+func (v View) Run() time.Duration { return between(v.Started, v.Ended) }
+
+func between(from, to time.Time) time.Duration {
+	if from.IsZero() || to.IsZero() {
+		return 0
+	}
+	return to.Sub(from)
+}
+
 // View returns what is known of the job.
 func (s *Store) View(j *Job) View {
 	s.mu.Lock()
