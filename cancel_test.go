@@ -3,6 +3,8 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -55,6 +57,81 @@ func TestG7PlaceOfACanceledJobIsFreeAtOnce(t *testing.T) {
 			synctest.Wait()
 			r.expect(t, upTo(11 * l)[10*l:]...)
 		}
+	})
+}
+
+// Many cancels fill the channel with entries that hold no job. However they lie among
+// the jobs, and whether the first one has been looked at or not, no job is lost or
+// overtaken, and the channel has room for each that is accepted.
+func TestG7CompactionKeepsOrder(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 7))
+			l := 1 + rng.IntN(70)
+			d := build(t, sized(0, l))
+			var r record
+			var queued []int
+			handles := map[int]*Job{}
+			for i := range 3000 {
+				if len(queued) == l { // a cancel, mostly of one that is not the first
+					n := rng.IntN(len(queued))
+					handles[queued[n]].Cancel()
+					queued = slices.Delete(queued, n, n+1)
+				}
+				if rng.IntN(9) == 0 {
+					d.Stats() // looks at the first one
+				}
+				handles[i] = mustSubmit(t, d, r.job(i), Reject)
+				queued = append(queued, i)
+				if rng.IntN(5) == 0 && len(queued) == l {
+					n := -1 - i
+					handles[n] = mustSubmit(t, d, r.job(n), DropOldest)
+					queued = append(queued[1:], n)
+				}
+				if rng.IntN(40) == 0 { // a burst of them
+					for _, n := range queued[len(queued)/2:] {
+						handles[n].Cancel()
+					}
+					queued = queued[:len(queued)/2]
+				}
+				if st := d.Stats(); st.Queued != len(queued) {
+					t.Fatalf("seed %d: %d queued, want %d", seed, st.Queued, len(queued))
+				}
+			}
+			d.Resize(1)
+			synctest.Wait()
+			r.expect(t, queued...)
+		})
+	}
+}
+
+// A place that a cancel frees goes to the submitter that has waited longest, and a
+// canceled job behind a running one wakes whoever waits for it at once.
+func TestG7CancelLetsTheFirstIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1, 2))
+		var r record
+		open := make(gate)
+		mustGo(t, d, open.pass)
+		synctest.Wait()
+		first, second := mustSubmit(t, d, r.job(0)), mustSubmit(t, d, r.job(1))
+		for i := range 3 {
+			go d.Go(bg, r.job(10+i))
+			synctest.Wait()
+		}
+		var told error
+		go func() { told = second.Wait(bg) }()
+		synctest.Wait()
+		second.Cancel()
+		expectStats(t, d, Stats{Workers: 1, Queue: 2, Accepted: 4, Running: 1, Queued: 2, Blocked: 2, Canceled: 1})
+		if told != context.Canceled {
+			t.Errorf("Wait: %v", told)
+		}
+		first.Cancel()
+		expectStats(t, d, Stats{Workers: 1, Queue: 2, Accepted: 5, Running: 1, Queued: 2, Blocked: 1, Canceled: 2})
+		close(open)
+		synctest.Wait()
+		r.expect(t, 10, 11, 12)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -187,6 +188,79 @@ func TestG8DoInheritsItsCaller(t *testing.T) {
 			t.Errorf("past the caller's deadline: %v", err)
 		}
 		expectStats(t, d, Stats{Workers: 1, Queue: 1, Accepted: 2, Canceled: 1, Failed: 1})
+	})
+}
+
+// The context of a job has the cause for which it ended: that of the caller of Do, at
+// every moment of the cancellation.
+func TestG8CauseOfTheCaller(t *testing.T) {
+	d := build(t, sized(2, 2))
+	cause := errors.New("the client has left")
+	for i := range 5000 {
+		ctx, cancel := context.WithCancelCause(bg)
+		started := make(chan struct{})
+		go func() {
+			if i%2 == 0 {
+				<-started
+			}
+			cancel(cause)
+		}()
+		err := d.Do(ctx, func(c context.Context) error {
+			if i%4 < 2 {
+				c.Err() // makes the context before it is canceled, or not
+			}
+			close(started)
+			<-c.Done()
+			if got := context.Cause(c); got != cause || c.Err() != context.Canceled {
+				t.Errorf("round %d: cause %v, error %v", i, got, c.Err())
+			}
+			return nil
+		})
+		if err != context.Canceled {
+			t.Fatalf("round %d: %v", i, err)
+		}
+	}
+}
+
+// The other causes: the job's own cancellation, its time-out, a shutdown, its end.
+func TestG8Causes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, early := range []bool{true, false} { // is the context asked before it ends?
+			cfg := sized(4, 0)
+			cfg.JobTimeout = time.Minute
+			d := build(t, cfg)
+			causes := map[string]error{}
+			var mu sync.Mutex
+			watch := func(name string, takes time.Duration) func(context.Context) error {
+				return func(c context.Context) error {
+					if early {
+						c.Err()
+					}
+					time.Sleep(takes)
+					mu.Lock()
+					defer mu.Unlock()
+					causes[name] = context.Cause(c)
+					return nil
+				}
+			}
+			canceled := mustSubmit(t, d, watch("canceled", 2*time.Second))
+			mustSubmit(t, d, watch("late", time.Hour))
+			mustSubmit(t, d, watch("running", time.Second))
+			var kept context.Context
+			mustSubmit(t, d, func(c context.Context) error { kept = c; return nil }).Wait(bg)
+			causes["ended"] = context.Cause(kept)
+			time.Sleep(time.Second)
+			canceled.Cancel()
+			time.Sleep(2 * time.Hour)
+			mustSubmit(t, d, watch("cut off", 10*time.Second))
+			synctest.Wait()
+			d.Shutdown(expired)
+			time.Sleep(time.Minute)
+			want := map[string]error{"canceled": context.Canceled, "late": context.DeadlineExceeded, "running": nil, "cut off": errStopped, "ended": context.Canceled}
+			if fmt.Sprint(causes) != fmt.Sprint(want) {
+				t.Errorf("asked early %v: %v, want %v", early, causes, want)
+			}
+		}
 	})
 }
 

@@ -284,3 +284,130 @@ func TestTwoJobs(t *testing.T) {
 		expectProblem(t, post(other.Async(sleeps), "12345678901"), 413, "10 bytes", "")
 	})
 }
+
+// With changes the limits of a route, and nothing else.
+func TestJobsWith(t *testing.T) {
+	inBubble(t, Config{Workers: 1, Queue: 10, JobTimeout: time.Minute}, JobsConfig{MaxBody: 5, Retain: 24 * time.Hour}, func(t *testing.T, f *jobsFixture) {
+		with := func(j *Jobs, l Limits) *Jobs {
+			t.Helper()
+			view, err := j.With(l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return view
+		}
+		large := with(f.Jobs, Limits{MaxBody: 10})
+		for _, test := range []struct {
+			name    string
+			jobs    *Jobs
+			body    int
+			timeout time.Duration
+		}{
+			{"none", f.Jobs, 5, time.Minute},
+			{"zero", with(f.Jobs, Limits{}), 5, time.Minute},
+			{"large", large, 10, time.Minute},
+			{"small", with(f.Jobs, Limits{MaxBody: 1}), 1, time.Minute},
+			{"long", with(f.Jobs, Limits{Timeout: time.Hour}), 5, time.Hour},
+			{"short", with(f.Jobs, Limits{Timeout: time.Second}), 5, time.Second},
+			{"of a view", with(large, Limits{Timeout: time.Hour}), 10, time.Hour},
+		} {
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if deadline, ok := r.Context().Deadline(); !ok || time.Until(deadline).Round(time.Millisecond) != test.timeout {
+					t.Errorf("%s: %v until the deadline, want %v", test.name, time.Until(deadline), test.timeout)
+				}
+				<-r.Context().Done()
+			})
+			for _, wrapped := range []http.Handler{test.jobs.Queued(h), test.jobs.Async(h)} {
+				expectProblem(t, post(wrapped, strings.Repeat("x", test.body+1)), 413, fmt.Sprintf("at most %d bytes", test.body), "")
+			}
+			expectProblem(t, post(test.jobs.Queued(h), strings.Repeat("x", test.body)), 504, "longer than a job may", "")
+			id := accepted(t, post(test.jobs.Async(h), strings.Repeat("x", test.body)))
+			time.Sleep(2 * time.Hour)
+			expectGone(t, f.response(id), 504, "longer than a job may") // it is in the same store
+			time.Sleep(time.Hour)
+		}
+		for says, l := range map[string]Limits{"MaxBody -1": {MaxBody: -1}, "Timeout -1ns": {Timeout: -1}} {
+			if view, err := f.With(l); view != nil || err == nil || !strings.Contains(err.Error(), says) {
+				t.Errorf("%+v: %v", l, err)
+			}
+		}
+	})
+	// Without a JobTimeout one route can have a limit.
+	inBubble(t, Config{Workers: 1, Queue: 10}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+		view, err := f.With(Limits{Timeout: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		expectProblem(t, post(view.Queued(sleeps), "2s"), 504, "longer than a job may", "")
+		if rec := post(f.Queued(sleeps), "2s"); rec.Code != 200 {
+			t.Errorf("%d", rec.Code)
+		}
+	})
+}
+
+// A server without the resource answers 202 with a Location that is 404: that is one
+// line in the log, and none where it is mounted or cannot be seen.
+func TestMountIsChecked(t *testing.T) {
+	use := func(m *http.ServeMux, patterns ...string) func(*Jobs) http.Handler {
+		return func(j *Jobs) http.Handler {
+			for _, p := range patterns {
+				m.Handle(p, j)
+			}
+			m.Handle("POST /async", j.Async(sleeps))
+			m.Handle("POST /sync", j.Sync(sleeps))
+			if view, err := j.With(Limits{MaxBody: 1 << 10}); err == nil {
+				m.Handle("POST /queued", view.Queued(sleeps))
+			}
+			return m
+		}
+	}
+	wrap := func(inner func(*Jobs) http.Handler) func(*Jobs) http.Handler {
+		return func(j *Jobs) http.Handler {
+			h := inner(j)
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r) })
+		}
+	}
+	theirs := http.DefaultServeMux
+	defer func() { http.DefaultServeMux = theirs }()
+	http.DefaultServeMux = http.NewServeMux()
+	for _, test := range []struct {
+		name    string
+		path    string
+		handler func(*Jobs) http.Handler // nil: that of the server
+		errors  int
+	}{
+		{"not mounted", "", use(http.NewServeMux()), 1},
+		{"mounted", "", use(http.NewServeMux(), "/jobs/"), 0},
+		{"mounted by method", "", use(http.NewServeMux(), "GET /jobs/", "DELETE /jobs/"), 0},
+		{"mounted for the host", "", use(http.NewServeMux(), "example.com/jobs/"), 0},
+		{"mounted for another host", "", use(http.NewServeMux(), "example.org/jobs/"), 1},
+		{"mounted elsewhere", "", use(http.NewServeMux(), "/work/"), 1},
+		{"mounted at its path", "/work/", use(http.NewServeMux(), "/work/"), 0},
+		{"mounted at the default", "/work/", use(http.NewServeMux(), "/jobs/"), 1},
+		{"behind middleware", "", wrap(use(http.NewServeMux())), 0},
+		{"mounted behind middleware", "", wrap(use(http.NewServeMux(), "/jobs/")), 0},
+		{"the default mux", "", func(j *Jobs) http.Handler { use(http.DefaultServeMux)(j); return nil }, 1},
+	} {
+		inBubble(t, Config{Workers: 1, Queue: 10}, JobsConfig{Path: test.path}, func(t *testing.T, f *jobsFixture) {
+			h := test.handler(f.Jobs)
+			dial := serve(t, h)
+			for _, path := range []string{"/sync", "/queued", "/async", "/async"} {
+				c := dial()
+				fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: example.com\r\nPrefer: respond-async\r\nContent-Length: 2\r\nConnection: close\r\n\r\n1s", path)
+				if text, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 202 ") {
+					t.Fatalf("%s: %s, %v", test.name, text, err)
+				}
+			}
+			text := f.log.String()
+			if f.log.records() != test.errors || strings.Contains(text, "JobsConfig.Path") != (test.errors > 0) || strings.Count(text, "\n") != test.errors {
+				t.Errorf("%s: want %d errors in the log: %s", test.name, test.errors, text)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+	f := newJobsFixture(t, Config{Workers: 1, Queue: 10}, JobsConfig{})
+	accepted(t, post(f.Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})), "")) // no server at all
+	if f.log.records() != 0 {
+		t.Errorf("log: %s", f.log)
+	}
+}

@@ -364,6 +364,110 @@ func TestG4PolicyChangesWhileRunning(t *testing.T) {
 	})
 }
 
+// TryGo and TrySubmit never wait, whatever the dispatcher's policy is.
+func TestG4Try(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, policy := range []Overflow{Block, Reject, DropOldest} {
+			cfg := sized(1, 1)
+			cfg.Overflow = policy
+			d := build(t, cfg)
+			open := make(gate)
+			start := time.Now()
+			if err := d.TryGo(bg, open.pass); err != nil {
+				t.Errorf("%v: with room: %v", policy, err)
+			}
+			synctest.Wait()
+			queued, err := d.TrySubmit(bg, func(ctx context.Context) error {
+				if err := errors.Join(d.TryGo(ctx, open.pass), d.TryGo(ctx, open.pass)); !errors.Is(err, ErrQueueFull) {
+					t.Errorf("%v: from a job without room: %v", policy, err)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatalf("%v: with room: %v", policy, err)
+			}
+			if err := d.TryGo(bg, nop); err != ErrQueueFull {
+				t.Errorf("%v: TryGo without room: %v", policy, err)
+			}
+			if j, err := d.TrySubmit(bg, nop); j != nil || err != ErrQueueFull {
+				t.Errorf("%v: TrySubmit without room: %v, %v", policy, j, err)
+			}
+			if err := d.TryGo(expired, nop); err != context.Canceled {
+				t.Errorf("%v: TryGo of a caller that has gone: %v", policy, err)
+			}
+			expectState(t, queued, StateQueued, nil)
+			if took := time.Since(start); took != 0 {
+				t.Errorf("%v: it took %v", policy, took)
+			}
+			close(open)
+			synctest.Wait()
+			d.Shutdown(bg)
+			expectStats(t, d, Stats{Queue: 1, Accepted: 3, Succeeded: 3, RefusedFull: 3, RefusedGone: 1})
+			if _, err := d.TrySubmit(bg, nop); err != ErrClosed || d.TryGo(bg, nop) != ErrClosed {
+				t.Errorf("%v: after Shutdown: %v", policy, err)
+			}
+		}
+	})
+}
+
+// A Submitter keeps its policy when that of the dispatcher changes, for each kind of
+// submit, and takes no part of the dispatcher's state with it.
+func TestG4SubmitterKeepsItsPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(0, 1))
+		block, reject, drop := d.With(Block), d.With(Reject), d.With(DropOldest)
+		for n, policy := range []Overflow{Block, Reject, DropOldest} {
+			if err := d.SetOverflow(policy); err != nil {
+				t.Fatal(err)
+			}
+			first, err := drop.Submit(bg, nop)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := reject.Submit(bg, nop); err != ErrQueueFull || reject.Go(bg, nop) != ErrQueueFull || reject.Do(bg, nop) != ErrQueueFull {
+				t.Errorf("Reject under %v: %v", policy, err)
+			}
+			ctx, cancel := context.WithTimeout(bg, time.Second)
+			if _, err := block.Submit(ctx, nop); err != context.DeadlineExceeded {
+				t.Errorf("Block under %v: %v", policy, err)
+			}
+			cancel()
+			expectState(t, first, StateQueued, nil)
+			if err := drop.Go(bg, nop); err != nil {
+				t.Errorf("DropOldest under %v: %v", policy, err)
+			}
+			expectState(t, first, StateDropped, ErrDropped)
+			ctx, cancel = context.WithTimeout(bg, time.Second)
+			if err := drop.Do(ctx, nop); err != context.DeadlineExceeded {
+				t.Errorf("DropOldest.Do under %v: %v", policy, err)
+			}
+			cancel()
+			if got := d.Stats(); got.RefusedFull != uint64(3*(n+1)) || got.RefusedGone != uint64(n+1) || got.Canceled != uint64(n+1) {
+				t.Errorf("%s", brief(got))
+			}
+		}
+	})
+}
+
+// An unknown policy is an error of each submit, also where there is room.
+func TestG4UnknownPolicy(t *testing.T) {
+	d := build(t, sized(1, 1))
+	for _, policy := range unknownPolicies {
+		s := d.With(policy)
+		_, err := s.Submit(bg, nop)
+		for _, err := range []error{err, s.Go(bg, nop), s.Do(bg, nop)} {
+			if err == nil || !strings.Contains(err.Error(), policy.String()) {
+				t.Errorf("%v: %v", policy, err)
+			}
+		}
+	}
+	if st := d.Stats(); st.Accepted != 0 {
+		t.Errorf("%s", brief(st))
+	}
+}
+
+var unknownPolicies = []Overflow{3, 100, 254}
+
 // A client that left is answered and logged as "rejected": chi Throttle. Here it is
 // counted as gone, not as refused.
 func TestTrapClientThatLeftIsNotRejected(t *testing.T) {

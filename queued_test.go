@@ -600,3 +600,28 @@ func TestWaitsOutliveTheWriteTimeout(t *testing.T) {
 		}
 	}
 }
+
+// http.ErrAbortHandler itself ends the request without a word. Wrapped it is a panic
+// like another, as in net/http.
+func TestWrappedAbortHandler(t *testing.T) {
+	for _, value := range []error{fmt.Errorf("wrapped: %w", http.ErrAbortHandler), errors.Join(http.ErrAbortHandler)} {
+		inBubble(t, Config{Workers: 1, Queue: 2}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+			h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(value) })
+			expectProblem(t, post(f.Queued(h), ""), 500, "the handler panicked", "")
+			id := accepted(t, post(f.Async(h), ""))
+			synctest.Wait()
+			expectGone(t, f.response(id), 500, "the handler panicked")
+			if f.log.records() != 2 {
+				t.Errorf("log: %s", f.log)
+			}
+			hasOneWorker(t, "wrapped", f.d)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // without HTTP
+		d, log := buildLogged(t, Config{Workers: 1, Queue: 2})
+		if err := d.Do(bg, func(context.Context) error { panic(http.ErrAbortHandler) }); !errors.Is(err, http.ErrAbortHandler) || log.records() != 0 {
+			t.Errorf("%v; log: %s", err, log)
+		}
+		hasOneWorker(t, "bare", d)
+	})
+}
