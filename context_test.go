@@ -248,7 +248,7 @@ func TestG8Causes(t *testing.T) {
 			mustSubmit(t, d, watch("running", time.Second))
 			var kept context.Context
 			mustSubmit(t, d, func(c context.Context) error { kept = c; return nil }).Wait(bg)
-			causes["ended"] = context.Cause(kept)
+			ended := context.Cause(kept)
 			time.Sleep(time.Second)
 			canceled.Cancel()
 			time.Sleep(2 * time.Hour)
@@ -256,6 +256,8 @@ func TestG8Causes(t *testing.T) {
 			synctest.Wait()
 			d.Shutdown(expired)
 			time.Sleep(time.Minute)
+			synctest.Wait()
+			causes["ended"] = ended
 			want := map[string]error{"canceled": context.Canceled, "late": context.DeadlineExceeded, "running": nil, "cut off": errStopped, "ended": context.Canceled}
 			if fmt.Sprint(causes) != fmt.Sprint(want) {
 				t.Errorf("asked early %v: %v, want %v", early, causes, want)

@@ -233,6 +233,7 @@ func TestOnEndMisbehaves(t *testing.T) {
 				var rec *httptest.ResponseRecorder
 				go func() { rec = post(jobs.Queued(sleeps), "1s") }()
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				if rec == nil && name != "exits" { // then it is the request's goroutine that the value ends
 					t.Errorf("%s: Queued has not answered", name)
 				} else if rec != nil && rec.Body.String() != "slept 1s" {

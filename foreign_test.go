@@ -320,6 +320,7 @@ func TestForeignPanicsOverHTTP(t *testing.T) {
 			var queued *httptest.ResponseRecorder
 			go func() { queued = post(jobs.Queued(h), "") }()
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			if queued == nil {
 				t.Fatalf("%s: %T: Queued has not answered", name, value)
 			}

@@ -56,9 +56,9 @@ import (
 //	G14  Timings: queue wait and run time as histograms, and the exact age of the oldest
 //	     queued job.
 //	G15  Patience: a job that cannot be answered within its patience is refused at the
-//	     door, or ended unstarted as soon as that is certain. (Not built yet.)
+//	     door, or ended unstarted as soon as that is certain. No test yet.
 //	G16  Urgency and shares: the more urgent first; within an urgency clients share the
-//	     workers fairly. (Not built yet.)
+//	     workers fairly. No test yet.
 //
 // Order, bounds and times are tested in virtual time, where a test that hangs fails
 // at once as a deadlock of its bubble, and a goroutine that is left fails it too.
