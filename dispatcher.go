@@ -207,7 +207,12 @@ func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (
 	return j, nil
 }
 
-// TrySubmit is like Submit under [Reject], whatever the policy: it never waits.
+// TryGo is Go under [Reject], whatever the policy: it never waits.
+func (s Submitter) TryGo(ctx context.Context, fn func(context.Context) error) error {
+	return s.d.With(Reject).Go(ctx, fn)
+}
+
+// TrySubmit is Submit under [Reject], whatever the policy: it never waits.
 func (s Submitter) TrySubmit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
 	return s.d.With(Reject).Submit(ctx, fn)
 }
@@ -390,9 +395,9 @@ func (d *Dispatcher) nextLocked(now int64) entry {
 	return e
 }
 
-// finish ends the job that w has in hand. If another is queued, it returns that, as
-// handOverLocked would decide: w is idle. Else it puts w into the pool.
-func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
+// finish ends the job that w has in hand. If another is queued, w gets that, as
+// handOverLocked would decide: it is idle. Else it goes into the pool.
+func (d *Dispatcher) finish(w *worker) {
 	now := d.now()
 	j, state := w.job.job, w.outcome.state
 	d.lock()
@@ -407,8 +412,9 @@ func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
 	}
 	d.stats.Running--
 	*d.stats.ended(state)++
-	if ok = d.stats.Queued > 0 && d.workers <= d.stats.Workers; ok {
-		next = d.nextLocked(now)
+	w.job, w.busy, w.ran = entry{}, false, false
+	if d.stats.Queued > 0 && d.workers <= d.stats.Workers {
+		w.job, w.busy = d.nextLocked(now), true
 	} else {
 		d.pool <- w.jobs
 	}
@@ -417,7 +423,6 @@ func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
 	if j != nil {
 		j.notify()
 	}
-	return next, ok
 }
 
 // Resize changes the number of workers to n, 0 to 1,000,000, and returns without

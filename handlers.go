@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"holdfast/internal/httpjob"
@@ -98,7 +99,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 		j.OnEnd = func(id store.ID, v store.View) {
 			defer func() {
 				if v := recover(); v != nil {
-					d.panicked("JobsConfig.OnEnd", v)
+					d.logPanic("JobsConfig.OnEnd", &PanicError{Value: v, Stack: debug.Stack()})
 				}
 			}()
 			cfg.OnEnd(infoOf(id, v))

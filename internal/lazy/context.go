@@ -57,8 +57,12 @@ func (c *Context) Value(key any) any {
 	if key == (OwnerKey{}) {
 		return c.Owner
 	}
-	if m := c.made.Load(); m != nil {
-		return m.Value(key) // also how package context finds the context to attach children to
+	m := c.made.Load()
+	if m == nil && c.Stop.Err() != nil {
+		m = c.make()
+	}
+	if m != nil {
+		return m.Value(key) // also how package context finds a cause, and what to attach children to
 	}
 	return c.parent().Value(key)
 }
@@ -106,6 +110,9 @@ func (c *Context) make() *made {
 
 func (c *Context) new() *made {
 	ctx, cancel := context.WithCancelCause(c.parent())
+	if c.Stop.Err() != nil {
+		cancel(context.Cause(c.Stop)) // AfterFunc would take a moment
+	}
 	unlink := context.AfterFunc(c.Stop, func() { cancel(context.Cause(c.Stop)) })
 	if c.Limit.IsZero() {
 		return &made{ctx, func(cause error) { cancel(cause); unlink() }}
