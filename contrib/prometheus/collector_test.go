@@ -38,7 +38,7 @@ func newDispatcher(t *testing.T, cfg holdfast.Config) *holdfast.Dispatcher {
 	return d
 }
 
-// serve returns /metrics of a registry that checks all that it is given.
+// serve returns the handler for /metrics, with a registry that checks its metrics.
 func serve(t *testing.T, c prometheus.Collector) http.Handler {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
@@ -49,7 +49,7 @@ func serve(t *testing.T, c prometheus.Collector) http.Handler {
 }
 
 // scrape reads metrics as Prometheus does, and returns the samples by name and
-// labels as they stand in the text.
+// labels, as written in the text.
 func scrape(h http.Handler) (map[string]float64, error) {
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
@@ -113,8 +113,8 @@ func compare(t *testing.T, got, want map[string]float64) {
 	}
 }
 
-// The dispatcher is driven into a state in which figures that could be mistaken
-// for each other differ.
+// The test puts the dispatcher into a state where figures that could be confused are
+// different.
 func TestScrape(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
@@ -151,7 +151,7 @@ func TestScrape(t *testing.T) {
 		async := jobs.Async(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 		for range 5 {
 			async.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil))
-			time.Sleep(time.Second) // so that reach is told by what was forgotten
+			time.Sleep(time.Second) // so that evictions determine reach
 		}
 
 		release := make(chan struct{})
@@ -203,7 +203,7 @@ func TestScrape(t *testing.T) {
 			`holdfast_overflow_policy{policy="reject"}`:       0,
 			`holdfast_overflow_policy{policy="drop-oldest"}`:  0,
 			`holdfast_queue_vacated_places`:                   2,
-			`holdfast_queue_oldest_age_seconds`:               14, // the second of those that wait
+			`holdfast_queue_oldest_age_seconds`:               14, // the second of the queued jobs
 			`holdfast_submits_blocked`:                        6,
 			`holdfast_submits_refused_total{reason="full"}`:   4,
 			`holdfast_submits_refused_total{reason="closed"}`: 0,
@@ -239,7 +239,7 @@ func TestScrape(t *testing.T) {
 		for key, n := range map[string]float64{
 			`holdfast_jobs_ended_total{outcome="abandoned"}`:  4,
 			`holdfast_jobs_ended_total{outcome="canceled"}`:   5,
-			`holdfast_submits_refused_total{reason="closed"}`: 8, // six had waited
+			`holdfast_submits_refused_total{reason="closed"}`: 8, // six were blocked
 			`holdfast_queue_oldest_age_seconds`:               0,
 			`holdfast_jobs_running`:                           0,
 			`holdfast_workers`:                                0,
@@ -273,7 +273,7 @@ func TestWithoutJobs(t *testing.T) {
 	described := make(chan *prometheus.Desc, 100)
 	c.Describe(described)
 	if len(described) != len(ofDispatcher) {
-		t.Errorf("%d metrics are described, want %d", len(described), len(ofDispatcher))
+		t.Errorf("%d metrics described, want %d", len(described), len(ofDispatcher))
 	}
 }
 
@@ -309,7 +309,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// A figure that is added to the statistics is not forgotten here.
+// Every figure of the statistics is exported, including ones added later.
 func TestEveryFieldIsExported(t *testing.T) {
 	var st holdfast.Stats
 	var jst holdfast.JobsStats
@@ -334,7 +334,7 @@ func TestEveryFieldIsExported(t *testing.T) {
 			case *histogram.Histogram:
 				f.Add(time.Duration(next) * time.Second)
 			default:
-				t.Fatalf("%s is a %T, which the test does not know", name, f)
+				t.Fatalf("%s is a %T, which the test does not handle", name, f)
 			}
 		}
 	}
@@ -356,7 +356,7 @@ func TestEveryFieldIsExported(t *testing.T) {
 		}
 		v := out.GetCounter().GetValue() + out.GetGauge().GetValue() + out.GetHistogram().GetSampleSum()
 		if want[v] == "" {
-			t.Errorf("%v has %v, which is no field or one that was told before", m.Desc(), v)
+			t.Errorf("%v has %v, which is not the value of a field, or is exported twice", m.Desc(), v)
 		}
 		delete(want, v)
 	}
@@ -408,7 +408,7 @@ func TestCumulative(t *testing.T) {
 	}
 }
 
-// Whatever happens between two scrapes, each is of one moment.
+// Each scrape is consistent under load.
 func TestScrapesUnderLoad(t *testing.T) {
 	d := newDispatcher(t, holdfast.Config{Workers: 4, Queue: 8})
 	jobs := holdfast.NewJobs(d, holdfast.JobsConfig{RetainJobs: 10})
@@ -474,7 +474,7 @@ func TestScrapesUnderLoad(t *testing.T) {
 				}
 				started, done := got["holdfast_job_wait_seconds_count"], got["holdfast_job_run_seconds_count"]
 				if started < done || started > done+4 {
-					t.Errorf("%v jobs have started and %v of them ended, with 4 workers", started, done)
+					t.Errorf("%v jobs have started and %v have ended, with 4 workers", started, done)
 				}
 				last = got
 			}
@@ -494,8 +494,7 @@ func TestScrapesUnderLoad(t *testing.T) {
 	}
 }
 
-// The search is by rank, so its cost must not grow with the number of jobs: this
-// is a history of 2^40.
+// The cost must not grow with the number of jobs: the histogram counts 2^40.
 func BenchmarkCumulative(b *testing.B) {
 	var h histogram.Histogram
 	for i := range 1000000 {
