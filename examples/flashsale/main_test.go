@@ -202,9 +202,9 @@ func (c counters) String() string {
 	})
 }
 
-// told returns the counters that match the clients' answers, for the given number of
+// matching returns the counters that match the clients' answers, for the given number of
 // items and no call in progress.
-func told(added int, clients ...*client) counters {
+func matching(added int, clients ...*client) counters {
 	n := counters{Added: added}
 	for _, c := range clients {
 		n.Sold += int(c.bought.Load())
@@ -251,7 +251,7 @@ func (c *client) await(what string, ready func(counters) bool) counters {
 func (c *client) checkSoldOut(items int) {
 	c.t.Helper()
 	n := c.counters()
-	if want := told(items, c); n != want || n.Sold != items || c.failed.Load() != 0 {
+	if want := matching(items, c); n != want || n.Sold != items || c.failed.Load() != 0 {
 		c.t.Errorf("the counters are %v, the client got %v and %d without an answer; want %d sold", n, want, c.failed.Load(), items)
 	}
 	c.t.Log(n)
@@ -361,7 +361,7 @@ func TestGoneFromTheQueue(t *testing.T) {
 		c.buy(t.Context())
 	}
 	n := c.counters()
-	want := told(20, c)
+	want := matching(20, c)
 	want.Gone, want.Calls = 100, want.Calls+100
 	if n != want || n.Sold != 1 {
 		t.Errorf("%v, want %v", n, want)
@@ -399,7 +399,7 @@ func TestStopInTheMiddle(t *testing.T) {
 			p.Cmd.Process.Signal(syscall.SIGTERM)
 			<-p.Ended
 			sale.Wait()
-			p.ended(t, 0, "0 cut off, 0 never started", told(100, c))
+			p.ended(t, 0, "0 cut off, 0 never started", matching(100, c))
 		})
 	}
 }
@@ -427,7 +427,7 @@ func TestStopWhilePaused(t *testing.T) {
 	p.Cmd.Process.Signal(syscall.SIGTERM)
 	waiting.Wait()
 	<-p.Ended
-	p.ended(t, 1, "0 cut off, 100 never started", told(20, c))
+	p.ended(t, 1, "0 cut off, 100 never started", matching(20, c))
 	if c.refused.Load() != 101 {
 		t.Errorf("%d refused", c.refused.Load())
 	}

@@ -150,7 +150,7 @@ func TestOneOfThreeStops(t *testing.T) {
 	<-shops[0].Ended
 	all.Wait()
 	c.sellOut()
-	if n, want := c.counters(), told(20, clients...); n != want || n.Sold != 20 {
+	if n, want := c.counters(), matching(20, clients...); n != want || n.Sold != 20 {
 		t.Errorf("the counters are %v, the clients got %v", n, want)
 	}
 	if code := shops[0].Cmd.ProcessState.ExitCode(); code != 0 || clients[1].failed.Load()+clients[2].failed.Load() != 0 {

@@ -101,7 +101,7 @@ func TestBadInputStoresNothing(t *testing.T) {
 		{"nothing", "", 400},
 		{"no JSON", "data", 400},
 		{"broken off", `{"data":[1,2`, 400},
-		{"more behind it", `{"data":[1]} {"data":[2]}`, 400},
+		{"trailing data", `{"data":[1]} {"data":[2]}`, 400},
 		{"null", `null`, 400},
 		{"a list", `[1]`, 400},
 		{"without data", `{"version":"1","token":"t"}`, 400},

@@ -468,7 +468,7 @@ func FuzzAccept(f *testing.F) {
 				t.Errorf("before: %s is %v", element, got)
 			}
 			if got := AcceptsEvents([]string{value, element}); closed && got != want {
-				t.Errorf("behind: %s is %v", element, got)
+				t.Errorf("after: %s is %v", element, got)
 			}
 		}
 	})
