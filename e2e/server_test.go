@@ -160,7 +160,7 @@ func (c client) cancelRunning(job string) int {
 const (
 	brief   = `{"sleep_time":0}`
 	endless = `{"sleep_time":86400}`
-	unknown  = "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA"
+	unknown = "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA"
 	events  = "Accept: text/event-stream"
 	async   = "Prefer: respond-async"
 )
