@@ -199,7 +199,7 @@ func measureKeeper(open func() keeper, jobs int) keeping {
 		}
 	})
 	f.job = float64(time.Since(begin).Nanoseconds()) / float64(jobs)
-	// The jobs of before cannot be looked up: if one goroutine ends earlier than the
+	// The jobs above cannot be looked up: if one goroutine ends earlier than the
 	// other, its last jobs may be evicted already.
 	ids := make([][]store.ID, 2)
 	for i := range kept / 4 {

@@ -444,7 +444,7 @@ func (a *assessment) fault(format string, args ...any) {
 func (a *assessment) judgeWorkers(l Load, workers int) {
 	switch {
 	case a.load >= float64(workers):
-		a.fault("%s requests arrive per second, and %d workers can serve %s: the backlog grows without bound. No queue is long enough; at least %d workers are needed.",
+		a.fault("%s requests arrive per second, and %d workers can serve %s: the backlog grows without bound. No queue is long enough, only workers help: at least %d.",
 			rate(l.Rate), workers, rate(float64(workers)/l.Service.Seconds()), leastWorkers(a.load))
 	case a.c > l.MayWait:
 		a.fault("%s of the requests would wait for one of %d workers; at most %s may.", share(a.c), workers, share(l.MayWait))
@@ -461,9 +461,9 @@ func (a *assessment) judgeQueue(l Load, workers int) {
 	}
 	switch {
 	case a.burst > MaxQueue && l.Queue < 0:
-		a.fault("With %d workers, a burst needs a queue of %d, above the maximum of 10,000,000.", workers, a.burst)
+		a.fault("A burst needs a queue of %d with %d workers, above the maximum of 10,000,000.", a.burst, workers)
 	case a.queue < a.burst:
-		a.fault("With %d workers, a burst needs a queue of at least %d; %d is too short.", workers, a.burst, a.queue)
+		a.fault("A burst needs a queue of at least %d with %d workers; %d is too short.", a.burst, workers, a.queue)
 	}
 }
 
@@ -497,10 +497,10 @@ func (l Load) burstQueue(workers int, z float64) int {
 }
 
 // deadlineQueue returns the longest queue L at which the request in the last
-// place is answered in time, or −1 if the service alone takes too long. Its own
-// service takes the time long. The L + 1 services before it take (L+1)·s/w on
-// average, with a standard deviation of √((L+1)·CV2)·s/w, of which z are added.
-// The equation is quadratic in √(L+1).
+// place is answered in time, or −1 if the service alone takes too long. The
+// request's own service takes long seconds. The L + 1 services before it take
+// (L+1)·s/w on average, with a standard deviation of √((L+1)·CV2)·s/w, of which z
+// are added. The equation is quadratic in √(L+1).
 func (l Load) deadlineQueue(workers int, long, z float64) int {
 	left := float64(workers) * (l.Deadline.Seconds() - long) / l.Service.Seconds()
 	if left < 0 {

@@ -220,12 +220,12 @@ func TestReasons(t *testing.T) {
 		holds bool
 		want  string // in the reasons
 	}{
-		{"overload", Load{Rate: 120, Service: second, Workers: 100, Queue: 10000}, false, "No queue is long enough; at least 121 workers are needed."},
-		{"balance", Load{Rate: 100, Service: second, Workers: 100, MayWait: 1, MayRefuse: 1}, false, "at least 101 workers"},
+		{"overload", Load{Rate: 120, Service: second, Workers: 100, Queue: 10000}, false, "No queue is long enough, only workers help: at least 121."},
+		{"balance", Load{Rate: 100, Service: second, Workers: 100, MayWait: 1, MayRefuse: 1}, false, "at least 101."},
 		{"too many wait", Load{Rate: 95, Service: second, Workers: 100}, false, "of the requests would wait for one of 100 workers; at most 20 % may."},
 		{"what would do", Load{Rate: 95, Service: second, Workers: 100}, false, "106 workers are enough."},
 		{"short queue", Load{Rate: 89, Service: second, Workers: 100, Queue: 2}, false, "With 100 workers and a queue of 2, more than 1 % of the requests are refused; the queue must be at least 7."},
-		{"short queue for a burst", Load{Rate: 80, Service: second, Workers: 100, Queue: 70, Burst: 2}, false, "With 100 workers, a burst needs a queue of at least 98; 70 is too short."},
+		{"short queue for a burst", Load{Rate: 80, Service: second, Workers: 100, Queue: 70, Burst: 2}, false, "A burst needs a queue of at least 98 with 100 workers; 70 is too short."},
 		{"what would do with the queue", Load{Rate: 80, Service: second, Workers: 100, Queue: 70, Burst: 2}, false, "workers are enough with this queue."},
 		{"contradiction", Load{Rate: 100, Service: second / 20, Workers: 8, Burst: 5, BurstFor: 2 * second, Deadline: second}, false, "but the deadline allows at most 98. Only more workers help."},
 		{"refusals against deadline", Load{Rate: 19, Service: second, Workers: 20, Deadline: 5 * second, MayWait: 1}, false, "refusing at most 1 % takes a queue of"},
