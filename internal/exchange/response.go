@@ -20,8 +20,8 @@ var errEnded = errors.New("write to a response that has ended")
 // A recorder is the http.ResponseWriter of a handler that runs without a client.
 //
 // It records a Flush, since a flushed response has no Content-Length. It ignores
-// informational statuses. Methods that need a connection, Hijack and the others of
-// http.ResponseController, are missing, so that they return http.ErrNotSupported.
+// informational statuses. It lacks the methods that need a connection, such as Hijack,
+// so that an http.ResponseController returns http.ErrNotSupported for them.
 type recorder struct {
 	limit  int64
 	head   bool // the request was a HEAD

@@ -53,10 +53,10 @@ func Unless(stopping func() bool, next http.Handler) http.Handler {
 	})
 }
 
-// ReadBody returns the body of a request. If the body has more than limit bytes it
-// answers 413, if the body cannot be read completely 400, and returns false. It
-// leaves the request with a body that can be read again, so that wrapped handlers
-// can call ReadBody too.
+// ReadBody returns the body of a request. It answers 413 if the body has more than
+// limit bytes, and 400 if it cannot be read completely; ok is then false. ReadBody
+// leaves the request with a body that can be read again, so that wrapped handlers can
+// call it too.
 func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
 	tooLarge := r.ContentLength > limit // refused before a client that waits for 100 Continue sends it
 	var err error
