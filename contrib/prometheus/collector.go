@@ -1,7 +1,7 @@
-// Package prometheus exports what a holdfast.Dispatcher and a holdfast.Jobs
-// count, for Prometheus to scrape. It differs from metrics that are written as
-// things happen in that it costs nothing between scrapes, and that all figures
-// of a dispatcher in a scrape are of one moment, so that
+// Package prometheus exports the statistics of a holdfast.Dispatcher and a
+// holdfast.Jobs to Prometheus. Unlike metrics that are updated as things happen,
+// it costs nothing between scrapes. Each scrape takes one consistent snapshot of
+// the dispatcher, so that
 //
 //	jobs accepted = jobs queued + jobs running + the sum of jobs ended
 //
@@ -18,24 +18,24 @@ import (
 )
 
 var (
-	accepted  = desc("jobs_accepted_total", "Jobs that were accepted.")
-	ended     = desc("jobs_ended_total", "Jobs that ended, by outcome.", "outcome")
-	queued    = desc("jobs_queued", "Jobs that wait for a worker.")
-	running   = desc("jobs_running", "Jobs in the hands of workers.")
-	workers   = desc("workers", "Workers, busy or idle.")
-	places    = desc("queue_places", "Places for jobs that wait.")
-	overflow  = desc("overflow_policy", "1 for the policy that applies when every place is taken, 0 for the others.", "policy")
-	oldestAge = desc("queue_oldest_age_seconds", "How long ago the longest-waiting queued job was accepted, 0 if none is queued.")
-	blocked   = desc("submits_blocked", "Submits that wait for a place.")
-	refused   = desc("submits_refused_total", "Submits that were not accepted, by reason.", "reason")
-	wait      = desc("job_wait_seconds", "From acceptance to start, of jobs that have started.")
-	run       = desc("job_run_seconds", "From start to end, of jobs that have started and ended.")
+	accepted  = desc("jobs_accepted_total", "Jobs accepted.")
+	ended     = desc("jobs_ended_total", "Jobs ended, by outcome.", "outcome")
+	queued    = desc("jobs_queued", "Jobs waiting for a worker.")
+	running   = desc("jobs_running", "Jobs running.")
+	workers   = desc("workers", "Workers, busy and idle.")
+	places    = desc("queue_places", "Places in the queue.")
+	overflow  = desc("overflow_policy", "1 for the policy that applies when the queue is full, 0 for the others.", "policy")
+	oldestAge = desc("queue_oldest_age_seconds", "Age of the job that has been queued the longest, 0 if none is queued.")
+	blocked   = desc("submits_blocked", "Submits waiting for a place in the queue.")
+	refused   = desc("submits_refused_total", "Submits refused, by reason.", "reason")
+	wait      = desc("job_wait_seconds", "Time from acceptance to start of started jobs.")
+	run       = desc("job_run_seconds", "Time from start to end of ended jobs that had started.")
 
-	open      = desc("open_jobs", "Jobs accepted by Jobs that have not ended.")
+	open      = desc("open_jobs", "Jobs accepted over HTTP that have not ended.")
 	kept      = desc("kept_jobs", "Ended jobs that can still be read.")
-	keptBytes = desc("kept_bytes", "Memory that kept jobs take, as far as that can be told.")
-	evicted   = desc("evicted_jobs_total", "Ended jobs that were forgotten, by the bound that they exceeded.", "cause")
-	reach     = desc("reach_seconds", "How far back one can look: what ended less long ago is still kept.")
+	keptBytes = desc("kept_bytes", "Estimated memory of kept jobs.")
+	evicted   = desc("evicted_jobs_total", "Ended jobs evicted, by the limit that they exceeded.", "cause")
+	reach     = desc("reach_seconds", "How far back kept jobs reach: a job that ended more recently is still kept.")
 
 	ofDispatcher = []*prometheus.Desc{
 		accepted, ended, queued, running, workers, places, overflow, oldestAge, blocked, refused, wait, run,
@@ -52,11 +52,11 @@ type collector struct {
 	jobs *holdfast.Jobs
 }
 
-// NewCollector returns a collector of what d counts and, unless jobs is nil, of
-// what jobs keeps. Each scrape takes one snapshot of each.
+// NewCollector returns a collector of the statistics of d and, unless jobs is nil,
+// of jobs. Each scrape takes one snapshot of each.
 //
-// The names are the same for every dispatcher. To tell several apart, register
-// each with a label of its own:
+// The metric names are the same for every dispatcher. If there are several,
+// register each with a label:
 //
 //	prometheus.WrapRegistererWith(prometheus.Labels{"dispatcher": "mail"}, reg).
 //		MustRegister(holdfastprom.NewCollector(mail, nil))
@@ -84,7 +84,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// A sink takes the metrics of one scrape.
+// A sink receives the metrics of one scrape.
 type sink chan<- prometheus.Metric
 
 func (s sink) stats(st *holdfast.Stats) {
@@ -138,11 +138,11 @@ func (s sink) histogram(d *prometheus.Desc, h *histogram.Histogram) {
 	s <- prometheus.MustNewConstHistogram(d, h.Count, h.Sum/float64(time.Second), cumulative(h))
 }
 
-// bounds are those of the exported buckets: from 8 µs to 73 minutes, each
-// twice the one before. They are a nanosecond below powers of two since there a
-// bucket of histogram.Histogram ends, so that the counts are exact. Rounder ones
-// would read better and count some durations on the wrong side. Native
-// histograms have bounds that are powers of two of a second, where none ends.
+// bounds are the bounds of the exported buckets, from 8 µs to 73 minutes, each
+// twice the previous one. They are a nanosecond below a power of two, where a
+// bucket of histogram.Histogram ends, so that the counts are exact. Rounder bounds
+// would read better, but count some durations in the wrong bucket. So would native
+// histograms, whose bounds are powers of two of a second.
 var bounds = func() (b []time.Duration) {
 	for exp := 13; exp <= 42; exp++ {
 		b = append(b, 1<<exp-1)
@@ -150,8 +150,8 @@ var bounds = func() (b []time.Duration) {
 	return b
 }()
 
-// cumulative returns, for each of the bounds in seconds, how many of the
-// durations do not exceed it.
+// cumulative returns the number of durations up to each bound, by the bound in
+// seconds.
 func cumulative(h *histogram.Histogram) map[float64]uint64 {
 	counts := make(map[float64]uint64, len(bounds))
 	for _, bound := range bounds {
