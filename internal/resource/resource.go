@@ -50,7 +50,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method == http.MethodDelete {
-		h.cancel(w, j)
+		h.cancel(w, r, j)
 		return
 	}
 	if !nested && r.Method == http.MethodGet && header.AcceptsEvents(r.Header["Accept"]) {
@@ -69,7 +69,25 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Add("Vary", "Accept")
 	setApplied(w, Applied(false, wait))
-	h.show(w, j, http.StatusOK, h.Store.View(j))
+	v := h.Store.View(j)
+	h.show(w, j, http.StatusOK, v)
+	h.shown(r, j, v.State)
+}
+
+// shown notes that the client of r knows how the job has ended. Where there is a
+// response, that is not all: a client that polls comes for it next.
+func (h *Handler) shown(r *http.Request, j *store.Job, s store.State) {
+	if s.Ended() && s != store.Done {
+		h.read(r, j)
+	}
+}
+
+// read notes that the client of r has what there is to read of the job, as far as
+// that can be told. The server ends the context when it cannot write.
+func (h *Handler) read(r *http.Request, j *store.Job) {
+	if r.Method != http.MethodHead && r.Context().Err() == nil {
+		h.Store.Read(j)
+	}
 }
 
 func notFound(w http.ResponseWriter) {
@@ -175,10 +193,12 @@ func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, a
 		setApplied(w, applied)
 		w.Header().Set("Job-State", string(v.State)) // after the handler's own, if it has one
 		v.Response.Write(w, r.Method)
+		h.read(r, j)
 	default:
 		setApplied(w, applied)
 		setState(w, v.State)
 		problem.Write(w, v.Status, v.Detail)
+		h.read(r, j)
 	}
 }
 
@@ -238,10 +258,11 @@ func marshal(v any) []byte {
 func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
 // cancel answers where the job stands after it has been canceled.
-func (h *Handler) cancel(w http.ResponseWriter, j *store.Job) {
+func (h *Handler) cancel(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	switch v := h.Store.Cancel(j); v.State {
 	case store.Canceled:
 		h.show(w, j, http.StatusOK, v)
+		h.shown(r, j, v.State)
 	case store.Queued, store.Running: // its handler has yet to notice
 		h.show(w, j, http.StatusAccepted, v)
 	default:
@@ -303,7 +324,11 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 			told = n
 			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, marshal(h.represent(j.ID, v)))
 		}
-		if err := send(text); err != nil || v.State.Ended() {
+		if err := send(text); err != nil {
+			return
+		}
+		if v.State.Ended() {
+			h.shown(r, j, v.State)
 			return
 		}
 		select {

@@ -791,3 +791,51 @@ func TestResourcePathsAreIndependent(t *testing.T) {
 		t.Errorf("%d", rec.Code)
 	}
 }
+
+// What a client has when it knows all that there is: the response, or else how the
+// job has ended.
+func TestRead(t *testing.T) {
+	for _, test := range []struct {
+		state, method, below string
+		header               []string
+		read                 bool
+	}{
+		{"queued", "GET", "", nil, false},
+		{"running", "GET", "/response", nil, false},
+		{"done", "GET", "", nil, false}, // who polls comes for the response next
+		{"done", "GET", "", []string{"Accept", "text/event-stream"}, false},
+		{"done", "DELETE", "", nil, false},
+		{"done", "HEAD", "/response", nil, false},
+		{"done", "GET", "/response", nil, true},
+		{"failed", "HEAD", "", nil, false},
+		{"failed", "GET", "", nil, true},
+		{"failed", "GET", "/response", nil, true},
+		{"failed", "GET", "", []string{"Accept", "text/event-stream"}, true},
+		{"dropped", "GET", "", []string{"Prefer", "wait=5"}, true},
+		{"canceled", "DELETE", "", nil, true},
+	} {
+		f := newFixture()
+		j := f.in(t, test.state)
+		ended := f.Store.Stats().Kept
+		if n := f.Store.Stats().Unread; n != ended {
+			t.Errorf("%s: %d unread at first, want %d", test.state, n, ended)
+		}
+		f.do(test.method, url(j)+test.below, test.header...)
+		f.do(test.method, url(j)+test.below, test.header...)
+		want := ended
+		if test.read {
+			want = 0
+		}
+		if n := f.Store.Stats().Unread; n != want {
+			t.Errorf("%s %s%s %q of a job that is %s: %d unread, want %d", test.method, url(j), test.below, test.header, test.state, n, want)
+		}
+	}
+	// A client that has left has read nothing.
+	f := newFixture()
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	f.doContext(ctx, "GET", url(f.in(t, "done"))+"/response")
+	if n := f.Store.Stats().Unread; n != 1 {
+		t.Errorf("a client has left: %d unread, want 1", n)
+	}
+}

@@ -20,6 +20,7 @@ type log struct {
 	first  uint32   // the number of the first chunk
 	front  int      // where in it the oldest record begins
 	bytes  int64    // that the records take
+	unread int      // records without the mark of read
 
 	large map[ID]exchange.Response // those that are objects of their own, since so they need no copy
 }
@@ -47,6 +48,7 @@ type record struct {
 	accepted, started, ended time.Duration
 	outcome                  Outcome
 	claimed                  bool // under key
+	wasRead                  bool
 	key                      Key
 	length                   int // in its chunk
 }
@@ -62,9 +64,16 @@ var states = []State{Queued, Running, Done, Failed, Canceled, Dropped}
 // What a record takes besides its Detail and Response.
 const (
 	stateAt   = 16 + 3*8 // the place of its state
-	fixedSize = stateAt + 1 + 2 + 1 + 32 + 2*4
+	marksAt   = stateAt + 1 + 2
+	fixedSize = marksAt + 1 + 32 + 2*4
 	indexSize = 2 * (16 + 8) // a map is at most half empty, nearly always
 	claimSize = 256          // the Claim, and its place in a map
+)
+
+// The marks of a record. One that was read is the only thing in a log that changes.
+const (
+	markClaimed = 1 << iota
+	markRead
 )
 
 // add appends a record and returns its outcome as it lies in the log. A response of
@@ -99,11 +108,11 @@ func (l *log) add(r record) Outcome {
 	}
 	b = append(b, state)
 	b = binary.LittleEndian.AppendUint16(b, uint16(r.outcome.Status))
-	claimed := byte(0)
+	marks := byte(0)
 	if r.claimed {
-		claimed = 1
+		marks = markClaimed
 	}
-	b = append(append(b, claimed), r.key[:]...)
+	b = append(append(b, marks), r.key[:]...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(r.outcome.Detail)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(response))
 	b = append(b, r.outcome.Detail...)
@@ -113,6 +122,7 @@ func (l *log) add(r record) Outcome {
 	}
 	l.chunks[last] = b
 	l.bytes += r.size()
+	l.unread++
 	return r.outcome
 }
 
@@ -135,7 +145,7 @@ func (l *log) decode(b []byte) (r record) {
 	}
 	r.outcome.State = states[b[0]]
 	r.outcome.Status = int(binary.LittleEndian.Uint16(b[1:]))
-	r.claimed = b[3] != 0
+	r.claimed, r.wasRead = b[3]&markClaimed != 0, b[3]&markRead != 0
 	b = b[4:]
 	b = b[copy(r.key[:], b):]
 	detail, response := binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
@@ -165,6 +175,19 @@ func (l *log) find(id ID) (record, bool) {
 	return l.decode(l.chunks[at.chunk-l.first][at.offset:]), true
 }
 
+// read marks the record with an id, if there is one.
+func (l *log) read(id ID) {
+	at, ok := l.index[id]
+	if !ok {
+		return
+	}
+	marks := &l.chunks[at.chunk-l.first][at.offset+marksAt]
+	if *marks&markRead == 0 {
+		*marks |= markRead
+		l.unread--
+	}
+}
+
 // oldest returns the record that was added first, if there is one.
 func (l *log) oldest() (record, bool) {
 	if len(l.index) == 0 {
@@ -178,6 +201,9 @@ func (l *log) drop(r record) {
 	delete(l.index, r.id)
 	delete(l.large, r.id)
 	l.bytes -= r.size()
+	if !r.wasRead {
+		l.unread--
+	}
 	l.front += r.length
 	if l.front == len(l.chunks[0]) && (len(l.chunks) > 1 || len(l.index) == 0) {
 		l.chunks[0] = nil

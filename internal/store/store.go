@@ -265,6 +265,14 @@ func (s *Store) Cancel(j *Job) View {
 	return s.View(j)
 }
 
+// Read says that a client has what there is to read of a job that has ended: the
+// response if it is Done, else how it has ended.
+func (s *Store) Read(j *Job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept.read(j.ID)
+}
+
 // keepLocked takes a job that has ended into the log.
 func (s *Store) keepLocked(j *Job) {
 	r := record{id: j.ID, accepted: j.accepted, started: j.started, ended: j.ended, outcome: j.outcome}
@@ -330,6 +338,7 @@ type Stats struct {
 	Open                   int // not ended
 	Kept                   int
 	Bytes                  int64
+	Unread                 int           // of those that are kept
 	ByAge, ByJobs, ByBytes uint64        // evicted
 	Reach                  time.Duration // what ended less long ago than that is still there
 }
@@ -341,7 +350,7 @@ func (s *Store) Stats() Stats {
 	defer s.mu.Unlock()
 	s.evictLocked(now)
 	st := Stats{
-		Open: len(s.open), Kept: len(s.kept.index), Bytes: s.kept.bytes,
+		Open: len(s.open), Kept: len(s.kept.index), Bytes: s.kept.bytes, Unread: s.kept.unread,
 		ByAge: s.byAge, ByJobs: s.byJobs, ByBytes: s.byBytes,
 		Reach: s.bounds.Age,
 	}

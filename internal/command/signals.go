@@ -1,0 +1,35 @@
+package command
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// survive lets a write to a log that nobody reads any more fail. Otherwise Go ends
+// a process that writes to a broken standard stream, with the jobs that it holds:
+// after Ctrl-C a pipe's reader is often the first to go. A log that has reached the
+// limit of a file's size is of the same kind.
+func survive() {
+	signal.Ignore(syscall.SIGPIPE)
+	ignoreFileSize()
+}
+
+// untilSignal returns a context that ends with the first signal to stop. A second
+// one ends the process at once, unless it is a hangup: when a terminal closes, the
+// kernel and the shell send one each, and service managers may send one right after
+// SIGTERM. A hangup that was ignored at the start, as nohup does, stays ignored.
+func untilSignal() (ctx context.Context, restore func()) {
+	ctx, restore = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		hangup := make(chan os.Signal, 1)
+		signal.Notify(hangup, syscall.SIGHUP)
+		go func() {
+			<-hangup
+			restore() // which ends ctx as well
+		}()
+	}
+	context.AfterFunc(ctx, restore)
+	return ctx, restore
+}
