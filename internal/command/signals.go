@@ -21,14 +21,14 @@ func survive() {
 // kernel and the shell send one each, and service managers may send one right after
 // SIGTERM. A hangup that was ignored at the start, as nohup does, stays ignored.
 func untilSignal() (ctx context.Context, restore func()) {
-	ctx, restore = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
-		hangup := make(chan os.Signal, 1)
-		signal.Notify(hangup, syscall.SIGHUP)
-		go func() {
-			<-hangup
-			restore() // which ends ctx as well
-		}()
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	restore = func() {
+		signal.Ignore(syscall.SIGHUP) // before stop, so that there is no moment in which it kills
+		stop()
 	}
 	context.AfterFunc(ctx, restore)
 	return ctx, restore
