@@ -88,6 +88,7 @@ func (h *Handler) authorize(w http.ResponseWriter, r *http.Request, token [sha25
 			return false
 		}
 		if authorized(r, token) {
+			h.tries.succeeded(from)
 			return true
 		}
 		h.tries.failed(from, r.RemoteAddr)

@@ -126,7 +126,7 @@ func TestTriesAtOnce(t *testing.T) {
 		}
 		synctest.Wait()
 		g.expect("192.0.2.2:1", token, 200, 0)
-		g.expect("192.0.2.1:1", token, 429, 0) // not looked at, so it is not told
+		g.expect("192.0.2.1:1", token, 429, 0) // it has not looked
 		wg.Wait()
 		if got[401] != mostSlow || got[429] != 50-mostSlow {
 			t.Errorf("%v, want %d times 401, and else 429", got, mostSlow)
@@ -140,6 +140,14 @@ func TestTriesAtOnce(t *testing.T) {
 			leave()
 		}
 		g.expect("192.0.2.1:1", token, 200, slowTry)
+		// There the operator has been, and gets in whoever else tries.
+		g.try(context.Background(), "192.0.2.1:1", "wrong")
+		for range 50 {
+			wg.Go(func() { g.try(context.Background(), "192.0.2.1:1", "wrong") })
+		}
+		synctest.Wait()
+		g.expect("192.0.2.1:1", token, 200, slowTry)
+		wg.Wait()
 	})
 }
 

@@ -9,12 +9,8 @@ import (
 
 // survive lets a write to a log that nobody reads any more fail. Otherwise Go ends
 // a process that writes to a broken standard stream, with the jobs that it holds:
-// after Ctrl-C a pipe's reader is often the first to go. A log that has reached the
-// limit of a file's size is of the same kind.
-func survive() {
-	signal.Ignore(syscall.SIGPIPE)
-	ignoreFileSize()
-}
+// after Ctrl-C a pipe's reader is often the first to go.
+func survive() { signal.Ignore(syscall.SIGPIPE) }
 
 // untilSignal returns a context that ends with the first signal to stop. A second
 // one ends the process at once, unless it is a hangup: when a terminal closes, the

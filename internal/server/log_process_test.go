@@ -222,6 +222,62 @@ func TestLogIsFull(t *testing.T) {
 	}
 }
 
+// Go's transport logs a line for each connection on which the upstream says more than
+// it was asked. These are lines like the others, and few.
+func TestTransportLogs(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+					io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"+strings.Repeat("more\n", 500))
+					io.Copy(io.Discard, c)
+				}
+			}()
+		}
+	}()
+	p := start(t, "-workers", "1", "-upstream", "http://"+l.Addr().String())
+	for range 30 {
+		p.must(200, "GET", "/sync/", "")
+	}
+	p.signal(syscall.SIGTERM)
+	p.stopped()
+	log := p.Text()
+	if n := strings.Count(log, " WARN Unsolicited response "); n == 0 || n > 10 {
+		t.Errorf("%d lines of the transport, want 1 to 10", n)
+	}
+	for line := range strings.Lines(log) {
+		if !regexp.MustCompile(`^\S+ \S+ (INFO|WARN) `).MatchString(line) {
+			t.Errorf("%q is no record", line)
+		}
+	}
+}
+
+// A path takes little of the log, however long it is.
+func TestLogIsShort(t *testing.T) {
+	t.Parallel()
+	p := start(t, "-upstream", "http://127.0.0.1:1")
+	before := len(p.Text())
+	for range 20 {
+		p.must(502, "GET", "/sync/"+strings.Repeat("%0a", 20_000), "")
+	}
+	p.signal(syscall.SIGTERM)
+	p.stopped()
+	if n := len(p.Text()) - before; n > 30_000 {
+		t.Errorf("20 requests have logged %d bytes", n)
+	}
+}
+
 // A hangup drains as SIGTERM does, and the second one, which the shell sends besides
 // the kernel, does not end it.
 func TestHangup(t *testing.T) {
