@@ -93,8 +93,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 		log.Info("dashboard", "url", "http://"+private.Addr().String()+"/")
 	}
 
-	ctx, restore := untilSignal()
-	defer restore()
+	ctx := untilSignal()
 	if private != nil {
 		watching, leave := context.WithCancel(context.Background())
 		defer leave()

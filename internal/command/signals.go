@@ -16,16 +16,15 @@ func survive() { signal.Ignore(syscall.SIGPIPE) }
 // one ends the process at once, unless it is a hangup: when a terminal closes, the
 // kernel and the shell send one each, and service managers may send one right after
 // SIGTERM. A hangup that was ignored at the start, as nohup does, stays ignored.
-func untilSignal() (ctx context.Context, restore func()) {
+func untilSignal() context.Context {
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
 		signals = append(signals, syscall.SIGHUP)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
-	restore = func() {
+	context.AfterFunc(ctx, func() {
 		signal.Ignore(syscall.SIGHUP) // before stop, so that there is no moment in which it kills
 		stop()
-	}
-	context.AfterFunc(ctx, restore)
-	return ctx, restore
+	})
+	return ctx
 }
