@@ -55,5 +55,6 @@ fuzz: ## run each fuzz target for FUZZTIME
 soak: ## a million schedules, a thousand stops, five million jobs kept or forgotten, fuzzing
 	go test -run TestSimulation -timeout 2h . -schedules 1000000
 	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
+	go test -run TestStopWithBadLog -timeout 1h ./internal/server -log-stops 50
 	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
 	$(MAKE) fuzz FUZZTIME=5m

@@ -38,7 +38,9 @@ type Config struct {
 	// Version is what the page and /stats say of the program.
 	Version string
 
-	// Logger gets a record for each change. If nil, slog.Default() is used.
+	// Logger gets a record for each change, and of wrong tokens one when they begin
+	// to come, one a minute, and one when they have ended. If nil, slog.Default() is
+	// used.
 	Logger *slog.Logger
 
 	// Stopping reports whether the server has begun to shut down. If nil, it
@@ -75,6 +77,7 @@ type Handler struct {
 	history history
 	bursts  *bursts // nil without a Demo
 	streams atomic.Int64
+	tries   *tries
 	guarded http.Handler
 
 	// With two changes at a time the workers could be those of one, and resume the
@@ -103,7 +106,8 @@ const maxStreams = 8
 //
 // Requests that another site's page sends, or that are for another host, are
 // refused, as are those without the token if there is one. Only /healthz and
-// /readyz need none.
+// /readyz need none. After ten wrong tokens from an address each further one from
+// there takes a second, and few may wait; the others get 429.
 func New(c Config) *Handler {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -114,7 +118,7 @@ func New(c Config) *Handler {
 	if c.Resize == nil {
 		c.Resize = c.Dispatcher.Resize
 	}
-	h := &Handler{config: c, began: time.Now()}
+	h := &Handler{config: c, began: time.Now(), tries: newTries(c.Logger)}
 	st := c.Dispatcher.Stats()
 	h.history.marks = []mark{{h.began, st}}
 	h.resume = max(st.Workers, 1)

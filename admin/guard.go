@@ -26,9 +26,7 @@ func (h *Handler) guard(next http.Handler) http.Handler {
 			problem.Write(w, http.StatusMisdirectedRequest, "the Host header does not name this listener; want an IP address, localhost or the host of -admin")
 		case !ownSite(r):
 			problem.Write(w, http.StatusForbidden, "the request comes from another site's page; open this listener's own page instead")
-		case h.config.Token != "" && !isHealth(r) && !h.authorized(r, token):
-			w.Header().Set("WWW-Authenticate", `Basic realm="Holdfast", charset="UTF-8"`)
-			problem.Write(w, http.StatusUnauthorized, "want the token, as Bearer or as the password of HTTP Basic")
+		case h.config.Token != "" && !isHealth(r) && !h.authorize(w, r, token):
 		default:
 			w.Header().Del("Connection")
 			next.ServeHTTP(w, r)
@@ -79,7 +77,28 @@ func isHealth(r *http.Request) bool {
 	return r.URL.Path == "/healthz" || r.URL.Path == "/readyz"
 }
 
-func (h *Handler) authorized(r *http.Request, token [sha256.Size]byte) bool {
+// authorize reports whether a request has the token, or answers it. A request without
+// any is no try: a browser sends one before it asks for the password.
+func (h *Handler) authorize(w http.ResponseWriter, r *http.Request, token [sha256.Size]byte) bool {
+	if r.Header.Get("Authorization") != "" {
+		from := network(r.RemoteAddr)
+		if !h.tries.wait(r.Context(), from) {
+			w.Header().Set("Retry-After", "1")
+			problem.Write(w, http.StatusTooManyRequests, "too many wrong tokens came from this address; try again later")
+			return false
+		}
+		if authorized(r, token) {
+			h.tries.succeeded(from)
+			return true
+		}
+		h.tries.failed(from, r.RemoteAddr)
+	}
+	w.Header().Set("WWW-Authenticate", `Basic realm="Holdfast", charset="UTF-8"`)
+	problem.Write(w, http.StatusUnauthorized, "want the token, as Bearer or as the password of HTTP Basic")
+	return false
+}
+
+func authorized(r *http.Request, token [sha256.Size]byte) bool {
 	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	ok := strings.EqualFold(scheme, "Bearer")
 	if _, password, basic := r.BasicAuth(); basic {

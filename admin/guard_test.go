@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"holdfast"
 )
@@ -69,25 +70,27 @@ func TestGuardRefuses(t *testing.T) {
 		{"the token, but another host", token, []string{"Authorization: Bearer " + token, "Host: evil.example"}, 421, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
-			for _, ask := range everything {
-				w := f.do(ask.method, ask.target, ask.body, test.header...)
-				f.expect(w, test.status)
-				if len(w.Body.String()) > 300 {
-					t.Errorf("%s %s tells %.300s", ask.method, ask.target, w.Body)
+			synctest.Test(t, func(t *testing.T) { // since wrong tokens take their time
+				f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
+				for _, ask := range everything {
+					w := f.do(ask.method, ask.target, ask.body, test.header...)
+					f.expect(w, test.status)
+					if len(w.Body.String()) > 300 {
+						t.Errorf("%s %s tells %.300s", ask.method, ask.target, w.Body)
+					}
+					if challenge := w.Header().Get("WWW-Authenticate"); (w.Code == 401) != strings.HasPrefix(challenge, "Basic realm=") {
+						t.Errorf("%s %s: %d with the challenge %q", ask.method, ask.target, w.Code, challenge)
+					}
 				}
-				if challenge := w.Header().Get("WWW-Authenticate"); (w.Code == 401) != strings.HasPrefix(challenge, "Basic realm=") {
-					t.Errorf("%s %s: %d with the challenge %q", ask.method, ask.target, w.Code, challenge)
+				w := f.do("GET", "/healthz", "", test.header...)
+				if (w.Code != 200) != test.health {
+					t.Errorf("/healthz: %d", w.Code)
 				}
-			}
-			w := f.do("GET", "/healthz", "", test.header...)
-			if (w.Code != 200) != test.health {
-				t.Errorf("/healthz: %d", w.Code)
-			}
-			st := f.d.Stats()
-			if st.Workers != 5 || st.Accepted != 0 || len(f.resized) != 0 {
-				t.Errorf("%d workers, %d accepted: it has changed something", st.Workers, st.Accepted)
-			}
+				st := f.d.Stats()
+				if st.Workers != 5 || st.Accepted != 0 || len(f.resized) != 0 {
+					t.Errorf("%d workers, %d accepted: it has changed something", st.Workers, st.Accepted)
+				}
+			})
 		})
 	}
 }

@@ -34,13 +34,14 @@ var (
 	open      = desc("open_jobs", "Jobs accepted over HTTP that have not ended.")
 	kept      = desc("kept_jobs", "Ended jobs that can still be read.")
 	keptBytes = desc("kept_bytes", "Estimated memory of kept jobs.")
+	unread    = desc("unread_jobs", "Kept jobs that no client has read.")
 	evicted   = desc("evicted_jobs_total", "Ended jobs evicted, by the limit that they exceeded.", "cause")
 	reach     = desc("reach_seconds", "How far back kept jobs reach: a job that ended more recently is still kept.")
 
 	ofDispatcher = []*prometheus.Desc{
 		accepted, ended, queued, running, workers, places, overflow, oldestAge, blocked, refused, wait, run,
 	}
-	ofJobs = []*prometheus.Desc{open, kept, keptBytes, evicted, reach}
+	ofJobs = []*prometheus.Desc{open, kept, keptBytes, unread, evicted, reach}
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -120,6 +121,7 @@ func (s sink) jobsStats(st holdfast.JobsStats) {
 	s.gauge(open, float64(st.Open))
 	s.gauge(kept, float64(st.Kept))
 	s.gauge(keptBytes, float64(st.KeptBytes))
+	s.gauge(unread, float64(st.Unread))
 	s.counter(evicted, st.EvictedAge, "age")
 	s.counter(evicted, st.EvictedJobs, "jobs")
 	s.counter(evicted, st.EvictedBytes, "bytes")

@@ -224,6 +224,7 @@ func TestScrape(t *testing.T) {
 			`holdfast_open_jobs`:                              0,
 			`holdfast_kept_jobs`:                              2,
 			`holdfast_kept_bytes`:                             float64(jobs.Stats().KeptBytes),
+			`holdfast_unread_jobs`:                            2,
 			`holdfast_evicted_jobs_total{cause="age"}`:        0,
 			`holdfast_evicted_jobs_total{cause="jobs"}`:       3,
 			`holdfast_evicted_jobs_total{cause="bytes"}`:      0,

@@ -34,13 +34,13 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	operator := admin.New(admin.Config{Dispatcher: queue})
-	go operator.Run(ctx)
 	public := &http.Server{Addr: *addr, Handler: shop{queue, items, *work}, ReadTimeout: 10 * time.Second}
 	ended := make(chan error, 3)
 	go func() { ended <- http.ListenAndServe(cmp.Or(*control, "127.0.0.1:8081"), operator) }()
-	go func() { ended <- public.ListenAndServe() }()
+	go func() { go operator.Run(ctx); ended <- public.ListenAndServe() }()
 	context.AfterFunc(ctx, func() { restore(); ended <- nil }) // a second signal ends the program at once
 	err = <-ended
 	limit, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"sync"
@@ -401,6 +402,44 @@ func TestStopInTheMiddle(t *testing.T) {
 			sale.Wait()
 			p.ended(t, 0, "0 cut off, 0 never started", matching(100, c))
 		})
+	}
+}
+
+// A log whose reader has gone, as tee has after Ctrl-C, ends nothing.
+func TestStopWithoutALog(t *testing.T) {
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read.Close()
+	p := exec.Command(program, "-addr", unused(t), "-admin", unused(t))
+	p.Env = append(os.Environ(), asProgram+"=1")
+	p.Stdout, p.Stderr = write, write
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	write.Close()
+	late := time.AfterFunc(proctest.Patience, func() { p.Process.Kill() })
+	defer late.Stop()
+	for _, addr := range []string{p.Args[2], p.Args[4]} {
+		for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+			c, err := net.Dial("tcp", addr)
+			if err == nil {
+				c.Close()
+				break
+			}
+			if time.Since(began) > proctest.Patience {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.Process.Signal(os.Interrupt)
+	if err := p.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -39,13 +39,27 @@ func main() {
 		fmt.Fprintf(os.Stderr, "flowcontrol: argument %q; want flags only\n", flag.Arg(0))
 		os.Exit(2)
 	}
-	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, restore) // a second signal ends the program at once
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // which nohup does
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, restore := signal.NotifyContext(context.Background(), signals...)
+	// A second signal ends the program at once, but a hangup often comes twice.
+	context.AfterFunc(ctx, func() { signal.Ignore(syscall.SIGHUP); restore() })
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: short}))
 	if err := run(ctx, *addr, *workers, *work, log); err != nil {
 		log.Error(err.Error())
 		os.Exit(1)
 	}
+}
+
+// short cuts what a client can make long.
+func short(_ []string, a slog.Attr) slog.Attr {
+	if text := a.Value.String(); a.Value.Kind() == slog.KindString && len(text) > 200 {
+		a.Value = slog.StringValue(text[:200] + "…")
+	}
+	return a
 }
 
 // run serves until ctx ends, then finishes the queued requests.

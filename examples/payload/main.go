@@ -46,6 +46,7 @@ func main() {
 }
 
 func run(addr, folder, s3 string, drain time.Duration) error {
+	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	workers, errWorkers := env("MAX_WORKERS", "100", 1_000_000)
 	queue, errQueue := env("MAX_QUEUE", "200", 10_000_000)
@@ -66,10 +67,9 @@ func run(addr, folder, s3 string, drain time.Duration) error {
 	case <-ctx.Done():
 	}
 	restore() // another signal ends the process at once
-	// The HTTP server first: requests that wait for a place get one as the queue drains.
 	late, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	errServer := server.Shutdown(late)
+	errServer := server.Shutdown(late) // first: requests that wait for a place get one as the queue drains
 	_, errPool = pool.Shutdown(late)
 	s := pool.Stats()
 	slog.Info("stopped", "accepted", s.Accepted, "stored", s.Succeeded)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -180,6 +181,40 @@ func TestStopUnderLoadLosesNothing(t *testing.T) {
 	line := p.AwaitLog(regexp.MustCompile(`stopped (accepted=\d+ stored=\d+)`))
 	if fmt.Sscanf(line, "accepted=%d stored=%d", &total, &stored); total != stored || total < len(s.accepted) {
 		t.Errorf("log says %q; %d were answered as accepted", line, len(s.accepted))
+	}
+}
+
+// A log whose reader has gone, as tee has after Ctrl-C, costs nothing that is queued.
+func TestStopWithoutALog(t *testing.T) {
+	folder := t.TempDir()
+	p := exec.Command(program, "-addr", "127.0.0.1:0", "-folder", folder)
+	p.Env = append(os.Environ(), "MAX_WORKERS=1", "MAX_QUEUE=2000")
+	log, err := p.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(2*proctest.Patience, func() { p.Process.Kill() })
+	defer late.Stop()
+	first, err := bufio.NewReader(log).ReadString('\n')
+	match := regexp.MustCompile(` addr=(\S+) `).FindStringSubmatch(first)
+	if match == nil {
+		t.Fatalf("%q, %v", first, err)
+	}
+	resp, err := http.Post("http://"+match[1]+"/payload", "application/json", strings.NewReader(collectionOf(0, 1000)))
+	if err != nil || resp.StatusCode != 202 {
+		t.Fatal(resp, err)
+	}
+	resp.Body.Close()
+	log.Close()
+	p.Process.Signal(os.Interrupt)
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+	if n := len(files(t, folder)); n != 1000 {
+		t.Errorf("%d payloads of 1000 are stored", n)
 	}
 }
 
