@@ -122,6 +122,7 @@ func New(c Config) *Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, h.stats()) })
 	mux.HandleFunc("GET /events", h.serveEvents)
+	mux.HandleFunc("GET /metrics", h.serveMetrics)
 	mux.Handle("PATCH /dispatcher", problem.Unless(c.Stopping, http.HandlerFunc(h.serveChange)))
 	if c.Jobs != nil {
 		mux.Handle("/jobs", c.Jobs.List())
