@@ -153,14 +153,14 @@ func TestStatsNames(t *testing.T) {
 	}
 	for path, names := range map[string]string{
 		"":                        "time uptime_seconds version stopping dispatcher kept second minute advice bursts",
-		"dispatcher":              "workers queue overflow resume_workers accepted queued running vacated blocked ended refused oldest_age_seconds wait_seconds run_seconds",
+		"dispatcher":              "workers queue overflow resume_workers accepted queued running blocked ended refused gave_up oldest_age_seconds wait_seconds run_seconds",
 		"dispatcher ended":        "succeeded failed panicked canceled dropped abandoned",
-		"dispatcher refused":      "full closed nested gone",
+		"dispatcher refused":      "full closed nested",
 		"dispatcher wait_seconds": "count mean p50 p90 p99 max",
 		"kept":                    "open jobs bytes evicted reach_seconds",
 		"kept evicted":            "age jobs bytes",
-		"second":                  "time arrivals started finished refused workers queue queued running blocked wait_p50_seconds wait_p99_seconds run_p50_seconds run_p99_seconds",
-		"minute":                  "seconds arrivals_per_second finished_per_second refused_per_second busy_workers wait_seconds run_seconds",
+		"second":                  "time arrivals started finished refused gave_up workers queue queued running blocked wait_p50_seconds wait_p99_seconds run_p50_seconds run_p99_seconds",
+		"minute":                  "seconds arrivals_per_second finished_per_second refused_per_second gave_up_per_second busy_workers wait_seconds run_seconds",
 	} {
 		at := s
 		for _, name := range strings.Fields(path) {

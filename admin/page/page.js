@@ -16,70 +16,19 @@ const OVERFLOW = {
   "drop-oldest": { name: "drop the oldest", help: "Drop oldest: the job that has waited longest is given up for the new one. It is never done, although it was accepted." },
 };
 
-const $ = (id) => document.getElementById(id);
 const body = document.body;
 
 const samples = []; // oldest first; each has t, its time in ms
 let latest = null; // the last document
 const edited = new Set(); // the inputs of the controls that were edited and not applied
 
-// Numbers
-
-const DASH = "–";
-const THIN = "\u202f";
-const UNITS = [["µs", 1e-6, 1000], ["ms", 1e-3, 1000], ["s", 1, 60], ["min", 60, 60], ["h", 3600, 48], ["d", 86400, Infinity]];
-
-const count = (n) => n == null ? DASH : String(Math.round(n)).replace("-", "−").replace(/\B(?=(\d{3})+$)/g, THIN);
-const decimal = (n) => n == null ? DASH : Math.abs(n) >= 99.95 || n % 1 === 0 ? count(n) : n.toFixed(1).replace("-", "−");
-const percent = (n) => n == null ? DASH : decimal(n * 100) + THIN + "%";
-const per = (n) => n == null ? DASH : decimal(n) + "/s";
-const plural = (n, one, many) => count(n) + " " + (n === 1 ? one : many);
-
-function duration(s) {
-  if (!s) return s === 0 ? "0" + THIN + "s" : DASH;
-  for (const [unit, size, limit] of UNITS) {
-    const v = s / size;
-    if (Math.round(v) < limit) return (v < 9.95 && v % 1 ? v.toFixed(1) : count(v)) + THIN + unit;
-  }
-}
-
-function bytes(n) {
-  if (n == null) return DASH;
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let i = 0;
-  for (; n >= 1023.5 && i < units.length - 1; i++) n /= 1024;
-  return (i > 0 && n < 99.95 ? n.toFixed(1) : count(n)) + THIN + units[i];
-}
-
 // The page
-
-// text writes only what has changed, which leaves a selection and the layout alone.
-function text(id, value) {
-  const e = $(id);
-  if (e.textContent !== value) e.textContent = value;
-}
-
-function show(id, visible) { $(id).hidden = !visible; }
-
-function make(tag, className, content) {
-  const e = document.createElement(tag);
-  if (className) e.className = className;
-  if (content != null) e.textContent = content;
-  return e;
-}
 
 function draw(tag, attributes, parent) {
   const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const name in attributes) e.setAttribute(name, attributes[name]);
   parent?.append(e);
   return e;
-}
-
-// items makes the element's children as many as n, and leaves alone those it has.
-function items(e, n, tag) {
-  while (e.children.length > n) e.lastElementChild.remove();
-  while (e.children.length < n) e.append(make(tag));
-  return e.children;
 }
 
 function list(id, sentences) {
@@ -136,23 +85,19 @@ function renderFlow(d, second, minute) {
   text("arrivals", count(second.arrivals));
   text("arrivals-minute", per(minute.arrivals_per_second));
   text("accepted", count(d.accepted));
-  const refused = d.refused.full + d.refused.closed + d.refused.nested + d.refused.gone;
-  text("refused", count(refused));
-  for (const reason of ["full", "closed", "nested", "gone"]) attention("refused-" + reason, d.refused[reason]);
+  text("refused", count(d.refused.full + d.refused.closed + d.refused.nested));
+  for (const reason of ["full", "closed", "nested"]) attention("refused-" + reason, d.refused[reason]);
+  attention("gave-up", d.gave_up);
 
-  const taken = d.queued + d.vacated;
   text("queued", count(d.queued));
   text("queue-of", d.queue ? `of ${plural(d.queue, "place", "places")}` : "no places, hand-over only");
-  show("full", d.queue > 0 && taken >= d.queue);
+  show("full", d.queue > 0 && d.queued >= d.queue);
   $("tank").classList.toggle("none", d.queue === 0);
   const share = (n) => d.queue ? Math.min(100, 100 * n / d.queue) + "%" : "0";
   $("tank-fill").style.width = share(d.queued);
-  $("tank-vacated").style.width = share(d.vacated);
-  $("tank-vacated").style.right = share(d.queued);
   show("tank-scale", d.queue > 0);
   scale("tank-scale", [d.queue, 0]);
   text("oldest", d.queued ? duration(d.oldest_age_seconds) : DASH);
-  text("vacated", count(d.vacated));
   text("policy", OVERFLOW[d.overflow]?.name ?? d.overflow);
 
   let each = 1;
@@ -241,6 +186,7 @@ function renderTimes(d, minute) {
 
 function renderKept(k) {
   show("kept", k !== null);
+  show("pages", k !== null); // without Jobs there is no page of them
   if (k === null) return;
   text("kept-open", count(k.open));
   text("kept-jobs", count(k.jobs));
@@ -274,6 +220,7 @@ function summarize(d) {
   const parts = [`${count(d.running)} of ${plural(d.workers, "worker", "workers")} busy`, `${count(d.queued)} of ${count(d.queue)} places in the queue taken`];
   if (d.blocked) parts.push(`${count(d.blocked)} waiting outside`);
   if (latest.minute.refused_per_second) parts.push(`${per(latest.minute.refused_per_second)} refused in the last minute`);
+  if (latest.minute.gave_up_per_second) parts.push(`${per(latest.minute.gave_up_per_second)} gave up in the last minute`);
   if (!latest.advice.missing && !latest.advice.holds) parts.push("it does not hold");
   text("summary", (body.dataset.state === "running" ? "" : body.dataset.state + ": ") + parts.join(", ") + ".");
 }
@@ -421,6 +368,7 @@ new Chart("chart-rates", [
   { name: "arrivals", look: "", get: (s) => s.arrivals },
   { name: "finished", look: "flows", area: true, get: (s) => s.finished },
   { name: "refused", look: "bad", get: (s) => s.refused },
+  { name: "gave up", look: "warn", get: (s) => s.gave_up },
 ]);
 new Chart("chart-queue", [
   { name: "in the queue", look: "flows", area: true, get: (s) => s.queued },
@@ -449,7 +397,7 @@ function connect() {
   source?.close();
   retryAt = 0;
   heard = Date.now();
-  source = new EventSource("/events");
+  source = new EventSource(address("events"));
   source.addEventListener("history", (e) => {
     heard = Date.now();
     samples.splice(0, samples.length, ...(JSON.parse(e.data) ?? []).map(timed).slice(-WINDOW));
@@ -502,25 +450,6 @@ document.addEventListener("visibilitychange", render);
 
 // The controls
 
-// send returns what the server answered, or throws an Error that can be shown.
-async function send(method, path, message) {
-  let response;
-  try {
-    // Not the path alone: fetch refuses one if the page's own URL has a password in it.
-    response = await fetch(location.origin + path, {
-      method,
-      headers: message && { "Content-Type": "application/json" },
-      body: message && JSON.stringify(message),
-      signal: AbortSignal.timeout(10000),
-    });
-  } catch {
-    throw new Error("The server did not answer. Nothing is known to have changed.");
-  }
-  const answer = await response.json().catch(() => null);
-  if (response.ok) return answer;
-  throw new Error(answer?.detail || answer?.title || `The server answered ${response.status}.`);
-}
-
 // act runs one action of a form at a time, and says in the form how it ended.
 async function act(name, action) {
   const form = $(name === "burst" ? "burst-form" : name);
@@ -567,7 +496,7 @@ function forget() {
 }
 
 async function change(wanted) {
-  const now = await send("PATCH", "/dispatcher", wanted);
+  const now = (await send("PATCH", "dispatcher", wanted)).answer;
   if (latest && now) Object.assign(latest.dispatcher, now);
   render();
   return now;
@@ -616,13 +545,13 @@ $("burst-form").addEventListener("submit", (e) => {
   e.preventDefault();
   act("burst", async () => {
     const path = $("burst-path").value, jobs = Number($("burst-jobs").value), seconds = Number($("burst-seconds").value);
-    await send("POST", "/burst", { path, jobs, sleep_time: seconds });
+    await send("POST", "burst", { path, jobs, sleep_time: seconds });
     return `Sent ${plural(jobs, "job", "jobs")} of ${seconds} s to ${path}.`;
   });
 });
 
 $("burst-stop").addEventListener("click", () => act("burst", async () => {
-  await send("DELETE", "/burst");
+  await send("DELETE", "burst");
   return "Nobody waits for an answer any more.";
 }));
 
