@@ -276,6 +276,45 @@ func (w *pipeWriter) Header() http.Header { return w.header }
 func (w *pipeWriter) WriteHeader(int)     {}
 func (w *pipeWriter) Flush()              {}
 
+// A proxy that buffers would hold each event back until it has enough of them.
+func TestEventsAreNotBuffered(t *testing.T) {
+	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+	if got := f.do("HEAD", "/events", "").Header().Get("X-Accel-Buffering"); got != "no" {
+		t.Errorf("X-Accel-Buffering: %q, want no", got)
+	}
+}
+
+// A client that leaves has given up. It was not refused.
+func TestGaveUpIsNotRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 1}, nil)
+		time.Sleep(500 * time.Millisecond) // so that what follows is not on the second
+		for range 2 {
+			f.d.Go(context.Background(), func(context.Context) error { time.Sleep(5 * time.Second); return nil })
+		}
+		ctx, leave := context.WithCancel(context.Background())
+		for range 3 {
+			go f.d.Go(ctx, func(context.Context) error { return nil })
+		}
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		f.d.Go(context.Background(), func(context.Context) error { return nil }, holdfast.Reject)
+		time.Sleep(time.Second)
+		s := f.stats()
+		if d := s.Dispatcher; d.GaveUp != 3 || d.Refused != (Refused{Full: 1}) {
+			t.Errorf("%d gave up, refused %+v; want 3, and 1 for a full queue", d.GaveUp, d.Refused)
+		}
+		if s.Second.GaveUp != 3 || s.Second.Refused != 1 || s.Second.Arrivals != 6 {
+			t.Errorf("the second: %+v", s.Second)
+		}
+		if s.Minute.GaveUp != 3 || s.Minute.Refused != 1 || s.Minute.Arrivals != 6 {
+			t.Errorf("the minute: %+v", s.Minute)
+		}
+		time.Sleep(10 * time.Second)
+	})
+}
+
 func TestEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 10}, nil)
@@ -429,6 +468,10 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/", 200, "<!doctype html>"},
 		{"GET", "/page.css", 200, "prefers-color-scheme"},
 		{"GET", "/page.js", 200, "EventSource"},
+		{"GET", "/common.js", 200, "fetch"},
+		{"GET", "/jobs.html", 200, "jobs.js"},
+		{"GET", "/jobs.js", 200, "fragment"},
+		{"GET", "/metrics", 200, "# TYPE holdfast_workers gauge"},
 		{"GET", "/icon.svg", 200, "<svg"},
 		{"HEAD", "/", 200, ""},
 		{"GET", "/index.html", 404, ""},
@@ -454,6 +497,7 @@ func TestLeastConfig(t *testing.T) {
 	f.expect(f.do("POST", "/burst", `{"path":"/bbb","jobs":1}`), 404)
 	f.expect(f.do("GET", "/jobs", ""), 404)
 	f.expect(f.do("GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""), 404, "nothing is served")
+	f.expect(f.do("GET", "/jobs.html", ""), 404)
 	f.expect(f.do("GET", "/healthz", ""), 404)
 	f.expect(f.do("PATCH", "/dispatcher", `{"workers":2}`), 200)
 	if s := f.stats(); s.Bursts != nil || s.Kept != nil || s.Stopping || s.Dispatcher.Workers != 2 {
@@ -461,11 +505,14 @@ func TestLeastConfig(t *testing.T) {
 	}
 }
 
-// The page may use its own files, and nothing else.
+// The pages may use their own files, and nothing else. All URLs are relative, since
+// a proxy may serve the listener below a prefix.
 func TestPagePolicy(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+	const html, script = "text/html; charset=utf-8", "text/javascript; charset=utf-8"
 	for target, kind := range map[string]string{
-		"/": "text/html; charset=utf-8", "/page.css": "text/css; charset=utf-8", "/page.js": "text/javascript; charset=utf-8", "/icon.svg": "image/svg+xml",
+		"/": html, "/jobs.html": html, "/page.js": script, "/jobs.js": script, "/common.js": script,
+		"/page.css": "text/css; charset=utf-8", "/icon.svg": "image/svg+xml",
 	} {
 		w := f.do("GET", target, "")
 		for header, want := range map[string]string{
@@ -475,11 +522,18 @@ func TestPagePolicy(t *testing.T) {
 				t.Errorf("%s of %s: %q, want %q", header, target, got, want)
 			}
 		}
-	}
-	page := f.do("GET", "/", "").Body.String()
-	for _, inline := range []string{"<script>", "<style", " style=", " onclick=", "javascript:", "http://", "https://"} {
-		if strings.Contains(page, inline) {
-			t.Errorf("the page has %q, which the policy forbids or which leads elsewhere", inline)
+		for _, absolute := range []string{`href="/`, `src="/`, `"GET", "/`, `"POST", "/`, `"PATCH", "/`, `"DELETE", "/`, `EventSource("`, "location.origin", "url("} {
+			if strings.Contains(w.Body.String(), absolute) {
+				t.Errorf("%s has %q, which leads out of a prefix", target, absolute)
+			}
+		}
+		if kind != html {
+			continue
+		}
+		for _, inline := range []string{"<script>", "<style", " style=", " onclick=", "javascript:", "http://", "https://"} {
+			if strings.Contains(w.Body.String(), inline) {
+				t.Errorf("%s has %q, which the policy forbids or which leads elsewhere", target, inline)
+			}
 		}
 	}
 }
