@@ -198,13 +198,13 @@ func TestAdviceIsOfTheLoad(t *testing.T) {
 			if test.ratio[0] > 0 {
 				within(t, "measured by predicted wait", *a.Wait.Ratio, test.ratio[0], test.ratio[1])
 			}
-			if got := strings.Contains(strings.Join(a.Reasons, "\n"), "Nobody is refused"); got != (test.name == "90 %, few places") {
+			if got := strings.Contains(strings.Join(a.Reasons, "\n"), "no request is refused"); got != (test.name == "90 %, few places") {
 				t.Errorf("reasons: %q", a.Reasons)
 			}
 			note := "The prediction is within a factor of two"
 			switch {
 			case test.ratio[0] == 0:
-				note = "Hardly anybody waits"
+				note = "Jobs hardly wait"
 			case *a.Utilisation > 1:
 				note = "as predicted, the queue is full"
 			}
@@ -242,7 +242,7 @@ func TestAdviceSeesABurst(t *testing.T) {
 	}
 	says(t, "reasons", a.Reasons, "A burst needs a queue of")
 	says(t, "reasons", a.Reasons, "found the queue full")
-	says(t, "why", a.Why, "takes in another burst like this one; who takes its last place waits")
+	says(t, "why", a.Why, "absorbs another burst like this one. A request in its last place waits")
 	refused := a
 
 	s.workers, s.queue = *a.Workers, *a.Queue
@@ -256,7 +256,7 @@ func TestAdviceSeesABurst(t *testing.T) {
 	if a.Wait.Ratio == nil || *a.Wait.Ratio < 2 {
 		t.Error("the wait in a burst was predicted")
 	}
-	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests come in bursts")
+	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests arrive in bursts")
 }
 
 // TestAdviceBeginsAnewAfterAResize has too few workers for 100 s and then enough.
@@ -282,7 +282,7 @@ func TestAdviceBeginsAnewAfterAResize(t *testing.T) {
 	if soon.Missing == "" || soon.Window != 4 || soon.Holds != nil || soon.Workers != nil || soon.Wait.Predicted != nil {
 		t.Errorf("4 s after the resize: %+v", soon)
 	}
-	says(t, "missing", []string{soon.Missing}, "in the 4 s since the last change of workers or queue there were")
+	says(t, "missing", []string{soon.Missing}, "In the 4 s since the last change of workers or queue there were")
 
 	s.seconds = 200
 	after := advised(t, s.marks(t, 4))
@@ -293,7 +293,7 @@ func TestAdviceBeginsAnewAfterAResize(t *testing.T) {
 	if *after.Wait.Predicted != 0 || after.Wait.Ratio != nil {
 		t.Errorf("30 %% used: %v predicted, ratio %v", *after.Wait.Predicted, after.Wait.Ratio)
 	}
-	says(t, "note", []string{after.Wait.Note}, "jobs waited already when the measurement began")
+	says(t, "note", []string{after.Wait.Note}, "jobs were waiting already when the measurement began")
 }
 
 func TestAdviceWhilePaused(t *testing.T) {
@@ -316,7 +316,7 @@ func TestAdviceForAClosedLoop(t *testing.T) {
 		t.Error("holds")
 	}
 	says(t, "reasons", a.Reasons, "Up to 25 requests at a time waited for a place in the queue.")
-	says(t, "reasons", a.Reasons, "Nobody is refused while overflow is block")
+	says(t, "reasons", a.Reasons, "While overflow is block, no request is refused")
 	says(t, "why", a.Why, "at most 1 % of the requests are refused")
 	within(t, "measured by predicted wait", *a.Wait.Ratio, 0.8, 1.25)
 	if *a.Utilisation < 1 {
@@ -354,7 +354,7 @@ func TestAdviceDoesNotHideAMisfit(t *testing.T) {
 	within(t, "arrival CV2", *a.ArrivalCV2, 0, 0.1)
 	within(t, "measured wait", *a.Wait.Measured, 0.049, 0.051)
 	within(t, "predicted wait", *a.Wait.Predicted, 0, 0.001)
-	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests come in bursts, also within a second")
+	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests arrive in bursts, also within a second")
 	if a.Wait.Ratio != nil && *a.Wait.Ratio < 50 {
 		t.Errorf("ratio %v", *a.Wait.Ratio)
 	}
@@ -372,9 +372,9 @@ func TestAdviceSaysWhatItDoesNotSee(t *testing.T) {
 		}
 	}
 	a := advised(t, scene{workers: 100, queue: 5, seconds: 30, service: long(0.1), rate: steady(20)}.marks(t, 8))
-	says(t, "reasons", a.Reasons, "others that still run take longer than the 30 s looked at")
+	says(t, "reasons", a.Reasons, "Jobs that are still running take longer than the 30 s measured")
 	a = advise(scene{workers: 100, queue: 5, seconds: 30, service: long(1), rate: steady(3)}.marks(t, 8))
-	says(t, "missing", []string{a.Missing}, "jobs that run has ended, so it is not known how long they take")
+	says(t, "missing", []string{a.Missing}, "running jobs has ended, so it is not known how long they take")
 
 	a = advised(t, scene{workers: 5, queue: 5, seconds: 60, service: exponential(0.1), rate: steady(100), overflow: holdfast.DropOldest}.marks(t, 9))
 	says(t, "reasons", a.Reasons, "jobs ended without having run")
@@ -388,7 +388,7 @@ func TestAdviceSaysWhatItDoesNotSee(t *testing.T) {
 			}()
 		}
 	}}.marks(t, 9))
-	says(t, "reasons", a.Reasons, "clients left before there was a place")
+	says(t, "reasons", a.Reasons, "clients gave up before there was a place")
 	within(t, "rate with those who left", a.Arrivals, 112, 128)
 }
 
@@ -534,7 +534,7 @@ func TestSettle(t *testing.T) {
 	}
 	within(t, "factor", a.Burst.Factor, 10-1e-9, 10+1e-9)
 	a = advise(counted(drawn(r, piece{100, 50}, piece{200, 0})))
-	says(t, "missing", []string{a.Missing}, "in the 200 s since the arrival rate changed there were 0 and 0.")
+	says(t, "missing", []string{a.Missing}, "In the 200 s since the arrival rate changed there were arrivals in 0, 0 in all")
 }
 
 // TestAdviceIsMissing has what is too little to go by.
@@ -561,6 +561,8 @@ func TestAdviceIsMissing(t *testing.T) {
 		"19 have run":      last(func(st *holdfast.Stats) { st.Run = counted([]int{19})[1].stats.Run }),
 		"a longer queue":   last(func(st *holdfast.Stats) { st.Queue++ }),
 		"nothing happened": counted(make([]int, 300)),
+		"a single burst":   counted(append(make([]int, 60), 250, 250, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)),
+		"nine busy":        counted([]int{9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9}),
 	} {
 		a := advise(marks)
 		if a.Missing == "" || a.Holds != nil || a.Workers != nil || a.Queue != nil || a.Wait.Predicted != nil || len(a.Reasons)+len(a.Why) > 0 {
@@ -579,7 +581,7 @@ func TestAdviceOfExtremes(t *testing.T) {
 	for range 20 {
 		last.Run.Add(0)
 	}
-	says(t, "missing", []string{advise(marks).Missing}, "no time that could be measured")
+	says(t, "missing", []string{advise(marks).Missing}, "no measurable time")
 	for range 2_000_000 {
 		last.Run.Add(1)
 	}

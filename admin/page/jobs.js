@@ -123,8 +123,8 @@ function renderRow(row, j, at) {
   put(state, j.state);
   put(row.cells[2], requestLine(j) || DASH);
   put(row.cells[3], clock(j.accepted_at));
-  put(row.cells[4], duration(waited(j, at)));
-  put(row.cells[5], duration(ran(j, at)));
+  put(row.cells[4], took(waited(j, at)));
+  put(row.cells[5], took(ran(j, at)));
   row.classList.toggle("chosen", j.id === shown?.id);
 }
 
@@ -138,6 +138,9 @@ const requestLine = (j) => j.request ? [j.request.method, j.request.target].filt
 const seconds = (from, to, at) => from ? Math.max(0, (to ? Date.parse(to) : at) - Date.parse(from)) / 1000 : null;
 const waited = (j, at) => seconds(j.accepted_at, j.started_at || j.ended_at, at);
 const ran = (j, at) => seconds(j.started_at, j.ended_at, at);
+
+// The stamps are to the millisecond.
+const took = (s) => s === 0 ? "< 1" + THIN + "ms" : duration(s);
 
 function clock(stamp) {
   if (!stamp) return DASH;
@@ -194,8 +197,8 @@ function renderJob(at) {
   text("job-started", clock(j.started_at));
   text("job-ended", clock(j.ended_at));
   text("job-expires", clock(j.expires_at));
-  text("job-waited", duration(waited(j, at)));
-  text("job-ran", duration(ran(j, at)));
+  text("job-waited", took(waited(j, at)));
+  text("job-ran", took(ran(j, at)));
   if (document.activeElement === $("cancel") && !OPEN.includes(j.state)) $("job-title").focus();
   show("cancel", OPEN.includes(j.state));
   for (const [id, row] of rows) row.classList.toggle("chosen", id === j.id);

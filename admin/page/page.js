@@ -149,10 +149,12 @@ function renderCells(running, workers) {
 function renderAdvice(a, d) {
   const ready = !a.missing;
   const verdict = $("verdict");
+  $("advice").classList.toggle("waiting", !ready);
+  show("verdict", ready);
   verdict.className = "verdict" + (!ready ? "" : a.holds ? " yes" : " no");
-  text("verdict", !ready ? "Not enough seen yet" : a.holds ? "It holds" : "It does not hold");
+  text("verdict", a.holds ? "Capacity is sufficient" : "Capacity is not sufficient");
   text("advice-window", ready && a.window_seconds ? `from the last ${duration(a.window_seconds)}` : "");
-  list("advice-reasons", ready ? a.reasons : [a.missing]);
+  list("advice-reasons", ready ? a.reasons : ["No advice yet. " + a.missing]);
   show("advice-ready", ready);
   if (!ready) return;
 
@@ -221,7 +223,7 @@ function summarize(d) {
   if (d.blocked) parts.push(`${count(d.blocked)} waiting outside`);
   if (latest.minute.refused_per_second) parts.push(`${per(latest.minute.refused_per_second)} refused in the last minute`);
   if (latest.minute.gave_up_per_second) parts.push(`${per(latest.minute.gave_up_per_second)} gave up in the last minute`);
-  if (!latest.advice.missing && !latest.advice.holds) parts.push("it does not hold");
+  if (!latest.advice.missing && !latest.advice.holds) parts.push("capacity is not sufficient");
   text("summary", (body.dataset.state === "running" ? "" : body.dataset.state + ": ") + parts.join(", ") + ".");
 }
 
