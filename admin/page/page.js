@@ -1,19 +1,19 @@
 "use strict";
 
-// The page shows what GET /events tells it, and keeps nothing but the samples of
-// the last five minutes. Text from the server goes into the page as text alone.
+// The page shows what GET /events sends, and keeps only the samples of the last five
+// minutes.
 
 const WINDOW = 300; // seconds that the charts show, and the most samples kept
 const SILENCE = 5000; // ms without an event after which the connection counts as lost
 const PATIENCE = 15000; // ms, the longest pause between two attempts to connect
-const SUMMARY_EVERY = 10000; // ms; a screen reader that is told each second tells nothing
+const SUMMARY_EVERY = 10000; // ms; a screen reader that reads every second is of no use
 const MOST_CELLS = 200;
 const MOST_DOTS = 40;
 
 const OVERFLOW = {
-  block: { name: "wait outside", help: "Block: a request waits outside until there is a place, so its sender is slowed to the pace of the workers. None is refused." },
-  reject: { name: "reject", help: "Reject: a request that finds no place is answered 503 with Retry-After at once. It is not done." },
-  "drop-oldest": { name: "drop the oldest", help: "Drop oldest: the job that has waited longest is given up for the new one. It is never done, although it was accepted." },
+  block: { name: "wait outside", help: "Block: a request waits outside until there is a place, which slows its sender to the pace of the workers. No request is refused." },
+  reject: { name: "reject", help: "Reject: a request that finds no place gets 503 with Retry-After at once." },
+  "drop-oldest": { name: "drop the oldest", help: "Drop oldest: the job that has waited longest is dropped for the new one. It never runs, although it was accepted." },
 };
 
 const body = document.body;
@@ -42,7 +42,7 @@ function scale(id, ends) {
   [ends[0], (ends[0] + ends[1]) / 2, ends[1]].forEach((v, i) => { spans[i].textContent = decimal(v); });
 }
 
-// attention marks a count that would better be 0.
+// attention marks a count that should be 0.
 function attention(id, n) {
   text(id, count(n));
   $(id).parentElement.classList.toggle("some", n > 0);
@@ -64,7 +64,7 @@ function render() {
 
 const stateOf = (d) => latest.stopping ? "stopping" : d.workers === 0 ? "paused" : "running";
 
-// The title is what one sees of a page in the background.
+// The title is all that is visible of a page in the background.
 function entitle(d) {
   const state = stateOf(d);
   document.title = `${state === "running" ? "" : state + ", "}${count(d.queued)} queued, ${count(d.running)} running · Holdfast`;
@@ -75,9 +75,9 @@ function renderCondition(d) {
   text("state", state);
   text("version", latest.version || "");
   text("uptime", "up " + duration(latest.uptime_seconds));
-  // No numbers here: each change would be read out.
-  text("condition", state === "stopping" ? "Shutting down: no more work is accepted, and what is running and queued is being finished."
-    : state === "paused" ? "Paused: there is no worker. Jobs that run are being finished, and no queued one starts until you resume." : "");
+  // No numbers here: a screen reader would read each change.
+  text("condition", state === "stopping" ? "Shutting down: no more work is accepted. Running and queued jobs are finishing."
+    : state === "paused" ? "Paused: there are no workers. Running jobs finish, and no queued job starts until you resume." : "");
   show("condition", state !== "running");
 }
 
@@ -198,9 +198,8 @@ function renderKept(k) {
 }
 
 function renderBursts(bursts) {
-  const left = (b) => b.stopped;
   show("burst", bursts != null);
-  show("burst-left", bursts?.some((b) => left(b) > 0) ?? false);
+  show("burst-left", bursts?.some((b) => b.stopped > 0) ?? false);
   for (const path of ["/aaa", "/bbb"]) {
     const b = bursts?.find((b) => b.path === path);
     const cell = (name, value) => text(path.slice(1) + "-" + name, b ? value(b) : DASH);
@@ -209,7 +208,7 @@ function renderBursts(bursts) {
     cell("answered", (b) => count(b.answered));
     cell("pending", (b) => count(b.pending));
     cell("refused", (b) => count(b.refused));
-    cell("left", (b) => count(left(b)));
+    cell("left", (b) => count(b.stopped));
     for (const q of ["p50", "p99", "max"]) cell(q, (b) => duration(b.answer_seconds[q]));
   }
 }
@@ -261,14 +260,14 @@ class Chart {
     this.cursor = draw("path", { class: "cursor" }, this.svg);
     new ResizeObserver(([entry]) => {
       ({ width: this.width, height: this.height } = entry.contentRect);
-      requestAnimationFrame(() => this.draw()); // what is drawn here could change the size again
+      requestAnimationFrame(() => this.draw()); // drawing here could change the size again
     }).observe(this.svg);
     this.svg.addEventListener("pointermove", (e) => point((e.offsetX - LEFT) / (this.width - LEFT - RIGHT)));
     this.svg.addEventListener("pointerleave", () => point(null));
     charts.push(this);
   }
 
-  // range returns the ends of the scale and the values that have a line of their own.
+  // range returns the ends of the scale and its grid lines.
   range() {
     const values = this.lines.filter((line) => !line.bound).flatMap((line) => samples.map(line.get)).filter((v) => v > 0);
     const low = Math.min(...values);
@@ -339,7 +338,7 @@ class Chart {
     this.read(x, bottom);
   }
 
-  // read writes into the legend the values of the second pointed at, or of the last.
+  // read writes the values of the second pointed at, or of the last one, into the legend.
   read(x, bottom) {
     const s = sampleAt(pointed);
     this.cursor.setAttribute("d", pointed == null || !s ? "" : `M${x(s.t)} ${TOP}V${bottom}`);
@@ -415,8 +414,8 @@ function connect() {
     entitle(latest.dispatcher);
     render();
   });
-  // EventSource tries again by itself after some errors and not after others: here
-  // it never does.
+  // EventSource reconnects by itself after some errors and not after others. Here it
+  // never does.
   source.onerror = lose;
 }
 
@@ -425,7 +424,7 @@ function timed(sample) {
   return sample;
 }
 
-// append keeps the samples in order also when the server's clock is set back.
+// append keeps the samples in order even if the server's clock is set back.
 function append(sample) {
   if (!(sample.t > 0)) return; // the server has not seen a full second yet
   while (samples.length && samples.at(-1).t >= sample.t) samples.pop();
@@ -438,8 +437,8 @@ function lose() {
   retryAt = Date.now() + Math.min(PATIENCE, 1000 * 2 ** attempts++);
   body.dataset.connection = "lost";
   text("connection", "lost");
-  text("lost", latest ? `No connection to the server. What you see is from ${new Date(latest.time).toLocaleTimeString()}; it goes on by itself when the server answers.`
-    : "No connection to the server. The page tries again by itself.");
+  text("lost", latest ? `No connection to the server. The figures are from ${new Date(latest.time).toLocaleTimeString()}. The page reconnects by itself.`
+    : "No connection to the server. The page keeps trying to connect.");
   show("lost", true);
   document.title = "no connection · Holdfast";
 }
@@ -452,7 +451,7 @@ document.addEventListener("visibilitychange", render);
 
 // The controls
 
-// act runs one action of a form at a time, and says in the form how it ended.
+// act runs one action of a form at a time, and shows in the form how it ended.
 async function act(name, action) {
   const form = $(name === "burst" ? "burst-form" : name);
   if (form.ariaBusy === "true") return;
@@ -469,8 +468,8 @@ async function act(name, action) {
 
 const inputs = { workers: $("workers-input"), overflow: $("overflow") };
 
-// What the operator is about to change stays as it was typed, and the rest follows
-// the server, which others may control too.
+// What the operator has typed stays until it is applied. The rest follows the server,
+// which others may control too.
 function renderControls(d) {
   for (const name in inputs) {
     const input = inputs[name];
@@ -537,7 +536,7 @@ $("pause").addEventListener("click", () => act("controls", async () => {
   if (!d) throw new Error("Not connected yet.");
   if (d.workers === 0 && !d.resume_workers) {
     inputs.workers.focus();
-    throw new Error("Say how many workers there shall be.");
+    throw new Error("Enter the number of workers.");
   }
   const now = await change({ workers: d.workers ? 0 : d.resume_workers });
   return now.workers ? `Resumed with ${plural(now.workers, "worker", "workers")}.` : "Paused.";
@@ -554,7 +553,7 @@ $("burst-form").addEventListener("submit", (e) => {
 
 $("burst-stop").addEventListener("click", () => act("burst", async () => {
   await send("DELETE", "burst");
-  return "Nobody waits for an answer any more.";
+  return "No request waits for an answer any more.";
 }));
 
 connect();
