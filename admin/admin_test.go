@@ -21,8 +21,7 @@ import (
 	"holdfast"
 )
 
-// A fixture is a Handler with a dispatcher whose demo sleeps for as long as it is
-// asked to.
+// A fixture is a Handler whose demo sleeps for as long as a request asks.
 type fixture struct {
 	t        *testing.T
 	d        *holdfast.Dispatcher
@@ -32,8 +31,8 @@ type fixture struct {
 	resized  []int // not locked: calls come one at a time
 }
 
-// newFixture returns a fixture that ends with the test. In a bubble its history
-// runs in virtual time.
+// newFixture returns a fixture that ends with the test. In a synctest bubble its
+// history runs in virtual time.
 func newFixture(t *testing.T, cfg holdfast.Config, change func(*Config)) *fixture {
 	t.Helper()
 	f := &fixture{t: t}
@@ -92,7 +91,7 @@ func sleep(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// do sends a request as a program on this machine would, with header lines.
+// do sends a request with header lines, as a program on this machine would.
 func (f *fixture) do(method, target, body string, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
 	r.Host = "127.0.0.1:8100"
@@ -138,7 +137,7 @@ func (f *fixture) stats() Stats {
 	return s
 }
 
-// The names are a contract: whoever reads /stats must not find one gone.
+// The names are a contract: programs that read /stats depend on them.
 func TestStatsNames(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
 	w := f.do("GET", "/stats", "")
@@ -173,7 +172,7 @@ func TestStatsNames(t *testing.T) {
 	}
 }
 
-// What /stats says is what has happened.
+// The figures of /stats are those of a known load.
 func TestStatsTellTheTruth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 2, Queue: 3, Overflow: holdfast.Reject}, nil)
@@ -217,7 +216,7 @@ func TestStatsTellTheTruth(t *testing.T) {
 	})
 }
 
-// The history is bounded, and what a page gets at once is what the charts show.
+// The history is bounded, and a page gets as much of it as its charts show.
 func TestHistoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1}, nil)
@@ -232,10 +231,11 @@ func TestHistoryIsBounded(t *testing.T) {
 	})
 }
 
-// An event is one of the stream.
+// An event is a Server-Sent Event.
 type event struct{ name, data string }
 
-// watch opens the stream and returns what comes.
+// watch opens the stream and returns its events, and a channel that is closed when
+// the Handler has returned.
 func (f *fixture) watch(ctx context.Context) (<-chan event, <-chan struct{}) {
 	out, in := io.Pipe()
 	events, ended := make(chan event), make(chan struct{})
@@ -284,7 +284,7 @@ func TestEventsAreNotBuffered(t *testing.T) {
 	}
 }
 
-// A client that leaves has given up. It was not refused.
+// A client that leaves has given up. It does not count as refused.
 func TestGaveUpIsNotRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 1}, nil)
@@ -422,7 +422,7 @@ func TestChange(t *testing.T) {
 	})
 }
 
-// Of changes at the same time one is the last, for all who are told.
+// Concurrent changes happen one after the other, for everything that depends on them.
 func TestChangesAtTheSameTime(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
 	for range 100 {
@@ -438,7 +438,7 @@ func TestChangesAtTheSameTime(t *testing.T) {
 	}
 }
 
-// A server that is started paused has a number to go on with too.
+// A server that starts paused has a number of workers to resume with, too.
 func TestResumeOfPaused(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: -1}, nil)
 	if d := f.stats().Dispatcher; d.Workers != 0 || d.Resume != 1 {
@@ -446,7 +446,7 @@ func TestResumeOfPaused(t *testing.T) {
 	}
 }
 
-// What no route is for is a problem, and what one is for tells which methods.
+// An unknown path is a problem, and so is a wrong method, which names the right ones.
 func TestRoutes(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
 	for _, test := range []struct {
@@ -491,7 +491,7 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// Only the dispatcher is needed.
+// Only the dispatcher is required.
 func TestLeastConfig(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) { *c = Config{Dispatcher: c.Dispatcher} })
 	f.expect(f.do("POST", "/burst", `{"path":"/bbb","jobs":1}`), 404)

@@ -10,7 +10,7 @@ import (
 
 const token = "0123456789abcdef"
 
-// everything is what can be asked of the listener, but for health.
+// everything has a request for each route, except those for health.
 var everything = []struct{ method, target, body string }{
 	{"GET", "/", ""},
 	{"GET", "/page.js", ""},
@@ -38,8 +38,8 @@ var everything = []struct{ method, target, body string }{
 	{"HEAD", "/stats", ""},
 }
 
-// From a foreign origin, for a foreign host, or without the token nothing is told
-// and nothing changed.
+// A request from another origin, for another host or without the token reads nothing
+// and changes nothing.
 func TestGuardRefuses(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -128,7 +128,7 @@ func TestGuardLetsThrough(t *testing.T) {
 	}
 }
 
-// Without a name in -admin no name is right, the empty one neither.
+// Without a name in -admin every name is wrong, even the empty one.
 func TestGuardWithoutHost(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
 	for _, host := range []string{"", ":8100", "ops.example"} {
@@ -136,7 +136,7 @@ func TestGuardWithoutHost(t *testing.T) {
 	}
 }
 
-// A link in a mail or a chat opens the page, and the page alone.
+// A link in a mail or a chat opens the page, and nothing else.
 func TestGuardOpensThePage(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5}, nil)
 	for _, opened := range [][]string{

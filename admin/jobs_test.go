@@ -127,8 +127,8 @@ func TestHeadOfResponse(t *testing.T) {
 	})
 }
 
-// A response is what a client has sent, often enough. Here it must not act as a page
-// of the operator's listener, nor change what the browser does with it.
+// A response often has what a client has sent. It must not act as a page of the
+// operator's listener, nor change what the browser does with that.
 func TestResponsesAreContained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 5}, nil)
@@ -169,7 +169,7 @@ func TestResponsesAreContained(t *testing.T) {
 	})
 }
 
-// A job that the server follows for a client still works through the admin listener.
+// Long polls and streams of a job work on the admin listener, too.
 func TestFollowOnTheAdminListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 5}, nil)

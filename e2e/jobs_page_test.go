@@ -116,7 +116,7 @@ func TestPagesBelowAPrefix(t *testing.T) {
 		t.Errorf("the server has %d workers, want 2", n)
 	}
 
-	evaluate[chromedp.Void](p, `document.querySelector("#pages a[href='jobs.html']").click()`)
+	p.do(chromedp.Navigate(evaluate[string](p, `document.querySelector("#pages a:last-child").href`)))
 	p.until(`location.pathname === "/ops/jobs.html" && ` + rows + " === 3")
 	id := w.submit(600)
 	p.set("find-id", id)
@@ -125,7 +125,7 @@ func TestPagesBelowAPrefix(t *testing.T) {
 	p.click("cancel")
 	p.until(says("job-status", "Told to stop"))
 	p.until(says("job-state", "canceled"))
-	evaluate[chromedp.Void](p, `document.querySelector("nav a").click()`)
+	p.do(chromedp.Navigate(evaluate[string](p, `document.querySelector("nav a").href`)))
 	p.until(`location.pathname === "/ops/" && document.body.dataset.connection === "live" && ` + number("canceled") + " === 1")
 }
 
@@ -209,6 +209,17 @@ func TestJobsPageOnAPhoneAndInTheDark(t *testing.T) {
 	p.do(chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile, chromedp.EmulateTouch))
 	p.do(chromedp.Navigate("http://" + w.admin + "/jobs.html#" + id))
 	p.until(rows + " === 13 && " + says("job-state", "queued"))
+	// Whatever a client has put into its request line, it is shown as text and fits.
+	evaluate[chromedp.Void](p, `(() => {
+		document.getElementById("follow").checked = false;
+		for (const j of jobs) j.request = {method: "POST", target: "/bbb"};
+		shown = jobs[0];
+		shown.request = {method: "POST", target: "/reports?of=<img src=x>" + "w".repeat(300), route: "POST /reports"};
+		renderList(Date.now());
+		renderJob(Date.now());
+	})()`)
+	p.until(says("job-request", "POST /reports?of=<img src=x>www") + " && " + says("job-route", "POST /reports") +
+		` && document.querySelectorAll("#rows tr")[1].textContent.includes("POST /bbb")`)
 	wide := evaluate[[]string](p, `[...document.querySelectorAll("body *")]
 		.filter(e => e.getBoundingClientRect().right > 361).map(e => e.tagName + "#" + e.id)`)
 	if len(wide) > 0 {

@@ -97,6 +97,7 @@ function renderList(at) {
     renderRow(row, j, at);
     if ($("rows").children[i] !== row) $("rows").insertBefore(row, $("rows").children[i] ?? null);
   });
+  $("list").classList.toggle("requests", jobs.some(requestLine));
   show("list", jobs.length > 0);
   show("more", next !== "");
   show("all", prefix !== "");
