@@ -108,10 +108,11 @@ function newRow(id) {
   const button = make("button", "link", id.slice(0, 8) + "…");
   button.type = "button";
   button.setAttribute("aria-label", "Job " + id.slice(0, 8));
-  row.append(make("th"), make("td"), make("td", "request"), make("td"), make("td", "took"), make("td", "took"));
+  row.append(make("th"), make("td"), make("td", "request"), make("td", "accepted"), make("td", "took"), make("td", "took"));
   row.cells[0].scope = "row";
   row.cells[0].append(button);
   row.cells[1].append(make("span"));
+  row.cells[2].append(make("span"));
   row.addEventListener("click", () => choose(id));
   rows.set(id, row);
   return row;
@@ -122,7 +123,7 @@ function renderRow(row, j, at) {
   const state = row.cells[1].firstChild;
   state.className = "state " + stateClass(j.state);
   put(state, j.state);
-  put(row.cells[2], requestLine(j) || DASH);
+  put(row.cells[2].firstChild, requestLine(j) || DASH);
   put(row.cells[3], clock(j.accepted_at));
   put(row.cells[4], took(waited(j, at)));
   put(row.cells[5], took(ran(j, at)));
