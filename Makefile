@@ -40,7 +40,7 @@ load: build ## ab on /aaa and /bbb, with and without keep-alive (ab is in apache
 	done; done; done
 
 screenshots: ## write the pictures of the dashboard anew, into e2e/screenshots (needs Chromium)
-	cd e2e && go test -count=1 -run Dashboard -timeout 30m . -screenshots "$$PWD/screenshots"
+	cd e2e && go test -count=1 -run 'Dashboard|JobsPage' -timeout 30m . -screenshots "$$PWD/screenshots"
 
 # Now and then go test reports the end of -fuzztime as a failure, when a worker is in
 # the middle of an input. What a target has found comes with its failing input.

@@ -11,13 +11,18 @@ import (
 
 const token = "0123456789abcdef"
 
-// everything is what can be asked of the listener, but for health.
+// everything has a request for each route, except those for health.
 var everything = []struct{ method, target, body string }{
 	{"GET", "/", ""},
 	{"GET", "/page.js", ""},
 	{"GET", "/stats", ""},
 	{"GET", "/events", ""},
+	{"GET", "/metrics", ""},
+	{"GET", "/jobs.html", ""},
+	{"GET", "/jobs.js", ""},
+	{"GET", "/common.js", ""},
 	{"GET", "/jobs", ""},
+	{"GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA/head", ""},
 	{"GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""},
 	{"DELETE", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""},
 	{"GET", "/debug/vars", ""},
@@ -34,8 +39,8 @@ var everything = []struct{ method, target, body string }{
 	{"HEAD", "/stats", ""},
 }
 
-// From a foreign origin, for a foreign host, or without the token nothing is told
-// and nothing changed.
+// A request from another origin, for another host or without the token reads nothing
+// and changes nothing.
 func TestGuardRefuses(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -126,7 +131,7 @@ func TestGuardLetsThrough(t *testing.T) {
 	}
 }
 
-// Without a name in -admin no name is right, the empty one neither.
+// Without a name in -admin every name is wrong, even the empty one.
 func TestGuardWithoutHost(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for _, host := range []string{"", ":8100", "ops.example"} {
@@ -134,7 +139,7 @@ func TestGuardWithoutHost(t *testing.T) {
 	}
 }
 
-// A link in a mail or a chat opens the page, and the page alone.
+// A link in a mail or a chat opens the page, and nothing else.
 func TestGuardOpensThePage(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for _, opened := range [][]string{

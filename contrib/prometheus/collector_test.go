@@ -1,6 +1,7 @@
 package prometheus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,7 +26,8 @@ import (
 	"github.com/prometheus/common/model"
 
 	"holdfast"
-	"holdfast/histogram"
+	"holdfast/admin"
+	"holdfast/internal/metrics"
 )
 
 func newDispatcher(t *testing.T, cfg holdfast.Config) *holdfast.Dispatcher {
@@ -216,7 +218,7 @@ func TestScrape(t *testing.T) {
 			`holdfast_submits_refused_total{reason="full"}`:   4,
 			`holdfast_submits_refused_total{reason="closed"}`: 0,
 			`holdfast_submits_refused_total{reason="nested"}`: 1,
-			`holdfast_submits_refused_total{reason="gone"}`:   2,
+			`holdfast_submits_gave_up_total`:                  2,
 			`holdfast_job_wait_seconds_count`:                 22,
 			`holdfast_job_wait_seconds_sum`:                   0,
 			`holdfast_job_run_seconds_count`:                  19,
@@ -281,8 +283,8 @@ func TestWithoutJobs(t *testing.T) {
 	}
 	described := make(chan *prometheus.Desc, 100)
 	c.Describe(described)
-	if len(described) != len(ofDispatcher) {
-		t.Errorf("%d metrics described, want %d", len(described), len(ofDispatcher))
+	if len(described) != len(metrics.Families(false)) {
+		t.Errorf("%d metrics described, want %d", len(described), len(metrics.Families(false)))
 	}
 }
 
@@ -318,103 +320,42 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// Every figure of the statistics is exported, including ones added later.
-func TestEveryFieldIsExported(t *testing.T) {
-	var st holdfast.Stats
-	var jst holdfast.JobsStats
-	want := map[float64]string{}
-	next := int64(1)
-	for _, v := range []reflect.Value{reflect.ValueOf(&st).Elem(), reflect.ValueOf(&jst).Elem()} {
-		for i := range v.NumField() {
-			next++
-			name := v.Type().Field(i).Name
-			want[float64(next)] = name
-			switch f := v.Field(i).Addr().Interface().(type) {
-			case *int:
-				*f = int(next)
-			case *int64:
-				*f = next
-			case *uint64:
-				*f = uint64(next)
-			case *time.Duration:
-				*f = time.Duration(next) * time.Second
-			case *holdfast.Overflow:
-				*f = holdfast.DropOldest
-			case *histogram.Histogram:
-				f.Add(time.Duration(next) * time.Second)
-			default:
-				t.Fatalf("%s is a %T, which the test does not handle", name, f)
+// A dashboard or an alert must work with the collector and with GET /metrics of the
+// admin listener alike.
+func TestSameAsTheAdminListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDispatcher(t, holdfast.Config{Workers: 1, Queue: 1})
+		defer d.Shutdown(t.Context())
+		jobs := newJobs(t, d, holdfast.JobsConfig{})
+		for range 3 {
+			d.Do(t.Context(), func(context.Context) error { time.Sleep(1500 * time.Millisecond); return nil })
+		}
+		for _, jobs := range []*holdfast.Jobs{nil, jobs} {
+			want := types(t, serve(t, NewCollector(d, jobs)))
+			got := types(t, admin.New(admin.Config{Dispatcher: d, Jobs: jobs}))
+			if !maps.EqualFunc(got, want, func(a, b *dto.MetricFamily) bool { return a.String() == b.String() }) {
+				t.Errorf("the admin listener exports\n%v\nand the collector\n%v", got, want)
 			}
 		}
-	}
-	ch := make(chan prometheus.Metric, 100)
-	sink(ch).stats(&st)
-	sink(ch).jobsStats(jst)
-	close(ch)
-	for m := range ch {
-		var out dto.Metric
-		if err := m.Write(&out); err != nil {
-			t.Fatal(err)
-		}
-		if m.Desc() == overflow {
-			if policy := out.GetLabel()[0].GetValue(); (policy == "drop-oldest") != (out.GetGauge().GetValue() == 1) {
-				t.Errorf("%s is %v", policy, out.GetGauge().GetValue())
-			}
-			maps.DeleteFunc(want, func(_ float64, name string) bool { return name == "Overflow" })
-			continue
-		}
-		v := out.GetCounter().GetValue() + out.GetGauge().GetValue() + out.GetHistogram().GetSampleSum()
-		if want[v] == "" {
-			t.Errorf("%v has %v, which is not the value of a field, or is exported twice", m.Desc(), v)
-		}
-		delete(want, v)
-	}
-	for _, name := range want {
-		t.Errorf("%s is not exported", name)
-	}
+	})
 }
 
-func TestCumulative(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	for _, doublings := range []int{0, 1, 40} {
-		var h histogram.Histogram
-		var all []time.Duration
-		add := func(d time.Duration) { h.Add(d); all = append(all, d) }
-		check := func() {
-			t.Helper()
-			g := h
-			for range doublings {
-				g.Merge(&g)
-			}
-			got := cumulative(&g)
-			if len(got) != len(bounds) {
-				t.Fatalf("%d buckets, want %d", len(got), len(bounds))
-			}
-			for _, bound := range bounds {
-				var want uint64
-				for _, d := range all {
-					if d <= bound {
-						want++
-					}
-				}
-				if want <<= doublings; got[bound.Seconds()] != want {
-					t.Errorf("of %d << %d: %d up to %v, want %d", len(all), doublings, got[bound.Seconds()], bound, want)
-				}
-			}
-		}
-		check()
-		add(0)
-		check()
-		for _, bound := range bounds {
-			add(bound)
-			add(bound + 1) // falls into the next bucket
-		}
-		check()
-		for range 1000 {
-			add(time.Duration(rnd.Uint64() >> (1 + rnd.IntN(60))))
-		}
-		check()
+// types returns what a handler exports, as Prometheus reads it.
+func types(t *testing.T, h http.Handler) map[string]*dto.MetricFamily {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	r := httptest.NewRequest("GET", "/metrics", nil)
+	r.Host = "localhost"
+	h.ServeHTTP(rec, r)
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(rec.Body)
+	if err != nil || rec.Code != http.StatusOK {
+		t.Fatalf("%d %s: %v", rec.Code, rec.Body, err)
 	}
+	for _, f := range families { // the order of samples means nothing
+		slices.SortFunc(f.Metric, func(a, b *dto.Metric) int { return cmp.Compare(a.String(), b.String()) })
+	}
+	return families
 }
 
 // Each scrape is consistent under load.
@@ -500,19 +441,5 @@ func TestScrapesUnderLoad(t *testing.T) {
 	}
 	if got["holdfast_jobs_accepted_total"] < 100 {
 		t.Errorf("only %v jobs were accepted", got["holdfast_jobs_accepted_total"])
-	}
-}
-
-// The cost must not grow with the number of jobs: the histogram counts 2^40.
-func BenchmarkCumulative(b *testing.B) {
-	var h histogram.Histogram
-	for i := range 1000000 {
-		h.Add(time.Duration(i) * time.Microsecond)
-	}
-	for range 20 {
-		h.Merge(&h)
-	}
-	for b.Loop() {
-		cumulative(&h)
 	}
 }
