@@ -40,7 +40,7 @@ load: build ## ab on /aaa and /bbb, with and without keep-alive (ab is in apache
 	done; done; done
 
 screenshots: ## write the pictures of the dashboard anew, into e2e/screenshots (needs Chromium)
-	cd e2e && go test -count=1 -run Dashboard -timeout 30m . -screenshots "$$PWD/screenshots"
+	cd e2e && go test -count=1 -run 'Dashboard|JobsPage' -timeout 30m . -screenshots "$$PWD/screenshots"
 
 # Now and then go test reports the end of -fuzztime as a failure, when a worker is in
 # the middle of an input. What a target has found comes with its failing input.
@@ -55,5 +55,6 @@ fuzz: ## run each fuzz target for FUZZTIME
 soak: ## a million schedules, a thousand stops, five million jobs kept or forgotten, fuzzing
 	go test -run TestSimulation -timeout 2h . -schedules 1000000
 	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
+	go test -run TestStopWithBadLog -timeout 1h ./internal/server -log-stops 50
 	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
 	$(MAKE) fuzz FUZZTIME=5m

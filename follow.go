@@ -89,6 +89,7 @@ type JobsStats struct {
 	Open      int   // jobs that have not ended
 	Kept      int   // jobs that have
 	KeptBytes int64 // about how many bytes these take
+	Unread    int   // of these, the ones that no client has read
 
 	// Ended jobs that were forgotten, by the bound that they exceeded: Retain,
 	// RetainJobs or RetainBytes.
@@ -102,5 +103,5 @@ type JobsStats struct {
 // Stats returns a snapshot of what is kept. It does not block.
 func (j *Jobs) Stats() JobsStats {
 	s := j.requests.Store.Stats()
-	return JobsStats{s.Open, s.Kept, s.Bytes, s.ByAge, s.ByJobs, s.ByBytes, s.Reach}
+	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, s.Reach}
 }

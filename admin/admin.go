@@ -1,11 +1,11 @@
 // Package admin serves what only the operator of a server may see or do: the
-// dashboard, statistics as JSON and as a stream, the list of jobs, the controls of
-// the dispatcher, and Go's own debugging pages. It differs from a page of metrics in
-// that it says what the numbers mean for the size of the pool, and can change it.
+// dashboard, statistics as JSON, as a stream and for Prometheus, the list of jobs,
+// the controls of the dispatcher, and Go's own debugging pages. Unlike a page of
+// metrics, it says what the numbers mean for the size of the pool, and can change it.
 //
 // It imports expvar and net/http/pprof, which register themselves on
-// http.DefaultServeMux: a program that imports admin should serve a mux of its own,
-// as one should anyway.
+// http.DefaultServeMux. A program that imports admin should serve a mux of its own,
+// as it should anyway.
 package admin
 
 import (
@@ -26,8 +26,7 @@ import (
 	"holdfast/internal/problem"
 )
 
-// A Config says what the operator is shown. Only the Dispatcher is needed, and must
-// not be nil.
+// A Config says what the operator can see and do. Only Dispatcher is required.
 type Config struct {
 	Dispatcher *holdfast.Dispatcher
 
@@ -35,10 +34,11 @@ type Config struct {
 	// /jobs/, the default. If nil, there is no list.
 	Jobs *holdfast.Jobs
 
-	// Version is what the page and /stats say of the program.
+	// Version is the version of the program that the page and /stats show.
 	Version string
 
-	// Logger gets a record for each change. If nil, slog.Default() is used.
+	// Logger receives a record of each change. Wrong tokens are logged when they
+	// begin, once a minute, and when they have ended. If nil, slog.Default() is used.
 	Logger *slog.Logger
 
 	// Stopping reports whether the server has begun to shut down. If nil, it
@@ -48,62 +48,69 @@ type Config struct {
 	// Health answers GET /healthz and GET /readyz. If nil, there are no such routes.
 	Health http.Handler
 
-	// Token is what a request must have as Bearer token or as the password of HTTP
+	// Token must come with each request, as Bearer token or as the password of HTTP
 	// Basic. If empty, whoever can connect may do everything.
 	Token string
 
-	// Host is the name by which the listener is reached, besides localhost and IP
-	// addresses. If empty, there is none: a request for any other name is refused,
-	// since a hostile page could have made it lead here.
+	// Host is a name of the listener, besides localhost and IP addresses. A request
+	// for any other name is refused, since the owner of a hostile page can make such
+	// a name lead here.
 	Host string
 
-	// Demo gets the requests of POST /burst, which show a newcomer what the queue is
-	// for: POST /aaa and POST /bbb with {"sleep_time":n}. If nil, there is no burst.
+	// Demo receives the requests of POST /burst, which show a newcomer what the queue
+	// is for: POST /aaa and POST /bbb with {"sleep_time":n}. If nil, there is no burst.
 	Demo http.Handler
 
-	// Resize changes the number of workers for a request, one call at a time, with
-	// the errors of [holdfast.Dispatcher.Resize]: for a program in which something
-	// else depends on that number. If nil, it is the dispatcher's.
+	// Resize changes the number of workers for a request. It is called by one request
+	// at a time and returns the errors of [holdfast.Dispatcher.Resize]. A program in
+	// which something else depends on that number sets it. If nil, the dispatcher's
+	// Resize is used.
 	Resize func(workers int) error
 }
 
-// A Handler serves the admin listener. Create one with [New] and let it [Handler.Run];
-// it may be used by any number of goroutines at once.
+// A Handler serves the admin listener. Create it with [New] and call [Handler.Run].
+// Any number of goroutines may use it at once.
 type Handler struct {
 	config  Config
 	began   time.Time
 	history history
 	bursts  *bursts // nil without a Demo
 	streams atomic.Int64
+	tries   *tries
 	guarded http.Handler
 
-	// With two changes at a time the workers could be those of one, and resume the
-	// number of the other.
+	// Held for a whole change. Otherwise two changes at a time could set the workers
+	// of one and the resume of the other.
 	changing sync.Mutex // protects the following field
 	resume   int        // workers to go on with after a pause
 }
 
-// maxStreams is how many may watch at once. A listener that takes few connections
-// should have some left for those who want to change something.
+// maxStreams is how many clients can watch at once. A listener that takes few
+// connections should have some left for those who want to change something.
 const maxStreams = 8
 
 // New returns a Handler for these routes, as far as c has what they need:
 //
 //	GET /             the dashboard
-//	GET /stats        what there is now, as JSON: Stats
+//	GET /jobs.html    the page of jobs
+//	GET /stats        the statistics as JSON: Stats
 //	GET /events       the same every second, as Server-Sent Events
-//	GET /jobs         the list of jobs, see holdfast.Jobs.List
+//	GET /metrics      the counters, in Prometheus' text exposition format
+//	GET /jobs         the list of jobs, see holdfast.Jobs.ListHandler
 //	/jobs/            the jobs themselves, as on the public listener
+//	GET /jobs/{id}/head  status and header of the job's response, as JSON
 //	PATCH /dispatcher {"workers":50,"overflow":"reject"}, or one of them: changes it
-//	POST /burst       {"path":"/bbb","jobs":500,"sleep_time":1}: a load to look at
-//	DELETE /burst     ends what of it waits for its answer
+//	POST /burst       {"path":"/bbb","jobs":500,"sleep_time":1}: sends a load to look at
+//	DELETE /burst     ends the requests of bursts that still wait for their answer
 //	GET /healthz      200
 //	GET /readyz       200, and 503 while the server stops
 //	/debug/vars, /debug/pprof/
 //
-// Requests that another site's page sends, or that are for another host, are
-// refused, as are those without the token if there is one. Only /healthz and
-// /readyz need none.
+// Requests from another site's page or for another host are refused, and so are
+// requests without the token if there is one. Only /healthz and /readyz need none.
+// After ten wrong tokens from an address, each further one from there takes a second.
+// Only a few requests may wait for that; the others get 429. The pages work below any
+// prefix that a proxy strips.
 func New(c Config) *Handler {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -114,18 +121,30 @@ func New(c Config) *Handler {
 	if c.Resize == nil {
 		c.Resize = c.Dispatcher.Resize
 	}
-	h := &Handler{config: c, began: time.Now()}
+	h := &Handler{config: c, began: time.Now(), tries: newTries(c.Logger)}
 	st := c.Dispatcher.Stats()
 	h.history.marks = []mark{{h.began, st}}
 	h.resume = max(st.Workers, 1)
 
 	mux := http.NewServeMux()
+	h.addRoutes(mux)
+	addDebug(mux)
+	mux.HandleFunc("GET /debug/vars", h.serveVars)
+	h.guarded = h.guard(problem.Mux(mux))
+	return h
+}
+
+// addRoutes adds the routes of this package to mux.
+func (h *Handler) addRoutes(mux *http.ServeMux) {
+	c := &h.config
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, h.stats()) })
 	mux.HandleFunc("GET /events", h.serveEvents)
+	mux.HandleFunc("GET /metrics", h.serveMetrics)
 	mux.Handle("PATCH /dispatcher", problem.Unless(c.Stopping, http.HandlerFunc(h.serveChange)))
+	addFiles(mux, dashboard)
 	if c.Jobs != nil {
-		mux.Handle("/jobs", c.Jobs.ListHandler())
-		mux.Handle("/jobs/", c.Jobs)
+		h.addJobs(mux)
+		addFiles(mux, jobsPage)
 	}
 	if c.Health != nil {
 		mux.Handle("GET /healthz", c.Health)
@@ -136,24 +155,23 @@ func New(c Config) *Handler {
 		mux.Handle("POST /burst", problem.Unless(c.Stopping, http.HandlerFunc(h.bursts.serveStart)))
 		mux.HandleFunc("DELETE /burst", h.bursts.serveStop)
 	}
-	mux.HandleFunc("GET /debug/vars", h.serveVars)
+}
+
+func addDebug(mux *http.ServeMux) {
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	servePage(mux)
-	h.guarded = h.guard(problem.Mux(mux))
-	return h
 }
 
 // ServeHTTP serves the routes that [New] lists.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.guarded.ServeHTTP(w, r) }
 
-// Run looks at the dispatcher every second, until ctx ends, and then ends the
-// requests of bursts that are not answered yet. Without it there is nothing to tell
-// of the last minutes, no advice, and no second event in a stream.
+// Run samples the dispatcher every second until ctx ends, and then ends the requests
+// of bursts that have no answer yet. Without Run there are no statistics of the last
+// minutes, no advice, and only one event in a stream.
 func (h *Handler) Run(ctx context.Context) {
 	h.history.run(ctx, h.config.Dispatcher)
 	if h.bursts != nil {
@@ -161,7 +179,7 @@ func (h *Handler) Run(ctx context.Context) {
 	}
 }
 
-// stats returns what there is now.
+// stats returns the present statistics.
 func (h *Handler) stats() Stats {
 	now := mark{time.Now(), h.config.Dispatcher.Stats()}
 	past, _ := h.history.look()
@@ -175,29 +193,15 @@ func (h *Handler) stats() Stats {
 		Advice:   h.history.advise(),
 	}
 	if h.config.Jobs != nil {
-		kept := h.config.Jobs.Stats()
-		s.Kept = &Kept{
-			Open: kept.Open, Jobs: kept.Kept, Bytes: kept.KeptBytes,
-			Evicted: Evicted{kept.EvictedAge, kept.EvictedJobs, kept.EvictedBytes},
-			Reach:   kept.Reach.Seconds(),
-		}
+		s.Kept = keptOf(h.config.Jobs.Stats())
 	}
 	if h.bursts != nil {
 		s.Bursts = h.bursts.list()
 	}
+	s.Dispatcher = countsOf(&now.stats)
 	h.changing.Lock()
-	resume := h.resume
+	s.Dispatcher.Resume = h.resume
 	h.changing.Unlock()
-	st := &now.stats
-	s.Dispatcher = Counts{
-		Workers: st.Workers, Queue: st.Queue, Overflow: st.Overflow, Resume: resume,
-		Accepted: st.Accepted, Queued: st.Queued, Running: st.Running, Blocked: st.Blocked,
-		Ended:     Ended{st.Succeeded, st.Failed, st.Panicked, st.Canceled, st.Dropped, st.Abandoned},
-		Refused:   Refused{st.RefusedFull, st.RefusedClosed, st.RefusedNested, st.RefusedGone},
-		OldestAge: st.OldestAge.Seconds(),
-		Wait:      timingsOf(&st.Wait),
-		Run:       timingsOf(&st.Run),
-	}
 	return s
 }
 
@@ -206,7 +210,7 @@ func (h *Handler) stats() Stats {
 func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	defer h.streams.Add(-1)
 	if h.streams.Add(1) > maxStreams {
-		problem.Write(w, http.StatusServiceUnavailable, fmt.Sprintf("%d streams are open already; want at most that", maxStreams))
+		problem.Write(w, http.StatusServiceUnavailable, fmt.Sprintf("%d streams are open already, which is the most there can be", maxStreams))
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -215,21 +219,10 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	send := func(event string, data any) error {
-		text, err := json.Marshal(data)
-		if err != nil {
-			h.config.Logger.Error("statistics cannot be told as JSON", "error", err)
-			return err
-		}
-		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, text); err != nil {
-			return err
-		}
-		return http.NewResponseController(w).Flush()
-	}
 	past, next := h.history.look()
-	err := send("history", samples(past))
+	err := h.sendEvent(w, "history", samples(past))
 	for err == nil {
-		err = send("stats", h.stats())
+		err = h.sendEvent(w, "stats", h.stats())
 		select {
 		case <-next:
 		case <-r.Context().Done():
@@ -239,7 +232,19 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveChange changes the dispatcher: everything that is asked for, or nothing.
+func (h *Handler) sendEvent(w http.ResponseWriter, event string, data any) error {
+	text, err := json.Marshal(data)
+	if err != nil {
+		h.config.Logger.Error("statistics cannot be written as JSON", "error", err)
+		return err
+	}
+	if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, text); err != nil {
+		return err
+	}
+	return http.NewResponseController(w).Flush()
+}
+
+// serveChange changes the dispatcher as the request asks, in whole or not at all.
 func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
 	var workers *int
 	var overflow *holdfast.Overflow
@@ -247,29 +252,18 @@ func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if workers == nil && overflow == nil {
-		problem.Write(w, http.StatusBadRequest, "nothing is to be changed; want workers, overflow, or both")
+		problem.Write(w, http.StatusBadRequest, "the body changes nothing; want workers, overflow, or both")
 		return
 	}
-	d := h.config.Dispatcher
 	h.changing.Lock()
 	defer h.changing.Unlock()
-	if workers != nil {
-		switch err := h.config.Resize(*workers); {
-		case errors.Is(err, holdfast.ErrClosed):
-			problem.Write(w, http.StatusServiceUnavailable, "the dispatcher is shut down")
-			return
-		case err != nil:
-			problem.Write(w, http.StatusBadRequest, fmt.Sprintf("workers is %d; want 0 (paused) to 1000000", *workers))
-			return
-		}
-		if *workers > 0 {
-			h.resume = *workers
-		}
+	if workers != nil && !h.resizeLocked(w, *workers) {
+		return
 	}
 	if overflow != nil {
-		d.SetOverflow(*overflow) // its text was one of the three
+		h.config.Dispatcher.SetOverflow(*overflow) // Unmarshal takes no text but those of the three policies
 	}
-	st := d.Stats()
+	st := h.config.Dispatcher.Stats()
 	h.config.Logger.Info("dispatcher changed", "workers", st.Workers, "overflow", st.Overflow, "by", r.RemoteAddr)
 	writeJSON(w, http.StatusOK, struct {
 		Workers  int               `json:"workers"`
@@ -278,19 +272,36 @@ func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
 	}{st.Workers, st.Queue, st.Overflow})
 }
 
-// serveVars answers as package expvar does, with the statistics besides. Published
-// there they would be seen wherever the program serves its variables.
+// resizeLocked changes the number of workers, or answers the request with the reason
+// why not and returns false.
+func (h *Handler) resizeLocked(w http.ResponseWriter, workers int) bool {
+	switch err := h.config.Resize(workers); {
+	case errors.Is(err, holdfast.ErrClosed):
+		problem.Write(w, http.StatusServiceUnavailable, "the dispatcher is shut down")
+		return false
+	case err != nil:
+		problem.Write(w, http.StatusBadRequest, fmt.Sprintf("workers is %d; want 0 (paused) to 1000000", workers))
+		return false
+	}
+	if workers > 0 {
+		h.resume = workers
+	}
+	return true
+}
+
+// serveVars answers as package expvar does, and adds the statistics. Publishing them
+// with expvar would show them wherever the program serves its variables.
 func (h *Handler) serveVars(w http.ResponseWriter, r *http.Request) {
 	vars := map[string]any{"holdfast": h.stats()}
 	expvar.Do(func(v expvar.KeyValue) { vars[v.Key] = json.RawMessage(v.Value.String()) })
 	writeJSON(w, http.StatusOK, vars)
 }
 
-// maxBody is what a request to change something may take.
+// maxBody bounds the body of a request that changes something.
 const maxBody = 4 << 10
 
-// readObject reads the fields of the JSON object that the body of a request is, or
-// answers it, with what was wanted, and returns false.
+// readObject reads the body of a request as a JSON object with these fields. If it
+// cannot, it answers the request with what was wrong and wanted, and returns false.
 func readObject(w http.ResponseWriter, r *http.Request, fields map[string]any, want string) bool {
 	body, ok := problem.ReadBody(w, r, maxBody)
 	if !ok {
@@ -306,7 +317,7 @@ func readObject(w http.ResponseWriter, r *http.Request, fields map[string]any, w
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		problem.Write(w, http.StatusInternalServerError, "the answer cannot be told as JSON")
+		problem.Write(w, http.StatusInternalServerError, "the answer cannot be written as JSON")
 		return
 	}
 	body = append(body, '\n')

@@ -21,8 +21,7 @@ import (
 	"holdfast"
 )
 
-// A fixture is a Handler with a dispatcher whose demo sleeps for as long as it is
-// asked to.
+// A fixture is a Handler whose demo sleeps for as long as a request asks.
 type fixture struct {
 	t        *testing.T
 	d        *holdfast.Dispatcher
@@ -32,8 +31,8 @@ type fixture struct {
 	resized  []int // not locked: calls come one at a time
 }
 
-// newFixture returns a fixture that ends with the test. In a bubble its history
-// runs in virtual time.
+// newFixture returns a fixture that ends with the test. In a synctest bubble its
+// history runs in virtual time.
 func newFixture(t *testing.T, cfg holdfast.Config, change func(*Config)) *fixture {
 	t.Helper()
 	f := &fixture{t: t}
@@ -94,7 +93,7 @@ func sleep(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// do sends a request as a program on this machine would, with header lines.
+// do sends a request with header lines, as a program on this machine would.
 func (f *fixture) do(method, target, body string, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
 	r.Host = "127.0.0.1:8100"
@@ -140,7 +139,7 @@ func (f *fixture) stats() Stats {
 	return s
 }
 
-// The names are a contract: whoever reads /stats must not find one gone.
+// The names are a contract: programs that read /stats depend on them.
 func TestStatsNames(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
 	w := f.do("GET", "/stats", "")
@@ -155,14 +154,14 @@ func TestStatsNames(t *testing.T) {
 	}
 	for path, names := range map[string]string{
 		"":                        "time uptime_seconds version stopping dispatcher kept second minute advice bursts",
-		"dispatcher":              "workers queue overflow resume_workers accepted queued running blocked ended refused oldest_age_seconds wait_seconds run_seconds",
+		"dispatcher":              "workers queue overflow resume_workers accepted queued running blocked ended refused gave_up oldest_age_seconds wait_seconds run_seconds",
 		"dispatcher ended":        "succeeded failed panicked canceled dropped abandoned",
-		"dispatcher refused":      "full closed nested gone",
+		"dispatcher refused":      "full closed nested",
 		"dispatcher wait_seconds": "count mean p50 p90 p99 max",
 		"kept":                    "open jobs bytes evicted reach_seconds",
 		"kept evicted":            "age jobs bytes",
-		"second":                  "time arrivals started finished refused workers queue queued running blocked wait_p50_seconds wait_p99_seconds run_p50_seconds run_p99_seconds",
-		"minute":                  "seconds arrivals_per_second finished_per_second refused_per_second busy_workers wait_seconds run_seconds",
+		"second":                  "time arrivals started finished refused gave_up workers queue queued running blocked wait_p50_seconds wait_p99_seconds run_p50_seconds run_p99_seconds",
+		"minute":                  "seconds arrivals_per_second finished_per_second refused_per_second gave_up_per_second busy_workers wait_seconds run_seconds",
 	} {
 		at := s
 		for _, name := range strings.Fields(path) {
@@ -175,7 +174,7 @@ func TestStatsNames(t *testing.T) {
 	}
 }
 
-// What /stats says is what has happened.
+// The figures of /stats are those of a known load.
 func TestStatsTellTheTruth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 2, Queue: 3, Overflow: holdfast.Reject}, nil)
@@ -219,7 +218,7 @@ func TestStatsTellTheTruth(t *testing.T) {
 	})
 }
 
-// The history is bounded, and what a page gets at once is what the charts show.
+// The history is bounded, and a page gets as much of it as its charts show.
 func TestHistoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
@@ -234,10 +233,11 @@ func TestHistoryIsBounded(t *testing.T) {
 	})
 }
 
-// An event is one of the stream.
+// An event is a Server-Sent Event.
 type event struct{ name, data string }
 
-// watch opens the stream and returns what comes.
+// watch opens the stream and returns its events, and a channel that is closed when
+// the Handler has returned.
 func (f *fixture) watch(ctx context.Context) (<-chan event, <-chan struct{}) {
 	out, in := io.Pipe()
 	events, ended := make(chan event), make(chan struct{})
@@ -277,6 +277,45 @@ type pipeWriter struct {
 func (w *pipeWriter) Header() http.Header { return w.header }
 func (w *pipeWriter) WriteHeader(int)     {}
 func (w *pipeWriter) Flush()              {}
+
+// A proxy that buffers would hold each event back until it has enough of them.
+func TestEventsAreNotBuffered(t *testing.T) {
+	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
+	if got := f.do("HEAD", "/events", "").Header().Get("X-Accel-Buffering"); got != "no" {
+		t.Errorf("X-Accel-Buffering: %q, want no", got)
+	}
+}
+
+// A client that leaves has given up. It does not count as refused.
+func TestGaveUpIsNotRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 1}, nil)
+		time.Sleep(500 * time.Millisecond) // so that what follows is not on the second
+		for range 2 {
+			f.d.Go(context.Background(), func(context.Context) error { time.Sleep(5 * time.Second); return nil })
+		}
+		ctx, leave := context.WithCancel(context.Background())
+		for range 3 {
+			go f.d.Go(ctx, func(context.Context) error { return nil })
+		}
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		f.d.TryGo(context.Background(), func(context.Context) error { return nil })
+		time.Sleep(time.Second)
+		s := f.stats()
+		if d := s.Dispatcher; d.GaveUp != 3 || d.Refused != (Refused{Full: 1}) {
+			t.Errorf("%d gave up, refused %+v; want 3, and 1 for a full queue", d.GaveUp, d.Refused)
+		}
+		if s.Second.GaveUp != 3 || s.Second.Refused != 1 || s.Second.Arrivals != 6 {
+			t.Errorf("the second: %+v", s.Second)
+		}
+		if s.Minute.GaveUp != 3 || s.Minute.Refused != 1 || s.Minute.Arrivals != 6 {
+			t.Errorf("the minute: %+v", s.Minute)
+		}
+		time.Sleep(10 * time.Second)
+	})
+}
 
 func TestEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -385,7 +424,7 @@ func TestChange(t *testing.T) {
 	})
 }
 
-// Of changes at the same time one is the last, for all who are told.
+// Concurrent changes happen one after the other, for everything that depends on them.
 func TestChangesAtTheSameTime(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for range 100 {
@@ -401,7 +440,7 @@ func TestChangesAtTheSameTime(t *testing.T) {
 	}
 }
 
-// A server that is started paused has a number to go on with too.
+// A server that starts paused has a number of workers to resume with, too.
 func TestResumeOfPaused(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Queue: 200}, nil)
 	if d := f.stats().Dispatcher; d.Workers != 0 || d.Resume != 1 {
@@ -409,7 +448,7 @@ func TestResumeOfPaused(t *testing.T) {
 	}
 }
 
-// What no route is for is a problem, and what one is for tells which methods.
+// An unknown path is a problem, and so is a wrong method, which names the right ones.
 func TestRoutes(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
 	for _, test := range []struct {
@@ -431,6 +470,10 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/", 200, "<!doctype html>"},
 		{"GET", "/page.css", 200, "prefers-color-scheme"},
 		{"GET", "/page.js", 200, "EventSource"},
+		{"GET", "/common.js", 200, "fetch"},
+		{"GET", "/jobs.html", 200, "jobs.js"},
+		{"GET", "/jobs.js", 200, "fragment"},
+		{"GET", "/metrics", 200, "# TYPE holdfast_workers gauge"},
 		{"GET", "/icon.svg", 200, "<svg"},
 		{"HEAD", "/", 200, ""},
 		{"GET", "/index.html", 404, ""},
@@ -450,12 +493,13 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// Only the dispatcher is needed.
+// Only the dispatcher is required.
 func TestLeastConfig(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, func(c *Config) { *c = Config{Dispatcher: c.Dispatcher} })
 	f.expect(f.do("POST", "/burst", `{"path":"/bbb","jobs":1}`), 404)
 	f.expect(f.do("GET", "/jobs", ""), 404)
 	f.expect(f.do("GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""), 404, "nothing is served")
+	f.expect(f.do("GET", "/jobs.html", ""), 404)
 	f.expect(f.do("GET", "/healthz", ""), 404)
 	f.expect(f.do("PATCH", "/dispatcher", `{"workers":2}`), 200)
 	if s := f.stats(); s.Bursts != nil || s.Kept != nil || s.Stopping || s.Dispatcher.Workers != 2 {
@@ -463,11 +507,14 @@ func TestLeastConfig(t *testing.T) {
 	}
 }
 
-// The page may use its own files, and nothing else.
+// The pages may use their own files, and nothing else. All URLs are relative, since
+// a proxy may serve the listener below a prefix.
 func TestPagePolicy(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
+	const html, script = "text/html; charset=utf-8", "text/javascript; charset=utf-8"
 	for target, kind := range map[string]string{
-		"/": "text/html; charset=utf-8", "/page.css": "text/css; charset=utf-8", "/page.js": "text/javascript; charset=utf-8", "/icon.svg": "image/svg+xml",
+		"/": html, "/jobs.html": html, "/page.js": script, "/jobs.js": script, "/common.js": script,
+		"/page.css": "text/css; charset=utf-8", "/icon.svg": "image/svg+xml",
 	} {
 		w := f.do("GET", target, "")
 		for header, want := range map[string]string{
@@ -477,11 +524,18 @@ func TestPagePolicy(t *testing.T) {
 				t.Errorf("%s of %s: %q, want %q", header, target, got, want)
 			}
 		}
-	}
-	page := f.do("GET", "/", "").Body.String()
-	for _, inline := range []string{"<script>", "<style", " style=", " onclick=", "javascript:", "http://", "https://"} {
-		if strings.Contains(page, inline) {
-			t.Errorf("the page has %q, which the policy forbids or which leads elsewhere", inline)
+		for _, absolute := range []string{`href="/`, `src="/`, `"GET", "/`, `"POST", "/`, `"PATCH", "/`, `"DELETE", "/`, `EventSource("`, "location.origin", "url("} {
+			if strings.Contains(w.Body.String(), absolute) {
+				t.Errorf("%s has %q, which leads out of a prefix", target, absolute)
+			}
+		}
+		if kind != html {
+			continue
+		}
+		for _, inline := range []string{"<script>", "<style", " style=", " onclick=", "javascript:", "http://", "https://"} {
+			if strings.Contains(w.Body.String(), inline) {
+				t.Errorf("%s has %q, which the policy forbids or which leads elsewhere", target, inline)
+			}
 		}
 	}
 }

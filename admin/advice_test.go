@@ -14,8 +14,8 @@ import (
 	"holdfast/plan"
 )
 
-// A scene is a load on a dispatcher, looked at every second of virtual time. Seeds
-// are fixed: a failure is never answered with another one.
+// A scene is a load on a dispatcher that is sampled every second of virtual time. The
+// seeds are fixed. A test that fails is not given another seed.
 type scene struct {
 	workers, queue int // as in holdfast.Config
 	overflow       holdfast.Overflow
@@ -26,8 +26,8 @@ type scene struct {
 	// seconds only.
 	rate func(second int) float64
 
-	// clients, if not 0, send the next request when the last one was answered,
-	// beside the arrivals.
+	// clients is how many clients send their next request after each answer, besides
+	// the arrivals.
 	clients int
 
 	// at is called at the beginning of each second, after the mark was made.
@@ -71,7 +71,7 @@ func (s scene) marks(t *testing.T, seed uint64) (marks []mark) {
 			if s.at != nil {
 				s.at(second, d)
 			}
-			// Arrivals have no memory, so they may start anew each second.
+			// Poisson arrivals have no memory, so each second can begin anew.
 			for next = float64(second); s.rate != nil; {
 				if next += arrivals.ExpFloat64() / s.rate(second); next >= float64(second+1) {
 					break
@@ -130,8 +130,8 @@ func says(t *testing.T, name string, list []string, want string) {
 	}
 }
 
-// TestAdviceIsOfTheLoad has loads of known rate, service and variation. What the
-// advice says must be what plan says of these, but for chance.
+// TestAdviceIsOfTheLoad uses loads of known rate, service and variation. Apart from
+// chance, the advice must be what plan says for them.
 func TestAdviceIsOfTheLoad(t *testing.T) {
 	for _, test := range []struct {
 		name       string
@@ -199,13 +199,13 @@ func TestAdviceIsOfTheLoad(t *testing.T) {
 			if test.ratio[0] > 0 {
 				within(t, "measured by predicted wait", *a.Wait.Ratio, test.ratio[0], test.ratio[1])
 			}
-			if got := strings.Contains(strings.Join(a.Reasons, "\n"), "Nobody is refused"); got != (test.name == "90 %, few places") {
+			if got := strings.Contains(strings.Join(a.Reasons, "\n"), "no request is refused"); got != (test.name == "90 %, few places") {
 				t.Errorf("reasons: %q", a.Reasons)
 			}
 			note := "The prediction is within a factor of two"
 			switch {
 			case test.ratio[0] == 0:
-				note = "Hardly anybody waits"
+				note = "Jobs hardly wait"
 			case *a.Utilisation > 1:
 				note = "as predicted, the queue is full"
 			}
@@ -220,8 +220,8 @@ func TestAdviceIsOfTheLoad(t *testing.T) {
 	}
 }
 
-// TestAdviceSeesABurst has five times the rate for eight seconds, which a queue as
-// long as advised takes in.
+// TestAdviceSeesABurst uses five times the rate for eight seconds. A queue of the
+// advised length absorbs it.
 func TestAdviceSeesABurst(t *testing.T) {
 	rate := func(second int) float64 {
 		if second >= 200 && second < 208 {
@@ -243,7 +243,7 @@ func TestAdviceSeesABurst(t *testing.T) {
 	}
 	says(t, "reasons", a.Reasons, "A burst needs a queue of")
 	says(t, "reasons", a.Reasons, "found the queue full")
-	says(t, "why", a.Why, "takes in another burst like this one; who takes its last place waits")
+	says(t, "why", a.Why, "absorbs another burst like this one. A request in its last place waits")
 	refused := a
 
 	s.workers, s.queue = *a.Workers, *a.Queue
@@ -257,10 +257,10 @@ func TestAdviceSeesABurst(t *testing.T) {
 	if a.Wait.Ratio == nil || *a.Wait.Ratio < 2 {
 		t.Error("the wait in a burst was predicted")
 	}
-	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests come in bursts")
+	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests arrive in bursts")
 }
 
-// TestAdviceBeginsAnewAfterAResize has too few workers for 100 s and then enough.
+// TestAdviceBeginsAnewAfterAResize uses too few workers for 100 s and then enough.
 func TestAdviceBeginsAnewAfterAResize(t *testing.T) {
 	s := scene{workers: 10, queue: 1000, service: exponential(0.1), rate: steady(120)}
 	s.at = func(second int, d *holdfast.Dispatcher) {
@@ -283,7 +283,7 @@ func TestAdviceBeginsAnewAfterAResize(t *testing.T) {
 	if soon.Missing == "" || soon.Window != 4 || soon.Holds != nil || soon.Workers != nil || soon.Wait.Predicted != nil {
 		t.Errorf("4 s after the resize: %+v", soon)
 	}
-	says(t, "missing", []string{soon.Missing}, "in the 4 s since the last change of workers or queue there were")
+	says(t, "missing", []string{soon.Missing}, "In the 4 s since the last change of workers or queue there were")
 
 	s.seconds = 200
 	after := advised(t, s.marks(t, 4))
@@ -294,7 +294,7 @@ func TestAdviceBeginsAnewAfterAResize(t *testing.T) {
 	if *after.Wait.Predicted != 0 || after.Wait.Ratio != nil {
 		t.Errorf("30 %% used: %v predicted, ratio %v", *after.Wait.Predicted, after.Wait.Ratio)
 	}
-	says(t, "note", []string{after.Wait.Note}, "jobs waited already when the measurement began")
+	says(t, "note", []string{after.Wait.Note}, "jobs were waiting already when the measurement began")
 }
 
 func TestAdviceWhilePaused(t *testing.T) {
@@ -307,8 +307,8 @@ func TestAdviceWhilePaused(t *testing.T) {
 	}
 }
 
-// TestAdviceForAClosedLoop has clients that send the next request when the last one
-// was answered, as load generators do: more than there are workers and places.
+// TestAdviceForAClosedLoop uses clients that send the next request after each answer,
+// as load generators do, and more of them than there are workers and places.
 func TestAdviceForAClosedLoop(t *testing.T) {
 	a := advised(t, scene{workers: 10, queue: 5, seconds: 300, service: exponential(0.1), clients: 40}.marks(t, 6))
 	within(t, "rate", a.Arrivals, 95, 105)
@@ -317,14 +317,14 @@ func TestAdviceForAClosedLoop(t *testing.T) {
 		t.Error("holds")
 	}
 	says(t, "reasons", a.Reasons, "Up to 25 requests at a time waited for a place in the queue.")
-	says(t, "reasons", a.Reasons, "Nobody is refused while overflow is block")
+	says(t, "reasons", a.Reasons, "While overflow is block, no request is refused")
 	says(t, "why", a.Why, "at most 1 % of the requests are refused")
 	within(t, "measured by predicted wait", *a.Wait.Ratio, 0.8, 1.25)
 	if *a.Utilisation < 1 {
 		says(t, "note", []string{a.Wait.Note}, "chance alone")
 	}
 
-	// With places for all of them the queue is never as long as it may be.
+	// With a place for each client the queue is never full.
 	a = advised(t, scene{workers: 10, queue: 1000, seconds: 300, service: exponential(0.1), clients: 12}.marks(t, 6))
 	within(t, "utilisation", *a.Utilisation, 0.9, 1.1)
 	if *a.Wait.Ratio > 0.5 {
@@ -335,8 +335,8 @@ func TestAdviceForAClosedLoop(t *testing.T) {
 	}
 }
 
-// TestAdviceCountsWhoWaitsForAPlace has arrivals that do not slow down, though they
-// are accepted at the workers' pace.
+// TestAdviceCountsWhoWaitsForAPlace uses arrivals that do not slow down, though they
+// are accepted at the pace of the workers.
 func TestAdviceCountsWhoWaitsForAPlace(t *testing.T) {
 	a := advised(t, scene{workers: 10, queue: 5, seconds: 60, service: constant(0.1), rate: steady(150)}.marks(t, 7))
 	within(t, "rate", a.Arrivals, 142, 158)
@@ -344,8 +344,8 @@ func TestAdviceCountsWhoWaitsForAPlace(t *testing.T) {
 	within(t, "utilisation", *a.Utilisation, 1.4, 1.6)
 }
 
-// TestAdviceDoesNotHideAMisfit has twenty requests at once each second, which seen
-// by the second come evenly.
+// TestAdviceDoesNotHideAMisfit uses twenty requests at once each second, which look
+// even if counted per second.
 func TestAdviceDoesNotHideAMisfit(t *testing.T) {
 	a := advised(t, scene{workers: 10, queue: 100, seconds: 100, service: constant(0.1), at: func(_ int, d *holdfast.Dispatcher) {
 		for range 20 {
@@ -355,13 +355,13 @@ func TestAdviceDoesNotHideAMisfit(t *testing.T) {
 	within(t, "arrival CV2", *a.ArrivalCV2, 0, 0.1)
 	within(t, "measured wait", *a.Wait.Measured, 0.049, 0.051)
 	within(t, "predicted wait", *a.Wait.Predicted, 0, 0.001)
-	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests come in bursts, also within a second")
+	says(t, "note", []string{a.Wait.Note}, "longer than predicted: requests arrive in bursts, also within a second")
 	if a.Wait.Ratio != nil && *a.Wait.Ratio < 50 {
 		t.Errorf("ratio %v", *a.Wait.Ratio)
 	}
 }
 
-// TestAdviceSaysWhatItDoesNotSee has jobs that run for longer than the window, and
+// TestAdviceSaysWhatItDoesNotSee uses jobs that run for longer than the window, and
 // jobs that never run.
 func TestAdviceSaysWhatItDoesNotSee(t *testing.T) {
 	long := func(share float64) func(*rand.Rand) float64 {
@@ -373,9 +373,9 @@ func TestAdviceSaysWhatItDoesNotSee(t *testing.T) {
 		}
 	}
 	a := advised(t, scene{workers: 100, queue: 5, seconds: 30, service: long(0.1), rate: steady(20)}.marks(t, 8))
-	says(t, "reasons", a.Reasons, "others that still run take longer than the 30 s looked at")
+	says(t, "reasons", a.Reasons, "Jobs that are still running take longer than the 30 s measured")
 	a = advise(scene{workers: 100, queue: 5, seconds: 30, service: long(1), rate: steady(3)}.marks(t, 8))
-	says(t, "missing", []string{a.Missing}, "jobs that run has ended, so it is not known how long they take")
+	says(t, "missing", []string{a.Missing}, "running jobs has ended, so it is not known how long they take")
 
 	a = advised(t, scene{workers: 5, queue: 5, seconds: 60, service: exponential(0.1), rate: steady(100), overflow: holdfast.DropOldest}.marks(t, 9))
 	says(t, "reasons", a.Reasons, "jobs ended without having run")
@@ -389,12 +389,12 @@ func TestAdviceSaysWhatItDoesNotSee(t *testing.T) {
 			}()
 		}
 	}}.marks(t, 9))
-	says(t, "reasons", a.Reasons, "clients left before there was a place")
+	says(t, "reasons", a.Reasons, "clients gave up before there was a place")
 	within(t, "rate with those who left", a.Arrivals, 112, 128)
 }
 
-// counted returns the marks of jobs that arrive in numbers, one for each second,
-// are accepted and have all run for 100 ms at its end.
+// counted returns the marks of jobs of which so many arrive in each second. They are
+// accepted, and have run for 100 ms by the end of the second.
 func counted(counts []int) []mark {
 	m := mark{time.Unix(0, 0), holdfast.Stats{Workers: 100, Queue: 1000}}
 	marks := []mark{m}
@@ -418,7 +418,7 @@ func poisson(r *rand.Rand, mean float64) (n int) {
 	return n
 }
 
-// pieces are seconds with a rate.
+// A piece is a number of seconds with a rate.
 type piece struct {
 	seconds int
 	rate    float64
@@ -433,8 +433,8 @@ func drawn(r *rand.Rand, pieces ...piece) (counts []int) {
 	return counts
 }
 
-// TestRandomArrivalsAreNoBurst: chance alone is hardly ever a burst or a change of
-// the rate, whatever the rate, and its dispersion is 1 on average.
+// TestRandomArrivalsAreNoBurst checks that chance alone hardly ever looks like a burst
+// or a change of the rate, at any rate, and that its dispersion is 1 on average.
 func TestRandomArrivalsAreNoBurst(t *testing.T) {
 	r := rand.New(rand.NewPCG(10, 11))
 	for _, test := range []struct {
@@ -481,8 +481,8 @@ func TestDispersion(t *testing.T) {
 		w := newWindow(counted(test.counts), "")
 		within(t, test.name, dispersion(w.all), test.low, test.high)
 	}
-	// Seconds of different lengths, as when the server was stopped in between, are
-	// not dispersed for that.
+	// Seconds of different lengths, as when the process was suspended, do not add to
+	// the dispersion.
 	marks := counted([]int{20, 60, 20, 20, 100, 20})
 	for i, s := range []int{0, 1, 4, 5, 6, 11, 12} {
 		marks[i].at = time.Unix(int64(s), 0)
@@ -490,7 +490,7 @@ func TestDispersion(t *testing.T) {
 	within(t, "uneven", dispersion(newWindow(marks, "").all), 10./15, 10./15)
 }
 
-// TestSettle has rates that change, some for good.
+// TestSettle uses rates that change, some of them for good.
 func TestSettle(t *testing.T) {
 	r := rand.New(rand.NewPCG(14, 15))
 	for _, test := range []struct {
@@ -535,10 +535,10 @@ func TestSettle(t *testing.T) {
 	}
 	within(t, "factor", a.Burst.Factor, 10-1e-9, 10+1e-9)
 	a = advise(counted(drawn(r, piece{100, 50}, piece{200, 0})))
-	says(t, "missing", []string{a.Missing}, "in the 200 s since the arrival rate changed there were 0 and 0.")
+	says(t, "missing", []string{a.Missing}, "In the 200 s since the arrival rate changed there were arrivals in 0, 0 in all")
 }
 
-// TestAdviceIsMissing has what is too little to go by.
+// TestAdviceIsMissing uses too little data.
 func TestAdviceIsMissing(t *testing.T) {
 	ten := []int{2, 2, 2, 2, 2, 2, 2, 2, 2, 2}
 	if a := advise(counted(ten)); a.Missing != "" {
@@ -562,6 +562,8 @@ func TestAdviceIsMissing(t *testing.T) {
 		"19 have run":      last(func(st *holdfast.Stats) { st.Run = counted([]int{19})[1].stats.Run }),
 		"a longer queue":   last(func(st *holdfast.Stats) { st.Queue++ }),
 		"nothing happened": counted(make([]int, 300)),
+		"a single burst":   counted(append(make([]int, 60), 250, 250, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)),
+		"nine busy":        counted([]int{9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 9}),
 	} {
 		a := advise(marks)
 		if a.Missing == "" || a.Holds != nil || a.Workers != nil || a.Queue != nil || a.Wait.Predicted != nil || len(a.Reasons)+len(a.Why) > 0 {
@@ -580,7 +582,7 @@ func TestAdviceOfExtremes(t *testing.T) {
 	for range 20 {
 		last.Run.Add(0)
 	}
-	says(t, "missing", []string{advise(marks).Missing}, "no time that could be measured")
+	says(t, "missing", []string{advise(marks).Missing}, "no measurable time")
 	for range 2_000_000 {
 		last.Run.Add(1)
 	}
@@ -588,7 +590,7 @@ func TestAdviceOfExtremes(t *testing.T) {
 	if a := advised(t, marks); *a.ServiceCV2 < 1e6 {
 		t.Errorf("service CV2 %v; want more than plan takes", *a.ServiceCV2)
 	}
-	// Who has left is not counted yet.
+	// A request that has given up is not counted yet.
 	marks = counted([]int{4, 0, 4})
 	marks[1].stats.Blocked = 4
 	if got := newWindow(marks, "").all; got[0].arrivals != 8 || got[1].arrivals != 0 {
@@ -596,9 +598,9 @@ func TestAdviceOfExtremes(t *testing.T) {
 	}
 }
 
-// TestPredictedWait compares it with what is exact: with random arrivals and
-// exponential service AcceptedWait if requests are refused, and a sum over the
-// states if they wait for a place.
+// TestPredictedWait compares predictedWait with exact values for random arrivals and
+// exponential service: AcceptedWait if requests are refused, and a sum over the states
+// if they wait for a place.
 func TestPredictedWait(t *testing.T) {
 	for _, workers := range []int{1, 7, 100} {
 		for _, used := range []float64{0.1, 0.7, 0.9, 0.99, 0.999999, 1 - 1e-12, 1, 1.2} {
@@ -634,8 +636,8 @@ func TestPredictedWait(t *testing.T) {
 	}
 }
 
-// FuzzAdvise has counters that grow in any way: there is always an advice that is
-// JSON, or what is missing.
+// FuzzAdvise uses counters that grow in any way. There is always an advice that can be
+// written as JSON, or a reason why there is none.
 func FuzzAdvise(f *testing.F) {
 	f.Add(uint64(1), 100, 200, uint8(10), uint8(10), uint8(27))
 	f.Add(uint64(2), 1, 0, uint8(0), uint8(0), uint8(0))

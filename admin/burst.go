@@ -16,11 +16,11 @@ import (
 
 // The bounds of a burst.
 const (
-	maxBurst      = 10_000 // requests, and as many unanswered ones of all bursts
+	maxBurst      = 10_000 // requests of one burst, and unanswered requests of all bursts
 	maxBurstSleep = 60     // seconds
 )
 
-// A Burst is a number of requests that were sent at once, to show what becomes of
+// A Burst is a number of requests that are sent at once, to show what happens to
 // them. jobs = pending + answered + refused + stopped.
 type Burst struct {
 	Path      string    `json:"path"`
@@ -28,20 +28,20 @@ type Burst struct {
 	SleepTime int       `json:"sleep_time"` // seconds, of each
 	Started   time.Time `json:"started"`
 
-	Pending  int     `json:"pending"`        // not answered yet
-	Answered int     `json:"answered"`       // with success: 200 or 202
-	Refused  int     `json:"refused"`        // answered otherwise
-	Stopped  int     `json:"stopped"`        // DELETE /burst ended them first
-	Answer   Timings `json:"answer_seconds"` // from the start to the answer, of the answered
+	Pending  int     `json:"pending"`        // without an answer yet
+	Answered int     `json:"answered"`       // with 200 or 202
+	Refused  int     `json:"refused"`        // answered with another status
+	Stopped  int     `json:"stopped"`        // ended by DELETE /burst before an answer
+	Answer   Timings `json:"answer_seconds"` // from the start to a 200 or 202
 }
 
-// bursts are the clients that the server plays itself, of a handler of its own.
+// bursts plays the clients of a handler of the same server.
 type bursts struct {
 	demo http.Handler // of POST /aaa and POST /bbb
 
 	mu     sync.Mutex // protects the following fields
 	last   map[string]*burst
-	open   int // requests of all bursts that are not answered
+	open   int // requests of all bursts without an answer
 	ctx    context.Context
 	cancel context.CancelFunc
 }
@@ -81,14 +81,15 @@ func (b *bursts) serveStart(w http.ResponseWriter, r *http.Request) {
 	}
 	started, open := b.start(asked.Path, asked.Jobs, asked.SleepTime)
 	if !started {
-		problem.Write(w, http.StatusTooManyRequests, fmt.Sprintf("%d requests of earlier bursts are not answered yet; want at most %d in all", open, maxBurst))
+		problem.Write(w, http.StatusTooManyRequests, fmt.Sprintf("%d requests of earlier bursts have no answer yet; want at most %d in all", open, maxBurst))
 		return
 	}
 	writeJSON(w, http.StatusAccepted, asked)
 }
 
-// start sends the requests, each from a goroutine that plays its client. It reports
-// whether there were not too many open already, and how many are.
+// start sends the requests, each from a goroutine that plays its client. If too many
+// requests are open already, it sends none and returns false. It also returns how many
+// are open.
 func (b *bursts) start(path string, jobs, seconds int) (ok bool, open int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -128,8 +129,8 @@ func (b *bursts) send(ctx context.Context, one *burst) {
 	}
 }
 
-// ask returns the status with which the demo answers. Here no server stands between
-// that would catch a panic.
+// ask returns the status of the demo's answer. No server is in between that would
+// recover from a panic.
 func (b *bursts) ask(r *http.Request) (status int) {
 	defer func() {
 		if recover() != nil {
@@ -141,14 +142,13 @@ func (b *bursts) ask(r *http.Request) (status int) {
 	return w.Status
 }
 
-// serveStop answers DELETE /burst. What was accepted as a job is one like any other
-// and goes on.
+// serveStop answers DELETE /burst. Jobs that were accepted go on, as any job does.
 func (b *bursts) serveStop(w http.ResponseWriter, r *http.Request) {
 	b.stop()
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// stop ends the requests that are not answered yet.
+// stop ends the requests that have no answer yet.
 func (b *bursts) stop() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -156,11 +156,11 @@ func (b *bursts) stop() {
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 }
 
-// list returns the last burst for each path.
+// list returns the latest burst for each path.
 func (b *bursts) list() []Burst {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	list := make([]Burst, 0, len(b.last)) // not nil: JSON knows an empty list
+	list := make([]Burst, 0, len(b.last)) // not nil, which JSON would write as null
 	for _, one := range b.last {
 		now := one.Burst
 		now.Answer = timingsOf(&one.answer)

@@ -9,7 +9,7 @@ import (
 	"holdfast"
 )
 
-// A newcomer sees it: what /bbb takes on at once, /aaa answers after the work.
+// A newcomer sees that /bbb answers at once and /aaa after the work.
 func TestBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 2, Queue: 3}, nil)
@@ -36,7 +36,7 @@ func TestBurst(t *testing.T) {
 		if b := s.Bursts[1]; b.Pending != 0 || b.Stopped != 2 || b.Answered != 5 || s.Dispatcher.Blocked != 0 || s.Dispatcher.Queued != 3 {
 			t.Errorf("after the stop: %+v, %+v", b, s.Dispatcher)
 		}
-		// Later ones are not stopped with it.
+		// A stop does not affect later bursts.
 		f.expect(f.do("POST", "/burst", `{"path":"/aaa","jobs":2,"sleep_time":0}`), 202)
 		synctest.Wait()
 		if b := f.stats().Bursts[0]; b.Jobs != 2 || b.Answered != 2 {
@@ -57,8 +57,8 @@ func TestBurstRefusals(t *testing.T) {
 }
 
 func TestBurstIsBounded(t *testing.T) {
-	// Not in a bubble: for some thousands of goroutines in one the race detector of
-	// Go 1.26 breaks down now and then.
+	// Not in a synctest bubble: with some thousands of goroutines in one, the race
+	// detector of Go 1.26 fails now and then.
 	open := make(chan struct{})
 	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, func(c *Config) {
 		c.Demo = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-open })
@@ -97,7 +97,7 @@ func TestBurstIsBounded(t *testing.T) {
 	f.expect(f.do("POST", "/burst", `{"path":"/aaa","jobs":10000,"sleep_time":0}`), 202)
 }
 
-// No server stands between the demo and a burst that would catch a panic.
+// No server between a burst and the demo recovers from a panic.
 func TestBurstOutlivesPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, func(c *Config) {

@@ -19,5 +19,5 @@ func Example() {
 	go operator.Run(context.Background())
 	go func() { log.Fatal(http.ListenAndServe("127.0.0.1:8100", operator)) }()
 
-	// … and d.Submit, or holdfast.NewJobs(d, …), as ever.
+	// … and d.Submit, or holdfast.NewJobs(d, …), as usual.
 }

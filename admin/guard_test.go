@@ -4,19 +4,25 @@ import (
 	"encoding/base64"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"holdfast"
 )
 
 const token = "0123456789abcdef"
 
-// everything is what can be asked of the listener, but for health.
+// everything has a request for each route, except those for health.
 var everything = []struct{ method, target, body string }{
 	{"GET", "/", ""},
 	{"GET", "/page.js", ""},
 	{"GET", "/stats", ""},
 	{"GET", "/events", ""},
+	{"GET", "/metrics", ""},
+	{"GET", "/jobs.html", ""},
+	{"GET", "/jobs.js", ""},
+	{"GET", "/common.js", ""},
 	{"GET", "/jobs", ""},
+	{"GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA/head", ""},
 	{"GET", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""},
 	{"DELETE", "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA", ""},
 	{"GET", "/debug/vars", ""},
@@ -33,8 +39,8 @@ var everything = []struct{ method, target, body string }{
 	{"HEAD", "/stats", ""},
 }
 
-// From a foreign origin, for a foreign host, or without the token nothing is told
-// and nothing changed.
+// A request from another origin, for another host or without the token reads nothing
+// and changes nothing.
 func TestGuardRefuses(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -69,25 +75,27 @@ func TestGuardRefuses(t *testing.T) {
 		{"the token, but another host", token, []string{"Authorization: Bearer " + token, "Host: evil.example"}, 421, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
-			for _, ask := range everything {
-				w := f.do(ask.method, ask.target, ask.body, test.header...)
-				f.expect(w, test.status)
-				if len(w.Body.String()) > 300 {
-					t.Errorf("%s %s tells %.300s", ask.method, ask.target, w.Body)
+			synctest.Test(t, func(t *testing.T) { // since wrong tokens take their time
+				f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, func(c *Config) { c.Token = test.token; c.Host = "ops.example" })
+				for _, ask := range everything {
+					w := f.do(ask.method, ask.target, ask.body, test.header...)
+					f.expect(w, test.status)
+					if len(w.Body.String()) > 300 {
+						t.Errorf("%s %s tells %.300s", ask.method, ask.target, w.Body)
+					}
+					if challenge := w.Header().Get("WWW-Authenticate"); (w.Code == 401) != strings.HasPrefix(challenge, "Basic realm=") {
+						t.Errorf("%s %s: %d with the challenge %q", ask.method, ask.target, w.Code, challenge)
+					}
 				}
-				if challenge := w.Header().Get("WWW-Authenticate"); (w.Code == 401) != strings.HasPrefix(challenge, "Basic realm=") {
-					t.Errorf("%s %s: %d with the challenge %q", ask.method, ask.target, w.Code, challenge)
+				w := f.do("GET", "/healthz", "", test.header...)
+				if (w.Code != 200) != test.health {
+					t.Errorf("/healthz: %d", w.Code)
 				}
-			}
-			w := f.do("GET", "/healthz", "", test.header...)
-			if (w.Code != 200) != test.health {
-				t.Errorf("/healthz: %d", w.Code)
-			}
-			st := f.d.Stats()
-			if st.Workers != 5 || st.Accepted != 0 || len(f.resized) != 0 {
-				t.Errorf("%d workers, %d accepted: it has changed something", st.Workers, st.Accepted)
-			}
+				st := f.d.Stats()
+				if st.Workers != 5 || st.Accepted != 0 || len(f.resized) != 0 {
+					t.Errorf("%d workers, %d accepted: it has changed something", st.Workers, st.Accepted)
+				}
+			})
 		})
 	}
 }
@@ -123,7 +131,7 @@ func TestGuardLetsThrough(t *testing.T) {
 	}
 }
 
-// Without a name in -admin no name is right, the empty one neither.
+// Without a name in -admin every name is wrong, even the empty one.
 func TestGuardWithoutHost(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for _, host := range []string{"", ":8100", "ops.example"} {
@@ -131,7 +139,7 @@ func TestGuardWithoutHost(t *testing.T) {
 	}
 }
 
-// A link in a mail or a chat opens the page, and the page alone.
+// A link in a mail or a chat opens the page, and nothing else.
 func TestGuardOpensThePage(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 5, Queue: 200}, nil)
 	for _, opened := range [][]string{

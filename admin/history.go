@@ -8,36 +8,36 @@ import (
 	"holdfast"
 )
 
-// What is remembered: a mark a second, for as long as the advice and the charts of
-// the dashboard look back.
+// The history has a mark for each second, as far back as the advice and the charts of
+// the dashboard look.
 const (
 	interval = time.Second
 	lookBack = 5 * time.Minute
 	maxMarks = int(lookBack/interval) + 1
 )
 
-// A mark is what had happened by some moment.
+// A mark holds the statistics of a moment.
 type mark struct {
 	at    time.Time
 	stats holdfast.Stats
 }
 
-// A history has the marks of the last minutes. What happened between two of them is
-// the difference of what they have counted, so nothing is lost by looking seldom.
+// A history has the marks of the last minutes. The difference between two of them is
+// what happened from one to the other, so looking seldom loses nothing.
 type history struct {
 	mu    sync.Mutex    // protects the following fields
-	marks []mark        // the oldest first, at least one; what is in it does not change
-	next  chan struct{} // closed when there is another one; nil if nobody waits
+	marks []mark        // oldest first, at least one; its elements do not change
+	next  chan struct{} // closed when there is a new mark; nil if nobody waits
 
-	// The advice is dear to compute with many workers, and what it is about does
-	// not change so fast.
+	// With many workers the advice is costly to compute, and the load does not change
+	// that fast.
 	advising sync.Mutex // protects the following fields
 	advice   Advice
 	at       time.Time
-	workers  int // that it is for
+	workers  int // that the advice is for
 }
 
-// adviceFor is how long an advice stands.
+// adviceFor is how long an advice is used.
 const adviceFor = 5 * time.Second
 
 // run adds a mark each interval, until ctx ends.
@@ -66,8 +66,8 @@ func (h *history) add(m mark) {
 	}
 }
 
-// look returns the marks so far, and a channel that is closed when there is
-// another one.
+// look returns the marks so far, and a channel that is closed when there is a new
+// one.
 func (h *history) look() ([]mark, <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -77,8 +77,8 @@ func (h *history) look() ([]mark, <-chan struct{}) {
 	return h.marks, h.next
 }
 
-// advise returns an advice that is at most adviceFor old, and for as many workers
-// as there are.
+// advise returns an advice that is at most adviceFor old and is for the present
+// number of workers.
 func (h *history) advise() Advice {
 	past, _ := h.look()
 	latest := &past[len(past)-1]
@@ -92,7 +92,7 @@ func (h *history) advise() Advice {
 
 // samples returns what happened from each mark to the next.
 func samples(marks []mark) []Sample {
-	list := make([]Sample, 0, len(marks)) // not nil: JSON knows an empty list
+	list := make([]Sample, 0, len(marks)) // not nil, which JSON would write as null
 	for i := range marks[1:] {
 		list = append(list, sample(&marks[i], &marks[i+1]))
 	}
@@ -108,6 +108,7 @@ func sample(from, to *mark) Sample {
 		Started:  wait.Count,
 		Finished: run.Count,
 		Refused:  refused(&to.stats) - refused(&from.stats),
+		GaveUp:   to.stats.RefusedGone - from.stats.RefusedGone,
 		Workers:  to.stats.Workers,
 		Queue:    to.stats.Queue,
 		Queued:   to.stats.Queued,
@@ -132,14 +133,19 @@ func recent(marks []mark) Recent {
 		r.Arrivals = float64(arrived(&to.stats)-arrived(&from.stats)) / r.Seconds
 		r.Finished = float64(run.Count) / r.Seconds
 		r.Refused = float64(refused(&to.stats)-refused(&from.stats)) / r.Seconds
+		r.GaveUp = float64(to.stats.RefusedGone-from.stats.RefusedGone) / r.Seconds
 	}
 	return r
 }
 
-// arrived returns how many submits there were. One that waits for a place has
-// arrived, and will be accepted or refused.
-func arrived(st *holdfast.Stats) uint64 { return st.Accepted + refused(st) + uint64(st.Blocked) }
+// arrived returns how many submits there were. A submit that waits for a place has
+// arrived already.
+func arrived(st *holdfast.Stats) uint64 {
+	return st.Accepted + refused(st) + st.RefusedGone + uint64(st.Blocked)
+}
 
+// refused returns how many submits the dispatcher has turned away. A submitter that
+// left by itself is not among them.
 func refused(st *holdfast.Stats) uint64 {
-	return st.RefusedFull + st.RefusedClosed + st.RefusedNested + st.RefusedGone
+	return st.RefusedFull + st.RefusedClosed + st.RefusedNested
 }

@@ -9,17 +9,29 @@ import (
 //go:embed page
 var files embed.FS
 
-// policy is all that the page needs: its own files, and to ask this listener.
+// policy allows a page its own files and requests to this listener, nothing else.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// servePage adds the dashboard to mux.
-func servePage(mux *http.ServeMux) {
-	for _, file := range []struct{ route, name, kind string }{
+// A file is one that a browser asks for.
+type file struct{ route, name, kind string }
+
+var (
+	dashboard = []file{
 		{"/{$}", "index.html", "text/html; charset=utf-8"},
 		{"/page.css", "page.css", "text/css; charset=utf-8"},
+		{"/common.js", "common.js", "text/javascript; charset=utf-8"},
 		{"/page.js", "page.js", "text/javascript; charset=utf-8"},
 		{"/icon.svg", "icon.svg", "image/svg+xml"},
-	} {
+	}
+	jobsPage = []file{ // besides what it shares with the dashboard
+		{"/jobs.html", "jobs.html", "text/html; charset=utf-8"},
+		{"/jobs.js", "jobs.js", "text/javascript; charset=utf-8"},
+	}
+)
+
+// addFiles adds files to mux.
+func addFiles(mux *http.ServeMux, list []file) {
+	for _, file := range list {
 		body, err := files.ReadFile("page/" + file.name)
 		if err != nil {
 			panic(err) // it was there when the program was built

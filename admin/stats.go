@@ -7,10 +7,10 @@ import (
 	"holdfast/histogram"
 )
 
-// Stats is what GET /stats answers, as JSON. Its names stay as they are; new ones
-// may come. Times that last are in seconds, rates per second. What one can only
-// say of something that has happened, such as a quantile, is null as long as
-// nothing has.
+// Stats is the answer to GET /stats, as JSON. Its names are a contract: there may be
+// new ones, but none is renamed or removed. Durations are in seconds, rates per
+// second. A figure that needs an event, such as a quantile, is null until there was
+// one.
 type Stats struct {
 	Time     time.Time `json:"time"`
 	Uptime   float64   `json:"uptime_seconds"`
@@ -20,13 +20,13 @@ type Stats struct {
 	Dispatcher Counts `json:"dispatcher"`
 	Kept       *Kept  `json:"kept"` // null without Config.Jobs
 
-	// Second is the last full second, Minute the last one as far as the server is
-	// that old.
+	// Second is the last full second. Minute is the last minute, or the time since
+	// the start of the server if that is less.
 	Second Sample `json:"second"`
 	Minute Recent `json:"minute"`
 
 	Advice Advice  `json:"advice"`
-	Bursts []Burst `json:"bursts"` // the last one for each path, by path; null without Config.Demo
+	Bursts []Burst `json:"bursts"` // the latest for each path, in the order of the paths; null without Config.Demo
 }
 
 // Counts are a [holdfast.Stats] as JSON, all of one moment: accepted = queued +
@@ -47,13 +47,14 @@ type Counts struct {
 
 	Ended   Ended   `json:"ended"`
 	Refused Refused `json:"refused"`
+	GaveUp  uint64  `json:"gave_up"` // submits whose client left while it waited for a place
 
 	OldestAge float64 `json:"oldest_age_seconds"`
 	Wait      Timings `json:"wait_seconds"` // since the start of the server
 	Run       Timings `json:"run_seconds"`
 }
 
-// Ended counts jobs by how they have ended.
+// Ended counts jobs by outcome.
 type Ended struct {
 	Succeeded uint64 `json:"succeeded"`
 	Failed    uint64 `json:"failed"`
@@ -63,16 +64,15 @@ type Ended struct {
 	Abandoned uint64 `json:"abandoned"`
 }
 
-// Refused counts submits that were not accepted, by reason.
+// Refused counts submits that the dispatcher has turned away, by reason.
 type Refused struct {
 	Full   uint64 `json:"full"`   // no place
 	Closed uint64 `json:"closed"` // shutting down
 	Nested uint64 `json:"nested"` // a job would have waited for itself
-	Gone   uint64 `json:"gone"`   // the client left while it waited for a place
 }
 
-// Timings are the mean and the quantiles of durations, these too high by an eighth
-// at most.
+// Timings are the mean and the quantiles of durations. A quantile is too high by at
+// most an eighth.
 type Timings struct {
 	Count uint64   `json:"count"`
 	Mean  *float64 `json:"mean"`
@@ -91,7 +91,7 @@ type Kept struct {
 	Reach   float64 `json:"reach_seconds"`
 }
 
-// Evicted counts ended jobs that were forgotten, by the bound that they exceeded.
+// Evicted counts ended jobs that are no longer kept, by the bound that they exceeded.
 type Evicted struct {
 	Age   uint64 `json:"age"`
 	Jobs  uint64 `json:"jobs"`
@@ -102,10 +102,11 @@ type Evicted struct {
 type Sample struct {
 	Time time.Time `json:"time"` // its end
 
-	Arrivals uint64 `json:"arrivals"` // accepted, refused, or begun to wait for a place
+	Arrivals uint64 `json:"arrivals"` // accepted, refused, given up, or waiting for a place
 	Started  uint64 `json:"started"`
-	Finished uint64 `json:"finished"` // have run and ended
+	Finished uint64 `json:"finished"` // ran and ended
 	Refused  uint64 `json:"refused"`
+	GaveUp   uint64 `json:"gave_up"`
 
 	Workers int `json:"workers"`
 	Queue   int `json:"queue"`
@@ -115,19 +116,42 @@ type Sample struct {
 
 	WaitP50 *float64 `json:"wait_p50_seconds"` // of the jobs that started in it
 	WaitP99 *float64 `json:"wait_p99_seconds"`
-	RunP50  *float64 `json:"run_p50_seconds"` // of those that ended in it
+	RunP50  *float64 `json:"run_p50_seconds"` // of the jobs that ended in it
 	RunP99  *float64 `json:"run_p99_seconds"`
 }
 
-// Recent is what has happened in the last while.
+// Recent is what happened in some time up to now.
 type Recent struct {
-	Seconds  float64 `json:"seconds"`             // how long that was
-	Arrivals float64 `json:"arrivals_per_second"` // accepted, refused, or begun to wait for a place
-	Finished float64 `json:"finished_per_second"` // have run and ended
+	Seconds  float64 `json:"seconds"`             // how long that time is
+	Arrivals float64 `json:"arrivals_per_second"` // accepted, refused, given up, or waiting for a place
+	Finished float64 `json:"finished_per_second"` // ran and ended
 	Refused  float64 `json:"refused_per_second"`
+	GaveUp   float64 `json:"gave_up_per_second"`
 	Busy     float64 `json:"busy_workers"` // on average
 	Wait     Timings `json:"wait_seconds"`
 	Run      Timings `json:"run_seconds"`
+}
+
+// countsOf returns the counts of st, without Resume.
+func countsOf(st *holdfast.Stats) Counts {
+	return Counts{
+		Workers: st.Workers, Queue: st.Queue, Overflow: st.Overflow,
+		Accepted: st.Accepted, Queued: st.Queued, Running: st.Running, Blocked: st.Blocked,
+		Ended:     Ended{st.Succeeded, st.Failed, st.Panicked, st.Canceled, st.Dropped, st.Abandoned},
+		Refused:   Refused{st.RefusedFull, st.RefusedClosed, st.RefusedNested},
+		GaveUp:    st.RefusedGone,
+		OldestAge: st.OldestAge.Seconds(),
+		Wait:      timingsOf(&st.Wait),
+		Run:       timingsOf(&st.Run),
+	}
+}
+
+func keptOf(st holdfast.JobsStats) *Kept {
+	return &Kept{
+		Open: st.Open, Jobs: st.Kept, Bytes: st.KeptBytes,
+		Evicted: Evicted{st.EvictedAge, st.EvictedJobs, st.EvictedBytes},
+		Reach:   st.Reach.Seconds(),
+	}
 }
 
 func timingsOf(h *histogram.Histogram) Timings {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// When drain has returned every job has run, and once, or the figures would be
-// about something else.
+// When drain has returned, every job has run exactly once. Otherwise the figures would
+// not measure what they claim.
 func TestEveryJobRunsOnce(t *testing.T) {
 	const producers, share, workers, queue = 20, 200, 8, 16
 	for _, c := range contenders {
@@ -29,7 +29,7 @@ func TestEveryJobRunsOnce(t *testing.T) {
 						}
 						p.wait(h)
 						if got := runs[i*share+n].Load(); got != 1 {
-							t.Errorf("job %d ran %d times when its handle says it has ended", i*share+n, got)
+							t.Errorf("job %d ran %d times when its handle reported the end", i*share+n, got)
 						}
 					}
 				})
@@ -58,7 +58,7 @@ func TestProduce(t *testing.T) {
 				var ran atomic.Int64
 				produce(p, newJob(func() { ran.Add(1) }), 50, open)
 				if c.handle && ran.Load() != 50 {
-					t.Errorf("%d jobs had run when all handles had been waited for, want 50", ran.Load())
+					t.Errorf("%d jobs had run after all handles were waited for, want 50", ran.Load())
 				}
 				drain(p, 2)()
 				if ran.Load() != 50 {

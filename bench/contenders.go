@@ -12,8 +12,8 @@ import (
 	"holdfast"
 )
 
-// A job has its function in the two forms that contenders take, made once, so
-// that no submit pays for an adapter.
+// A job has its function in the two forms that contenders take. Both are made in
+// advance, so that no submit pays for an adapter.
 type job struct {
 	plain   func()
 	withCtx func(context.Context) error
@@ -27,24 +27,24 @@ func newJob(f func()) *job {
 type contender struct {
 	name   string
 	queue  string // where jobs wait
-	handle bool   // submit returns one
-	parks  bool   // a job that waits is a submitter that waits
+	handle bool   // submit returns a handle
+	parks  bool   // a waiting job is a blocked submitter
 	open   func(workers, queue int) pool
 }
 
 // A pool is a contender that is running.
 type pool struct {
 	submit func(*job) any // blocks while the pool is full
-	wait   func(any)      // blocks until the job of a handle has ended
+	wait   func(any)      // blocks until the handle's job has ended
 
-	// flush blocks until every job has reached a worker. It is nil where jobs
-	// start in the order of their submission.
+	// flush blocks until every job has reached a worker. It is nil if jobs start in
+	// the order of submission.
 	flush func()
 
-	close func() // ends the goroutines; no job may be left
+	close func() // ends the goroutines, once all jobs have ended
 }
 
-// contenders has the one that others are compared with first.
+// contenders are compared with the first one that has the same kind of submit.
 var contenders = []contender{
 	{name: "Holdfast Go", queue: "bounded", open: func(workers, queue int) pool {
 		d := newHoldfast(workers, queue)
@@ -69,7 +69,7 @@ var contenders = []contender{
 			close:  func() { must(p.ReleaseContext(context.Background())) },
 		}
 	}},
-	{name: "workerpool Submit", queue: "without bound", open: func(workers, _ int) pool {
+	{name: "workerpool Submit", queue: "unbounded", open: func(workers, _ int) pool {
 		p := workerpool.New(workers)
 		return pool{submit: func(j *job) any { p.Submit(j.plain); return nil }, close: p.StopWait}
 	}},
@@ -86,7 +86,7 @@ var contenders = []contender{
 		}
 	}},
 	{name: "newdispatch, literal", queue: "bounded", open: newDispatch},
-	{name: "old dispatch", queue: "a goroutine for each job, without bound", open: oldDispatch},
+	{name: "old dispatch", queue: "a goroutine per job, unbounded", open: oldDispatch},
 
 	{name: "Holdfast Submit", queue: "bounded", handle: true, open: func(workers, queue int) pool {
 		d := newHoldfast(workers, queue)
@@ -147,8 +147,8 @@ func rangeOver(workers, queue int) (jobs chan func(), end func()) {
 	return jobs, func() { close(jobs); running.Wait() }
 }
 
-// register starts workers that register in a channel of channels before every
-// job. Closing the channel that a worker has registered ends it.
+// register starts workers that register their channel in a channel of channels
+// before every job. Closing a registered channel ends its worker.
 func register(workers int) (idle chan chan func(), running *sync.WaitGroup) {
 	idle = make(chan chan func(), workers)
 	running = new(sync.WaitGroup)
@@ -168,8 +168,8 @@ func register(workers int) (idle chan chan func(), running *sync.WaitGroup) {
 	return idle, running
 }
 
-// newDispatch is the order of Holdfast, first an idle worker and then a job,
-// without the short cut for a worker that has just finished.
+// newDispatch takes an idle worker first and then a job, like Holdfast, but without
+// the shortcut for a worker that has just finished.
 func newDispatch(workers, queue int) pool {
 	jobs := make(chan func(), queue)
 	idle, running := register(workers)
@@ -190,8 +190,8 @@ func newDispatch(workers, queue int) pool {
 	}
 }
 
-// oldDispatch takes a job first, and starts a goroutine in which it waits for
-// an idle worker. So the queue never fills, and its bound is none.
+// oldDispatch takes a job first, and starts a goroutine that waits for an idle worker.
+// So the queue never fills, and there is no bound.
 func oldDispatch(workers, queue int) pool {
 	jobs := make(chan func(), queue)
 	idle, running := register(workers)
@@ -215,7 +215,7 @@ func oldDispatch(workers, queue int) pool {
 	}
 }
 
-// must ends the program: a figure that is found after an error means nothing.
+// must panics on an error, after which a figure would mean nothing.
 func must(err error) {
 	if err != nil {
 		panic(err)

@@ -25,8 +25,8 @@ const (
 	httpClients = 64
 )
 
-// serveBare is the least that a handler like /bbb can do: it reads the same body
-// and writes as many bytes, those of the header included.
+// serveBare serves the minimum that a handler like /bbb can do: it reads the same body
+// and writes as many bytes, including the header.
 func serveBare() {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
@@ -45,7 +45,8 @@ func serveBare() {
 	})))
 }
 
-// start starts a server and returns the address that it logs, and how to end it.
+// start starts a server. It returns the address that the server logs, and a function
+// that ends it.
 func start(name string, args ...string) (addr string, end func()) {
 	cmd := exec.Command(name, args...)
 	stderr, err := cmd.StderrPipe()
@@ -56,14 +57,14 @@ func start(name string, args ...string) (addr string, end func()) {
 	must(err)
 	found := regexp.MustCompile(`addr=(\S+)`).FindStringSubmatch(line)
 	if found == nil {
-		log.Fatalf("%s says no address, but %q", name, line)
+		log.Fatalf("%s logs no address, but %q", name, line)
 	}
 	go io.Copy(io.Discard, lines)
 	return found[1], func() { cmd.Process.Kill(); cmd.Wait() }
 }
 
-// compareHTTP compares POST /bbb with a bare handler, each in a process of its
-// own, loaded in turn.
+// compareHTTP compares POST /bbb with a bare handler, each in a separate process. It
+// loads them in turn.
 func compareHTTP(dir string, each time.Duration) {
 	binary := filepath.Join(dir, "holdfast")
 	cmd := exec.Command("go", "build", "-o", binary, "main.go")
@@ -103,7 +104,7 @@ func loadWithWrk(script, url string, d time.Duration) float64 {
 	out := command("wrk", "-t1", fmt.Sprintf("-c%d", httpClients), fmt.Sprintf("-d%ds", max(int(d.Seconds()), 1)), "-s", script, url)
 	rate := wrkRate.FindSubmatch(out)
 	if rate == nil || wrkError.Match(out) {
-		log.Fatalf("wrk says:\n%s", out)
+		log.Fatalf("wrk prints:\n%s", out)
 	}
 	perSecond, err := strconv.ParseFloat(string(rate[1]), 64)
 	must(err)

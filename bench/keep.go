@@ -15,17 +15,17 @@ import (
 	"holdfast/internal/store"
 )
 
-// Ways to keep what has become of jobs. Each is told when a job is accepted, when
-// it starts, and how it ends, keeps the last kept of them, and finds them by id.
+// This file compares ways to keep the results of jobs. Each records that a job is
+// accepted, starts and ends, keeps the last kept jobs, and finds them by id.
 
 const kept = 100_000
 
 type keeper interface {
-	job() (id store.ID) // one job, from acceptance to end
+	job() (id store.ID) // records one job, from acceptance to end
 	find(id store.ID) bool
 }
 
-// answer is what each job answers: the response of /aaa.
+// answer is the response of each job, the one of /aaa.
 var answer = func() exchange.Response {
 	var x exchange.Exchange
 	x.Capture(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -37,7 +37,7 @@ var answer = func() exchange.Response {
 	return x.Response()
 }()
 
-// holdfastStore is what Holdfast does: a log of bytes with an index.
+// holdfastStore is the store of Holdfast: a log of bytes with an index.
 type holdfastStore struct{ *store.Store }
 
 func newHoldfastStore() keeper {
@@ -58,7 +58,7 @@ func (s holdfastStore) find(id store.ID) bool {
 	return ok
 }
 
-// A keptJob is a record as an object of its own, with its response as another.
+// A keptJob is a record, allocated separately from its response.
 type keptJob struct {
 	mu                       sync.Mutex
 	id                       store.ID
@@ -77,7 +77,7 @@ func (j *keptJob) run() {
 	j.mu.Unlock()
 }
 
-// shardedMap has records in maps, each with its lock and its list of ended ones.
+// shardedMap keeps records in maps, each with its own lock and list of ended jobs.
 type shardedMap struct{ shards [64]mapShard }
 
 type mapShard struct {
@@ -127,8 +127,8 @@ func (m *shardedMap) find(id store.ID) bool {
 	return ok
 }
 
-// slotRing has a fixed number of slots, and the id names the slot. It needs no
-// map, but whoever gets an id can read in it how many jobs there were.
+// slotRing has a fixed number of slots, and the id contains the slot. It needs no map,
+// but an id reveals how many jobs there were.
 type slotRing struct {
 	mu    sync.Mutex
 	slots []*keptJob
@@ -140,7 +140,7 @@ func newSlotRing() keeper { return &slotRing{slots: make([]*keptJob, kept)} }
 func (r *slotRing) job() store.ID {
 	j := &keptJob{id: store.NewID(), state: store.Queued, accepted: time.Now()}
 	r.mu.Lock()
-	binary.LittleEndian.PutUint32(j.id[:], uint32(r.next)) // one that is long at work would be passed over
+	binary.LittleEndian.PutUint32(j.id[:], uint32(r.next)) // a real one would have to skip slots of jobs that still run
 	r.slots[r.next] = j
 	r.next = (r.next + 1) % len(r.slots)
 	r.mu.Unlock()
@@ -155,8 +155,8 @@ func (r *slotRing) find(id store.ID) bool {
 	return j != nil && j.id == id
 }
 
-// compareKeepers measures them from 2 goroutines, full, with what the garbage
-// collector does in the meantime, and how long it takes to look through them.
+// compareKeepers measures the keepers when they are full, including the work of the
+// garbage collector.
 func compareKeepers(jobs int) {
 	keepers := []struct {
 		name string
@@ -164,59 +164,63 @@ func compareKeepers(jobs int) {
 	}{
 		{"log of bytes with an index (Holdfast)", newHoldfastStore},
 		{"sharded map", newShardedMap},
-		{"ring, the id names the slot", newSlotRing},
+		{"ring, the id contains the slot", newSlotRing},
 	}
-	type figures struct{ job, find, collect, bytes float64 }
-	found := interleave(*rounds, len(keepers), func(e int) figures {
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		k := keepers[e].make()
-		for range kept {
+	found := interleave(*rounds, len(keepers), func(e int) keeping { return measureKeeper(keepers[e].make, jobs) })
+	fmt.Printf("\n### Keeping %d ended jobs\n\n", kept)
+	fmt.Print("| | ns per job | ns per lookup | µs per garbage collection | bytes per kept job |\n|---|---|---|---|---|\n")
+	for i, k := range keepers {
+		of := func(pick func(keeping) float64) float64 {
+			return median(each(found[i], found[i], func(f, _ keeping) float64 { return pick(f) }))
+		}
+		fmt.Printf("| %s | %.0f | %.0f | %.0f | %.0f |\n", k.name, of(func(f keeping) float64 { return f.job }), of(func(f keeping) float64 { return f.find }),
+			of(func(f keeping) float64 { return f.collect }), of(func(f keeping) float64 { return f.bytes }))
+	}
+}
+
+// A keeping is what a keeper costs: ns per job and lookup, µs per garbage collection,
+// bytes per kept job.
+type keeping struct{ job, find, collect, bytes float64 }
+
+func measureKeeper(open func() keeper, jobs int) keeping {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	k := open()
+	for range kept {
+		k.job()
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	f := keeping{bytes: float64(after.HeapAlloc-before.HeapAlloc) / kept}
+	begin := time.Now()
+	both(func(int) {
+		for range jobs / 2 {
 			k.job()
 		}
-		runtime.GC()
-		runtime.ReadMemStats(&after)
-		f := figures{bytes: float64(after.HeapAlloc-before.HeapAlloc) / kept}
-
-		begin := time.Now()
-		both(func(int) {
-			for range jobs / 2 {
-				k.job()
-			}
-		})
-		f.job = float64(time.Since(begin).Nanoseconds()) / float64(jobs)
-		// Not those of before: when one goroutine is done earlier than the other, its
-		// last ones can be forgotten already.
-		ids := make([][]store.ID, 2)
-		for i := range kept / 4 {
-			ids[i%2] = append(ids[i%2], k.job())
-		}
-		begin = time.Now()
-		both(func(g int) {
-			for _, id := range ids[g] {
-				if !k.find(id) {
-					panic("a job that is kept is not found")
-				}
-			}
-		})
-		f.find = float64(time.Since(begin).Nanoseconds()) / (kept / 4)
-		ids = nil
-		begin = time.Now()
-		runtime.GC()
-		f.collect = float64(time.Since(begin).Microseconds())
-		runtime.KeepAlive(k)
-		return f
 	})
-	fmt.Printf("\n### Keeping %d ended jobs\n\n", kept)
-	fmt.Print("| | ns per job | ns per look-up | µs to look through for the garbage collector | bytes per kept job |\n|---|---|---|---|---|\n")
-	for i, k := range keepers {
-		of := func(pick func(figures) float64) float64 {
-			return median(each(found[i], found[i], func(f, _ figures) float64 { return pick(f) }))
-		}
-		fmt.Printf("| %s | %.0f | %.0f | %.0f | %.0f |\n", k.name, of(func(f figures) float64 { return f.job }), of(func(f figures) float64 { return f.find }),
-			of(func(f figures) float64 { return f.collect }), of(func(f figures) float64 { return f.bytes }))
+	f.job = float64(time.Since(begin).Nanoseconds()) / float64(jobs)
+	// The jobs above cannot be looked up: if one goroutine ends earlier than the
+	// other, its last jobs may be evicted already.
+	ids := make([][]store.ID, 2)
+	for i := range kept / 4 {
+		ids[i%2] = append(ids[i%2], k.job())
 	}
+	begin = time.Now()
+	both(func(g int) {
+		for _, id := range ids[g] {
+			if !k.find(id) {
+				panic("a kept job is not found")
+			}
+		}
+	})
+	f.find = float64(time.Since(begin).Nanoseconds()) / (kept / 4)
+	ids = nil
+	begin = time.Now()
+	runtime.GC()
+	f.collect = float64(time.Since(begin).Microseconds())
+	runtime.KeepAlive(k)
+	return f
 }
 
 func both(f func(g int)) {

@@ -1,4 +1,4 @@
-// Bench measures what Holdfast costs beside other ways to run jobs on a bounded
+// Bench measures the cost of Holdfast and of other ways to run jobs on a bounded
 // number of goroutines, all in one run on one machine. It prints Markdown tables
 // and draws ratios.svg. See README.md.
 package main
@@ -22,10 +22,10 @@ const workers = 64
 var (
 	rounds  = flag.Int("rounds", 7, "measurements of each figure")
 	jobs    = flag.Int("jobs", 500_000, "empty jobs in one measurement")
-	waiting = flag.Int("waiting", 1_000_000, "jobs that wait while their memory is measured")
-	quick   = flag.Bool("quick", false, "only see that everything runs; the figures mean nothing")
+	waiting = flag.Int("waiting", 1_000_000, "queued jobs whose memory is measured")
+	quick   = flag.Bool("quick", false, "only check that everything runs; the figures mean nothing")
 	out     = flag.String("out", ".", "folder for ratios.svg")
-	only    = flag.String("only", "", "measure one part: \"http\" or \"keep\"; used by this program when it starts itself: \"weigh\" and a contender's name, \"statistics\" or \"bare\"")
+	only    = flag.String("only", "", "measure one part: \"http\" or \"keep\"; for the program's own use: \"weigh\" and a contender's name, \"statistics\" or \"bare\"")
 )
 
 var (
@@ -38,18 +38,20 @@ func main() {
 	flag.Parse()
 	switch *only {
 	case "", "http", "keep":
+		measureAll()
 	case "weigh":
 		must(json.NewEncoder(os.Stdout).Encode(weigh(named(flag.Arg(0))[0], workers, *waiting)))
-		return
 	case "statistics":
 		must(json.NewEncoder(os.Stdout).Encode(statistics()))
-		return
 	case "bare":
 		serveBare()
-		return
 	default:
 		log.Fatalf("-only %q; want http, keep, weigh, statistics or bare", *only)
 	}
+}
+
+// measureAll measures what -only selects, and prints the tables.
+func measureAll() {
 	if *quick {
 		*rounds, *jobs, *waiting, workerCounts = 1, 2000, 10_000, workerCounts[:3]
 	}
@@ -60,7 +62,7 @@ func main() {
 	must(err)
 	defer os.RemoveAll(dir)
 	if *quick && *out == "." {
-		*out = dir // not over the chart that is there
+		*out = dir // keep the existing chart
 	}
 
 	begin := time.Now()
@@ -69,7 +71,7 @@ func main() {
 	free := freeCores()
 
 	if *only != "http" {
-		compareKeepers(max(*jobs, 2*kept)) // first, while there is little else for the garbage collector
+		compareKeepers(max(*jobs, 2*kept)) // first, while the garbage collector has little else to scan
 	}
 	if *only == "" {
 		compare("Empty job", newJob(func() {}), *jobs, filepath.Join(*out, "ratios.svg"))
@@ -89,14 +91,15 @@ func main() {
 	fmt.Printf("\nFree cores: %.1f at the start, %.1f at the end. Took %v.\n", free, freeCores(), time.Since(begin).Round(time.Second))
 }
 
-// An entrant is a contender in a comparison.
+// An entrant is a contender in a comparison, with the number of handles that each
+// producer keeps open.
 type entrant struct {
 	contender
 	open int
 }
 
-// compare measures all contenders on one kind of job, and draws a chart of
-// those without handles if it is given a path.
+// compare measures all contenders with one kind of job. If chartPath is not empty,
+// it draws a chart of those without handles.
 func compare(title string, j *job, jobs int, chartPath string) {
 	groups := []struct {
 		title string
@@ -123,26 +126,28 @@ func compare(title string, j *job, jobs int, chartPath string) {
 	}
 	for _, g := range groups {
 		fmt.Printf("\n### %s, %s\n\n", title, g.title)
-		fmt.Print("| | cost, 2 producers | cost, 200 producers | ns per job, 2 | ns per job, 200 | allocations per job | queue |\n|---|---|---|---|---|---|---|\n")
-		base := slices.IndexFunc(entrants, func(e entrant) bool { return e.open == g.open })
-		var names []string
-		var bars [2][]float64
-		for i, e := range entrants {
-			if e.open != g.open {
-				continue
-			}
-			few, many := samples[0], samples[1]
-			fmt.Printf("| %s | %s | %s | %.0f | %.0f | %.2f | %s |\n", e.name, ratio(few[i], few[base]), ratio(many[i], many[base]),
-				medianNS(few[i]), medianNS(many[i]), median(each(few[i], few[i], func(a, _ sample) float64 { return a.Allocs })), e.queue)
-			names = append(names, e.name)
-			for p := range bars {
-				bars[p] = append(bars[p], median(ratios(samples[p][i], samples[p][base])))
-			}
-		}
+		group := slices.DeleteFunc(slices.Clone(entrants), func(e entrant) bool { return e.open != g.open })
+		first := slices.IndexFunc(entrants, func(e entrant) bool { return e.open == g.open })
+		few, many := samples[0][first:first+len(group)], samples[1][first:first+len(group)]
+		names, bars := printCosts(group, few, many)
 		if chartPath != "" && g.open == 0 {
 			chart(chartPath, names, bars)
 		}
 	}
+}
+
+// printCosts prints a table of entrants, with the samples from few and from many
+// producers. It returns the names and the costs relative to the first entrant.
+func printCosts(entrants []entrant, few, many [][]sample) (names []string, costs [2][]float64) {
+	fmt.Print("| | cost, 2 producers | cost, 200 producers | ns per job, 2 | ns per job, 200 | allocations per job | queue |\n|---|---|---|---|---|---|---|\n")
+	for i, e := range entrants {
+		fmt.Printf("| %s | %s | %s | %.0f | %.0f | %.2f | %s |\n", e.name, ratio(few[i], few[0]), ratio(many[i], many[0]),
+			medianNS(few[i]), medianNS(many[i]), median(each(few[i], few[i], func(a, _ sample) float64 { return a.Allocs })), e.queue)
+		names = append(names, e.name)
+		costs[0] = append(costs[0], median(ratios(few[i], few[0])))
+		costs[1] = append(costs[1], median(ratios(many[i], many[0])))
+	}
+	return names, costs
 }
 
 func ratios(a, base []sample) []float64 {
@@ -153,8 +158,8 @@ func medianNS(s []sample) float64 {
 	return median(each(s, s, func(a, _ sample) float64 { return a.NS }))
 }
 
-// ratio is the cost of a in that of base: the median over the rounds, and the
-// lowest and the highest.
+// ratio returns the cost of a relative to base: the median over the rounds, with the
+// lowest and the highest in brackets.
 func ratio(a, base []sample) string {
 	if slices.Equal(a, base) {
 		return "1"
@@ -163,20 +168,20 @@ func ratio(a, base []sample) string {
 	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(r), slices.Min(r), slices.Max(r))
 }
 
-// compareHeap shows what an empty job costs in a process that has much in memory
-// besides: the garbage collector comes less often, which helps those that allocate.
+// compareHeap shows the cost of an empty job in a process with a large heap. There the
+// garbage collector runs less often, which helps contenders that allocate.
 func compareHeap() {
 	const inUse = 200 << 20
 	const producers = 2
 	groups := []struct {
 		open       int
-		contenders []contender // the first is the one that the others are compared with
+		contenders []contender // the others are compared with the first
 	}{
 		{0, named("Holdfast Go", "bare channel", "pond Go")},
 		{100, named("Holdfast Submit", "bare channel, done channel per job", "pond Submit")},
 	}
-	log.Printf("Empty job, beside %d MiB in use", inUse>>20)
-	fmt.Printf("\n### Empty job, beside %d MiB in use, %d producers\n\n| | handles open | cost | ns per job |\n|---|---|---|---|\n", inUse>>20, producers)
+	log.Printf("Empty job, with %d MiB in use", inUse>>20)
+	fmt.Printf("\n### Empty job, with %d MiB in use, %d producers\n\n| | handles open | cost | ns per job |\n|---|---|---|---|\n", inUse>>20, producers)
 	heap := make([]byte, inUse)
 	for _, g := range groups {
 		samples := interleave(*rounds, len(g.contenders), func(c int) sample {
@@ -189,13 +194,13 @@ func compareHeap() {
 	runtime.KeepAlive(heap)
 }
 
-// weighAll measures each contender in a process of its own, since a million
-// goroutines leave their mark on the heap.
+// weighAll measures each contender in a separate process, since a million goroutines
+// leave a large heap behind.
 func weighAll() {
 	fmt.Printf("\n### %d jobs waiting\n\n| | bytes per job | goroutines |\n|---|---|---|\n", *waiting)
 	for _, c := range contenders {
 		if c.parks {
-			fmt.Printf("| %s | n/a: a job that waits is a submitter that waits | |\n", c.name)
+			fmt.Printf("| %s | n/a: a waiting job is a blocked submitter | |\n", c.name)
 			continue
 		}
 		log.Printf("%d jobs waiting, %s", *waiting, c.name)
@@ -207,7 +212,7 @@ func weighAll() {
 	}
 }
 
-// compareWorkers shows what more workers cost, most of which are idle.
+// compareWorkers shows the cost of more workers, most of which are idle.
 func compareWorkers() {
 	entrants := named("Holdfast Go", "bare channel", "pond Go")
 	for _, producers := range bothProducers {
@@ -222,7 +227,7 @@ func compareWorkers() {
 		for _, w := range workerCounts {
 			log.Printf("%d workers, %d producers", w, producers)
 			samples := interleave(*rounds, len(entrants), func(e int) sample {
-				// Many jobs for each worker, so that to hold them all at the end does not count.
+				// Many jobs for each worker, so that holding all workers at the end does not count.
 				return measure(entrants[e], load{job: newJob(func() {}), jobs: max(*jobs, 100*w), producers: producers, workers: w})
 			})
 			fmt.Printf("| %d |", w)

@@ -7,29 +7,29 @@ import (
 	"time"
 )
 
-// A load is what one measurement puts on a contender.
+// A load describes one measurement.
 type load struct {
 	job       *job
 	jobs      int
 	producers int
 	workers   int
-	open      int // handles that a producer keeps before it waits for the oldest
+	open      int // handles that a producer keeps open before it waits for the oldest
 }
 
 // places is the length of the queue of contenders that have one.
 const places = 1024
 
-// A sample is what one measurement found, per job.
+// A sample is the result of one measurement, per job.
 type sample struct{ NS, Allocs float64 }
 
-// measure runs one load on a new pool, from the first submit until the last job
-// has ended.
+// measure runs one load on a new pool. It measures from the first submit until the
+// last job has ended.
 //
-// No job counts itself: on two cores one shared counter would cost as much as
+// Jobs do not count themselves: on two cores, a shared counter would cost as much as
 // half a channel operation, and an empty job would not be empty.
 func measure(c contender, l load) sample {
 	p := c.open(l.workers, places)
-	hold(p, l.workers)() // all workers have been started
+	hold(p, l.workers)() // start all workers
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -69,9 +69,9 @@ func produce(p pool, j *job, n, open int) {
 	}
 }
 
-// drain blocks until every job submitted before has ended, and occupies all
-// workers until release is called: as jobs start in order, workers that are all
-// held by later jobs have finished the earlier ones.
+// drain blocks until all earlier jobs have ended, and then occupies all workers until
+// release is called. Jobs start in order, so once later jobs occupy all workers, the
+// earlier ones have ended.
 func drain(p pool, workers int) (release func()) {
 	if p.flush != nil {
 		p.flush()
@@ -97,9 +97,8 @@ func hold(p pool, workers int) (release func()) {
 	return func() { close(gate); ended.Wait() }
 }
 
-// interleave runs n entries in rounds, A B C, then B C A, so that whatever the
-// machine does meanwhile hits all alike. The result has for each entry one
-// outcome per round.
+// interleave runs n entries in rounds, A B C, then B C A, so that disturbances of the
+// machine affect all alike. The result has one outcome per round for each entry.
 func interleave[T any](rounds, n int, run func(entry int) T) [][]T {
 	out := make([][]T, n)
 	for r := range rounds {
@@ -111,7 +110,7 @@ func interleave[T any](rounds, n int, run func(entry int) T) [][]T {
 	return out
 }
 
-// each returns f of each round of a, and of the same round of b.
+// each returns f(a, b) for each round.
 func each[T any](a, b []T, f func(a, b T) float64) []float64 {
 	out := make([]float64, len(a))
 	for i := range a {
@@ -125,11 +124,11 @@ func median(v []float64) float64 {
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
-// busy returns a job that computes for d. It does not sleep, and does not read
-// the clock either, which would cost as much as what is measured.
+// busy returns a job that computes for d. It neither sleeps nor reads the clock, which
+// would cost as much as what is measured.
 func busy(d time.Duration) *job {
 	const probe = 1 << 20
-	best := time.Hour // undisturbed by what else runs
+	best := time.Hour // the least disturbed
 	for range 10 {
 		begin := time.Now()
 		runtime.KeepAlive(spin(probe))
@@ -139,9 +138,9 @@ func busy(d time.Duration) *job {
 	return newJob(func() { runtime.KeepAlive(spin(n)) })
 }
 
-// freeCores returns how many cores work for this process. Where something else
-// keeps one busy, the contenders do not meet each other's cores as they would,
-// and the figures mean little.
+// freeCores returns the number of cores that this process can use. If another process
+// keeps some busy, the contention between goroutines is not the usual one, and the
+// figures mean little.
 func freeCores() float64 {
 	const n = 1 << 28
 	cores := runtime.GOMAXPROCS(0)
@@ -168,14 +167,14 @@ func spin(n int) uint64 {
 	return x
 }
 
-// A footprint is what jobs that wait cost.
+// A footprint is the memory of queued jobs.
 type footprint struct {
-	Bytes      float64 // per job, besides its closure
+	Bytes      float64 // per job, without its closure
 	Goroutines int
 }
 
-// weigh submits jobs while all workers are held. It leaves them there: call it
-// at the end of a process.
+// weigh measures jobs that are submitted while all workers are occupied. It never
+// releases them, so call it only at the end of a process.
 func weigh(c contender, workers, waiting int) footprint {
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -189,7 +188,7 @@ func weigh(c contender, workers, waiting int) footprint {
 	for range waiting {
 		p.submit(j)
 	}
-	for n := -1; n != runtime.NumGoroutine(); { // old dispatch is still taking jobs out
+	for n := -1; n != runtime.NumGoroutine(); { // old dispatch may still be taking jobs from the queue
 		n = runtime.NumGoroutine()
 		time.Sleep(100 * time.Millisecond)
 	}

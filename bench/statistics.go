@@ -10,17 +10,17 @@ import (
 	"strings"
 )
 
-// A statistic is what one process found about the Holdfast that it was built
-// with, and about a bare channel beside it.
+// A statistic is the result of one process for its build of Holdfast, and for a bare
+// channel.
 type statistic struct{ Holdfast, Channel sample }
 
-// statistics measures for 2 and for 200 producers.
+// statistics measures with 2 and with 200 producers.
 func statistics() []statistic {
 	var found []statistic
 	entrants := named("Holdfast Go", "bare channel")
 	for _, producers := range bothProducers {
 		var s [2]sample
-		for range 2 { // the first warms the process up
+		for range 2 { // the first time is a warm-up
 			for i, c := range entrants {
 				s[i] = measure(c, load{job: newJob(func() {}), jobs: *jobs, producers: producers, workers: workers})
 			}
@@ -30,9 +30,9 @@ func statistics() []statistic {
 	return found
 }
 
-// compareStatistics states what the statistics of Holdfast cost. They have no
-// switch, since a program that runs without them cannot be looked into; so this
-// builds Holdfast without them.
+// compareStatistics measures the cost of Holdfast's statistics. They cannot be switched
+// off, since nobody could look into a program without them, so it builds Holdfast
+// without them.
 func compareStatistics(dir string) {
 	variants := []struct {
 		name string
@@ -46,7 +46,7 @@ func compareStatistics(dir string) {
 		log.Printf("building Holdfast, %s", v.name)
 		binaries[i] = build(filepath.Join(dir, fmt.Sprint(i)), v.off)
 	}
-	log.Print("measuring them")
+	log.Print("measuring the builds")
 	found := interleave(*rounds, len(variants), func(e int) (s []statistic) {
 		must(json.Unmarshal(command(binaries[e], "-only=statistics", fmt.Sprint("-jobs=", *jobs)), &s))
 		return s
@@ -71,8 +71,8 @@ func compareStatistics(dir string) {
 	}
 }
 
-// build builds this program, with Holdfast's constant timing set to false if off,
-// through an overlay: the file itself stays as it is.
+// build builds this program, with Holdfast's constant timing set to false if off.
+// It uses an overlay, so the file does not change.
 func build(dir string, off bool) (binary string) {
 	original := filepath.Join(strings.TrimSpace(string(command("go", "list", "-f", "{{.Dir}}", "holdfast"))), "stats.go")
 	source, err := os.ReadFile(original)
@@ -80,7 +80,7 @@ func build(dir string, off bool) (binary string) {
 	if off {
 		on, without := []byte("\nconst timing = true\n"), []byte("\nconst timing = false\n")
 		if !bytes.Contains(source, on) {
-			panic(original + " has no constant timing that is true")
+			panic(original + " has no line const timing = true")
 		}
 		source = bytes.Replace(source, on, without, 1)
 	}

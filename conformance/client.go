@@ -19,18 +19,18 @@ import (
 	"time"
 )
 
-// patience bounds whatever is waited for. It is longer than the longest wait that
-// a client may ask for, and says nothing about how fast a server has to be.
+// patience is the longest time to wait for anything. It is longer than the longest
+// wait that a client may ask for, and sets no requirement on the server's speed.
 const patience = 90 * time.Second
 
-// A server is what is tested.
+// A server is the server under test.
 type server struct {
 	url    string
 	client *http.Client
 }
 
-// dial returns the server at url, without the conveniences of a client that would
-// hide what it says: redirects, compression, proxies.
+// dial returns the server at url. Its client does not follow redirects, decompress or
+// use proxies, which would hide what the server sends.
 func dial(t *testing.T, url string) *server {
 	transport := &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true}
 	t.Cleanup(transport.CloseIdleConnections)
@@ -41,7 +41,7 @@ func dial(t *testing.T, url string) *server {
 	}}
 }
 
-// An answer is a response with what was asked for it.
+// An answer is a response, with a description of its request.
 type answer struct {
 	asked  string
 	status int
@@ -50,7 +50,7 @@ type answer struct {
 	took   time.Duration
 }
 
-// send sends a request; each header is a line, as "Name: value".
+// send sends a request. Each header is a line "Name: value".
 func (s *server) send(method, path, body string, header ...string) (*http.Response, answer, error) {
 	a := answer{asked: method + " " + path}
 	var reader io.Reader
@@ -78,8 +78,8 @@ func (s *server) send(method, path, body string, header ...string) (*http.Respon
 	return w, a, nil
 }
 
-// try is ask for goroutines, which cannot end the test: what goes wrong is
-// reported, and the result is whether one can go on.
+// try is like ask, for goroutines, which cannot end the test. It reports an error to
+// t, and returns false if the answer is not usable.
 func (s *server) try(t *testing.T, status int, method, path, body string, header ...string) (answer, bool) {
 	t.Helper()
 	w, a, err := s.send(method, path, body, header...)
@@ -100,7 +100,8 @@ func (s *server) try(t *testing.T, status int, method, path, body string, header
 	return a, true
 }
 
-// ask sends a request and returns the answer, which has to have the status.
+// ask sends a request and returns the answer. It ends the test unless the answer has
+// the status.
 func (s *server) ask(t *testing.T, status int, method, path, body string, header ...string) answer {
 	t.Helper()
 	a, ok := s.try(t, status, method, path, body, header...)
@@ -110,7 +111,7 @@ func (s *server) ask(t *testing.T, status int, method, path, body string, header
 	return a
 }
 
-// refuse sends a request that has to be answered with a problem.
+// refuse sends a request that must be answered with a problem.
 func (s *server) refuse(t *testing.T, status int, method, path, body string, header ...string) answer {
 	t.Helper()
 	a, ok := s.try(t, status, method, path, body, header...)
@@ -120,8 +121,8 @@ func (s *server) refuse(t *testing.T, status int, method, path, body string, hea
 	return a
 }
 
-// raw writes text on a connection of its own, and returns what comes back. For
-// what a client library would not send, or would hide.
+// raw writes text to a new connection and returns the answer. It can send what a
+// client library would not send, and shows what one would hide.
 func (s *server) raw(t *testing.T, asked, method, text string) (a answer, ok bool) {
 	t.Helper()
 	a.asked = asked
@@ -136,7 +137,7 @@ func (s *server) raw(t *testing.T, asked, method, text string) (a answer, ok boo
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(patience))
-	go io.WriteString(conn, text) // may be refused before it has been read
+	go io.WriteString(conn, text) // the server may answer before it has read everything
 	w, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
 		t.Errorf("%s: %v, want an answer", asked, err)
@@ -144,14 +145,14 @@ func (s *server) raw(t *testing.T, asked, method, text string) (a answer, ok boo
 	}
 	all, err := io.ReadAll(w.Body)
 	if err != nil {
-		t.Errorf("%s: %v, want the answer to its end", asked, err)
+		t.Errorf("%s: %v, want a complete answer", asked, err)
 		return a, false
 	}
 	a.status, a.header, a.body = w.StatusCode, w.Header, string(all)
 	return a, true
 }
 
-// want reports what differs from the contract.
+// want reports a value that differs from the contract.
 func (a answer) want(t *testing.T, what string, got, want any) {
 	t.Helper()
 	if got != want {
@@ -159,13 +160,13 @@ func (a answer) want(t *testing.T, what string, got, want any) {
 	}
 }
 
-// has reports a header that has another value.
+// has reports a header with another value.
 func (a answer) has(t *testing.T, name, value string) {
 	t.Helper()
 	a.want(t, name, strings.Join(a.header[name], ", "), value)
 }
 
-// varies reports a header Vary without a name in it.
+// varies reports a Vary header that does not contain a name.
 func (a answer) varies(t *testing.T, by string) {
 	t.Helper()
 	if !slices.ContainsFunc(list(a.header["Vary"]), func(v string) bool { return strings.EqualFold(v, by) || v == "*" }) {
@@ -173,7 +174,7 @@ func (a answer) varies(t *testing.T, by string) {
 	}
 }
 
-// notStored reports an answer that a cache may keep.
+// notStored reports an answer that a cache may store.
 func (a answer) notStored(t *testing.T) {
 	t.Helper()
 	if !slices.Contains(list(a.header["Cache-Control"]), "no-store") {
@@ -181,7 +182,8 @@ func (a answer) notStored(t *testing.T) {
 	}
 }
 
-// applied reports a Preference-Applied that does not name exactly what it has to.
+// applied reports a Preference-Applied that does not name exactly the wanted
+// preferences.
 func (a answer) applied(t *testing.T, want ...string) {
 	t.Helper()
 	got := list(a.header["Preference-Applied"])
@@ -192,7 +194,7 @@ func (a answer) applied(t *testing.T, want ...string) {
 	}
 }
 
-// typed reports another Content-Type, parameters aside.
+// typed reports another Content-Type. It ignores parameters.
 func (a answer) typed(t *testing.T, want string) {
 	t.Helper()
 	if got, _, _ := mime.ParseMediaType(a.header.Get("Content-Type")); got != want {
@@ -200,8 +202,8 @@ func (a answer) typed(t *testing.T, want string) {
 	}
 }
 
-// like reports a difference from another answer, but for the date and the headers
-// that are named.
+// like reports differences from another answer, except in the Date and the given
+// headers.
 func (a answer) like(t *testing.T, b answer, but ...string) {
 	t.Helper()
 	a.want(t, "the status", a.status, b.status)
@@ -217,11 +219,11 @@ func (a answer) headLike(t *testing.T, b answer, but ...string) {
 		delete(want, name)
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%s: the header is %v, want %v as for %s (but for %v)", a.asked, got, want, b.asked, but)
+		t.Errorf("%s: the header is %v, want %v as for %s (except %v)", a.asked, got, want, b.asked, but)
 	}
 }
 
-// list returns the elements of a header that is a list, without the empty ones.
+// list returns the non-empty elements of a list header.
 func list(lines []string) []string {
 	var elements []string
 	for e := range strings.SplitSeq(strings.Join(lines, ","), ",") {
@@ -232,8 +234,8 @@ func list(lines []string) []string {
 	return elements
 }
 
-// isProblem reports an answer that is not a problem (RFC 9457) of the type
-// about:blank that says something.
+// isProblem reports an answer that is not a problem (RFC 9457) of type about:blank
+// with a detail.
 func (a answer) isProblem(t *testing.T) {
 	t.Helper()
 	a.typed(t, "application/problem+json")
@@ -246,7 +248,7 @@ func (a answer) isProblem(t *testing.T) {
 		Status              int
 	}
 	if err := json.Unmarshal([]byte(a.body), &p); err != nil {
-		t.Errorf("%s: %d %.300q is no problem: %v", a.asked, a.status, a.body, err)
+		t.Errorf("%s: %d %.300q is not a problem: %v", a.asked, a.status, a.body, err)
 		return
 	}
 	if p.Type != "" {
@@ -255,18 +257,18 @@ func (a answer) isProblem(t *testing.T) {
 	a.want(t, "the title of the problem", p.Title, http.StatusText(a.status))
 	a.want(t, "the status of the problem", p.Status, a.status)
 	if p.Detail == "" {
-		t.Errorf("%s: the detail of the problem is empty, want what was expected: %s", a.asked, a.body)
+		t.Errorf("%s: the detail of the problem is empty, want it to say what was expected: %s", a.asked, a.body)
 	}
 }
 
-// detail returns what a problem says.
+// detail returns the detail of a problem.
 func (a answer) detail() string {
 	var p struct{ Detail string }
 	json.Unmarshal([]byte(a.body), &p)
 	return p.Detail
 }
 
-// A job is the resource that tells where a job stands.
+// A job is the job resource.
 type job struct {
 	ID          string    `json:"id"`
 	State       string    `json:"state"`
@@ -275,14 +277,14 @@ type job struct {
 	ResponseURL string    `json:"response_url"`
 	Status      string    `json:"status"`
 	Resource    string    `json:"resourceLocation"`
-	AcceptedAt  time.Time `json:"accepted_at"` // RFC 3339 or an error
+	AcceptedAt  time.Time `json:"accepted_at"` // RFC 3339, or decoding fails
 	StartedAt   time.Time `json:"started_at"`
 	EndedAt     time.Time `json:"ended_at"`
 }
 
 func (j job) ended() bool { return j.State != "queued" && j.State != "running" }
 
-// step orders the states by when they come.
+// step orders the states by time.
 func step(state string) int {
 	switch state {
 	case "queued":
@@ -292,23 +294,22 @@ func step(state string) int {
 	case "done", "failed", "canceled", "dropped":
 		return 3
 	}
-	return 0 // there is no such state
+	return 0 // an unknown state
 }
 
-// statuses are what pollers of long-running operations know the states by.
+// statuses are the names of the states for pollers of long-running operations.
 var statuses = map[string]string{
 	"queued": "NotStarted", "running": "Running",
 	"done": "Succeeded", "failed": "Failed", "canceled": "Canceled", "dropped": "Failed",
 }
 
-// readJob reads the resource of the job with an id and reports what is wrong with
-// it.
+// readJob parses the resource of the job with the id, and reports errors in it.
 func readJob(t *testing.T, asked, text, id string) job {
 	t.Helper()
 	a := answer{asked: asked}
 	var j job
 	if err := json.Unmarshal([]byte(text), &j); err != nil {
-		t.Errorf("%s: %.300q is no job resource: %v", asked, text, err)
+		t.Errorf("%s: %.300q is not a job resource: %v", asked, text, err)
 		return j
 	}
 	a.want(t, "the id", j.ID, id)
@@ -325,15 +326,15 @@ func readJob(t *testing.T, asked, text, id string) job {
 		resource = j.ResponseURL
 	}
 	a.want(t, "the resourceLocation in the state "+j.State, j.Resource, resource)
-	a.want(t, "that there is accepted_at", !j.AcceptedAt.IsZero(), true)
-	a.want(t, "that there is ended_at in the state "+j.State, !j.EndedAt.IsZero(), j.ended())
+	a.want(t, "the presence of accepted_at", !j.AcceptedAt.IsZero(), true)
+	a.want(t, "the presence of ended_at in the state "+j.State, !j.EndedAt.IsZero(), j.ended())
 	switch j.State {
 	case "queued":
-		a.want(t, "that there is started_at in the state queued", !j.StartedAt.IsZero(), false)
+		a.want(t, "the presence of started_at in the state queued", !j.StartedAt.IsZero(), false)
 	case "running", "done":
-		a.want(t, "that there is started_at in the state "+j.State, !j.StartedAt.IsZero(), true)
+		a.want(t, "the presence of started_at in the state "+j.State, !j.StartedAt.IsZero(), true)
 	}
-	a.want(t, "that there is an error in the state "+j.State, j.Error != "", j.ended() && j.State != "done")
+	a.want(t, "the presence of an error in the state "+j.State, j.Error != "", j.ended() && j.State != "done")
 	last := j.AcceptedAt
 	for _, at := range []time.Time{j.StartedAt, j.EndedAt} {
 		if at.IsZero() {
@@ -347,8 +348,8 @@ func readJob(t *testing.T, asked, text, id string) job {
 	return j
 }
 
-// isJob reports an answer that does not show the job with an id, and returns what
-// it shows.
+// isJob reports an answer that is not the resource of the job with the id, and
+// returns the resource.
 func (a answer) isJob(t *testing.T, id string) job {
 	t.Helper()
 	a.typed(t, "application/json")
@@ -370,18 +371,17 @@ func (a answer) retries(t *testing.T) {
 	}
 }
 
-// isAccepted reports an answer that does not say that a job was accepted, and
-// returns the job's id.
+// isAccepted reports an answer that does not accept a job, and returns the job's id.
 func (a answer) isAccepted(t *testing.T) (id string) {
 	t.Helper()
 	var body map[string]string
 	if err := json.Unmarshal([]byte(a.body), &body); err != nil {
-		t.Errorf("%s: %.300q is not what tells of a job: %v", a.asked, a.body, err)
+		t.Errorf("%s: %.300q is not the answer for an accepted job: %v", a.asked, a.body, err)
 		return ""
 	}
 	id = body["id"]
 	if want := (map[string]string{"id": id, "state": "queued", "url": "/jobs/" + id}); id == "" || !maps.Equal(body, want) {
-		t.Errorf("%s: got %s, want id, state queued and url /jobs/{id} alone", a.asked, a.body)
+		t.Errorf("%s: got %s, want only id, state queued and url /jobs/{id}", a.asked, a.body)
 	}
 	a.has(t, "Location", "/jobs/"+id)
 	a.has(t, "Operation-Location", "/jobs/"+id)
@@ -394,16 +394,17 @@ func (a answer) isAccepted(t *testing.T) (id string) {
 	return id
 }
 
-// sleepFor is the body of a request for n seconds of work, echo that of its answer.
+// sleepFor returns the body of a request for n seconds of work, echo that of its
+// answer.
 func sleepFor(n int) string { return fmt.Sprintf(`{"sleep_time":%d}`, n) }
 func echo(n int) string     { return sleepFor(n) + "\n" }
 
-// forLong is more seconds than anything here waits. What works for as long ends by
-// being canceled.
+// forLong is a number of seconds longer than any wait in the tests. Jobs that run for
+// so long are canceled.
 const forLong = 600
 
-// submit has a job of n seconds accepted and returns its id. A long one is
-// canceled with the test.
+// submit submits a job of n seconds and returns its id. A job of more than a second is
+// canceled when the test ends.
 func (s *server) submit(t *testing.T, n int, header ...string) (id string) {
 	t.Helper()
 	id = s.ask(t, 202, "POST", "/bbb", sleepFor(n), header...).isAccepted(t)
@@ -416,20 +417,20 @@ func (s *server) submit(t *testing.T, n int, header ...string) (id string) {
 	return id
 }
 
-// cancelWith cancels a job with the test. Whoever has such a job must not wait for
-// another one meanwhile: together they might hold all workers.
+// cancelWith cancels a job when the test ends. A test with such a job must not wait for
+// another job: tests run concurrently, and together they could occupy all workers.
 func (s *server) cancelWith(t *testing.T, id string) {
 	t.Cleanup(func() { s.cancel(id) })
 }
 
-// cancel cancels a job, whatever the answer.
+// cancel cancels a job and ignores the answer.
 func (s *server) cancel(id string) {
 	if w, _, err := s.send("DELETE", "/jobs/"+id, ""); err == nil {
 		w.Body.Close()
 	}
 }
 
-// await waits until a job has come to a state or beyond, and returns it.
+// await waits until a job has reached a state or a later one, and returns it.
 func (s *server) await(t *testing.T, id, state string) job {
 	t.Helper()
 	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
@@ -444,7 +445,7 @@ func (s *server) await(t *testing.T, id, state string) job {
 	}
 }
 
-// end waits for the end of a job and returns it.
+// end waits until a job has ended, and reports another end than state.
 func (s *server) end(t *testing.T, id, state string) job {
 	t.Helper()
 	j := s.await(t, id, state)
@@ -464,14 +465,14 @@ type stream struct {
 	last  int             // step of the last event
 }
 
-// An event is one of a stream.
+// An event is an event of a stream.
 type event struct {
 	id  string
 	job job
 }
 
-// follow opens the stream of a job, after the event with the id last if that is
-// not empty. Who opens it in a goroutine must look at ok.
+// follow opens the stream of a job, after the event with the id last unless that is
+// empty. It does not end the test, so callers must check ok.
 func (s *server) follow(t *testing.T, id, last string) (_ *stream, ok bool) {
 	t.Helper()
 	header := []string{"Accept: text/event-stream"}
@@ -505,22 +506,14 @@ func (s *stream) next(t *testing.T) (e event, err error) {
 		field, value, _ := strings.Cut(line, ":")
 		value = strings.TrimPrefix(value, " ")
 		switch {
-		case line == "" && data == "": // comments may have gone before
+		case line == "" && data == "": // comments may precede it
 			continue
 		case line == "":
-			if e.id == "" || s.seen[e.id] {
-				t.Errorf("%s: an event has the id %q after %v, want one of its own", s.asked, e.id, s.seen)
-			}
-			s.seen[e.id] = true
 			if name == "" {
-				t.Errorf("%s: the event %s has no name, want a line event:", s.asked, e.id)
+				t.Errorf("%s: the event %s has no name, want an event: line", s.asked, e.id)
 			}
 			e.job = readJob(t, s.asked+", event "+e.id, data, s.id)
-			if n := step(e.job.State); n <= s.last {
-				t.Errorf("%s: the event %s says %s, want only what is new", s.asked, e.id, e.job.State)
-			} else {
-				s.last = n
-			}
+			s.isNew(t, e)
 			return e, nil
 		case field == "": // a comment
 		case field == "id":
@@ -539,8 +532,21 @@ func (s *stream) next(t *testing.T) (e event, err error) {
 	return e, io.EOF
 }
 
-// rest returns the events up to the end of the stream, of which the last must
-// have an end state.
+// isNew reports an event with an id or a state that the stream had before.
+func (s *stream) isNew(t *testing.T, e event) {
+	t.Helper()
+	if e.id == "" || s.seen[e.id] {
+		t.Errorf("%s: an event has the id %q after %v, want a new one", s.asked, e.id, s.seen)
+	}
+	s.seen[e.id] = true
+	if n := step(e.job.State); n <= s.last {
+		t.Errorf("%s: the event %s says %s, want only newer states", s.asked, e.id, e.job.State)
+	} else {
+		s.last = n
+	}
+}
+
+// rest returns the events until the end of the stream. The last must have the state.
 func (s *stream) rest(t *testing.T, state string) (events []event, ok bool) {
 	t.Helper()
 	defer s.body.Close()
@@ -556,7 +562,7 @@ func (s *stream) rest(t *testing.T, state string) (events []event, ok bool) {
 		events = append(events, e)
 	}
 	if len(events) == 0 || events[len(events)-1].job.State != state {
-		t.Errorf("%s: the stream ends after the events %+v, want the last to say %s", s.asked, events, state)
+		t.Errorf("%s: the stream ends after the events %+v, want the last with the state %s", s.asked, events, state)
 		return nil, false
 	}
 	return events, true

@@ -1,7 +1,6 @@
-// Package conformance tests whether a server keeps Holdfast's HTTP contract. It
-// differs from testing/slogtest in that what it tests is not a value but the
-// address of a server that runs, so whatever keeps the jobs, and in whatever
-// language, is held to the same.
+// Package conformance tests whether a server conforms to Holdfast's HTTP contract.
+// Unlike testing/slogtest it tests a running server by its URL, so it works for
+// servers in any language and with any storage.
 package conformance
 
 import (
@@ -16,61 +15,63 @@ import (
 	"time"
 )
 
-// Run tests whether the server at url, such as "http://127.0.0.1:8099", keeps the
-// HTTP contract: each clause is a subtest. When Run returns all of them have
-// ended, and the jobs that they have left are canceled.
+// Run tests whether the server at url, such as "http://127.0.0.1:8099", conforms to
+// the HTTP contract. Each clause is a subtest. When Run returns, all subtests have
+// ended, and their remaining jobs are canceled.
 //
-// The server has the routes of the demo: /aaa, /bbb, /jobs/, /, /healthz and
-// /readyz. It runs at least 4 jobs at once and lets at least 20 wait, makes a
-// request wait when its queue is full, sets jobs no time-out, refuses bodies of
-// more than 1 MiB at the latest, and keeps a job for some minutes after its end.
-// How fast it has to be Run does not say, only that it answers. Nobody else should
-// use the server meanwhile.
+// The server must have the routes of the demo: /aaa, /bbb, /jobs/, /, /healthz and
+// /readyz. It must run at least 4 jobs at once and queue at least 20, make requests
+// wait when its queue is full, set no timeout for jobs, refuse bodies of more than
+// 1 MiB, and keep jobs for some minutes after they have ended. Run has no
+// requirements on speed. Nothing else should use the server during the test.
 func Run(t *testing.T, url string) {
 	s := dial(t, url)
-	// Not with t.Parallel: these mostly wait, so they need no processor each, and
-	// they have to end before what follows.
+	// Not with t.Parallel, which limits the subtests to the number of processors
+	// although they mostly wait, and lets them end after the ones below.
 	var wg sync.WaitGroup
-	for _, clause := range []struct {
-		name string
-		test func(*server, *testing.T)
-	}{
-		{"guide and health", (*server).testGuide},
-		{"aaa answers when it is done", (*server).testSync},
-		{"bbb answers at once", (*server).testAsync},
-		{"any Content-Type is taken", (*server).testContentType},
-		{"HTTP 1.0", (*server).testOldClient},
-		{"Prefer on aaa", (*server).testPreferSync},
-		{"Prefer on bbb", (*server).testPreferAsync},
-		{"Prefer as a list", (*server).testPreferList},
-		{"Prefer wait has a limit", (*server).testPreferLimit},
-		{"job resource", (*server).testJob},
-		{"job resource as a long poll", (*server).testLongPoll},
-		{"events of a job", (*server).testEvents},
-		{"events resume", (*server).testEventsResume},
-		{"response of a job", (*server).testResponse},
-		{"cancel a running job", (*server).testCancelRunning},
-		{"cancel by many at once", (*server).testCancelMany},
-		{"cancel a job that is done", (*server).testCancelDone},
-		{"unknown jobs", (*server).testUnknown},
-		{"methods of a job", (*server).testJobMethods},
-		{"Idempotency-Key", (*server).testKey},
-		{"Idempotency-Key of another request", (*server).testKeyOtherRequest},
-		{"Idempotency-Key of another client", (*server).testKeyOtherClient},
-		{"Idempotency-Key that is none", (*server).testKeyBad},
-		{"bad methods and paths", (*server).testBadRoutes},
-		{"bad bodies", (*server).testBadBodies},
-		{"large bodies", (*server).testLargeBodies},
-	} {
+	for _, clause := range clauses {
 		wg.Go(func() {
 			t.Run(clause.name, func(t *testing.T) { clause.test(s, t) })
 		})
 	}
 	wg.Wait()
-	// These use all workers, so others would wait for them.
+	// These occupy all workers, so they run one at a time.
 	t.Run("cancel a queued job", s.testCancelQueued)
 	t.Run("full queue", s.testFull)
 	t.Run("many clients", s.testMany)
+}
+
+// clauses are the subtests that can run at the same time.
+var clauses = []struct {
+	name string
+	test func(*server, *testing.T)
+}{
+	{"guide and health", (*server).testGuide},
+	{"aaa answers when done", (*server).testSync},
+	{"bbb answers at once", (*server).testAsync},
+	{"any Content-Type is accepted", (*server).testContentType},
+	{"HTTP 1.0", (*server).testOldClient},
+	{"Prefer on aaa", (*server).testPreferSync},
+	{"Prefer on bbb", (*server).testPreferAsync},
+	{"Prefer as a list", (*server).testPreferList},
+	{"Prefer wait has a limit", (*server).testPreferLimit},
+	{"job resource", (*server).testJob},
+	{"job resource as a long poll", (*server).testLongPoll},
+	{"events of a job", (*server).testEvents},
+	{"events resume", (*server).testEventsResume},
+	{"response of a job", (*server).testResponse},
+	{"cancel a running job", (*server).testCancelRunning},
+	{"concurrent cancels", (*server).testCancelMany},
+	{"cancel a done job", (*server).testCancelDone},
+	{"unknown jobs", (*server).testUnknown},
+	{"methods of a job", (*server).testJobMethods},
+	{"Idempotency-Key", (*server).testKey},
+	{"Idempotency-Key of another request", (*server).testKeyOtherRequest},
+	{"Idempotency-Key of another client", (*server).testKeyOtherClient},
+	{"invalid Idempotency-Key", (*server).testKeyBad},
+	{"bad methods and paths", (*server).testBadRoutes},
+	{"bad bodies", (*server).testBadBodies},
+	{"large bodies", (*server).testLargeBodies},
 }
 
 func (s *server) testGuide(t *testing.T) {
@@ -111,22 +112,22 @@ func (s *server) testAsync(t *testing.T) {
 	for i := range 60 {
 		header := []string(nil)
 		if i%4 == 3 {
-			header = []string{"Prefer: wait=0"} // the body says queued, whatever has become of it
+			header = []string{"Prefer: wait=0"} // the body says queued even if the job has ended
 		}
 		a := s.ask(t, 202, "POST", "/bbb", sleepFor(0), header...)
 		id := a.isAccepted(t)
-		if len(ids) > 0 && len(id) != len(ids[0]) { // ab takes an answer of another length for a failure
-			t.Errorf("%s: the id %s has another length than %s, want one length", a.asked, id, ids[0])
+		if len(ids) > 0 && len(id) != len(ids[0]) { // ab counts an answer of another length as a failure
+			t.Errorf("%s: the id %s has another length than %s, want equal lengths", a.asked, id, ids[0])
 		}
 		if len(id) < 22 {
-			t.Errorf("%s: the id %s is short, want 128 bits in it, which are 22 characters", a.asked, id)
+			t.Errorf("%s: the id %s is short, want 128 bits, which take 22 characters", a.asked, id)
 		}
 		if slices.Contains(ids, id) {
-			t.Errorf("%s: the id %s was given before, want each once", a.asked, id)
+			t.Errorf("%s: the id %s was used before, want unique ids", a.asked, id)
 		}
 		ids = append(ids, id)
 	}
-	// A clock or a counter in them would show at one of their ends.
+	// Ids with a clock or a counter would have a common beginning or end.
 	begins, ends := make(map[string]bool), make(map[string]bool)
 	for _, id := range ids {
 		begins[id[:min(8, len(id))]], ends[id[max(0, len(id)-8):]] = true, true
@@ -134,7 +135,7 @@ func (s *server) testAsync(t *testing.T) {
 	if len(begins) < len(ids) || len(ends) < len(ids) {
 		t.Errorf("POST /bbb: the ids %q begin or end alike, want random ones", ids[:3])
 	}
-	for _, n := range []int{1, 86400} { // the greatest is taken too
+	for _, n := range []int{1, 86400} { // the greatest is allowed
 		a := s.ask(t, 202, "POST", "/bbb", sleepFor(n))
 		id := a.isAccepted(t)
 		s.cancel(id)
@@ -151,8 +152,7 @@ func (s *server) testContentType(t *testing.T) {
 	s.ask(t, 202, "POST", "/bbb", sleepFor(0))
 }
 
-// ab speaks HTTP/1.0, and tells the end of an answer by its length or by the end
-// of the connection.
+// ab speaks HTTP/1.0: an answer ends at its Content-Length or with the connection.
 func (s *server) testOldClient(t *testing.T) {
 	for path, status := range map[string]int{"/aaa": 200, "/bbb": 202} {
 		body := sleepFor(0)
@@ -188,10 +188,10 @@ func (s *server) testPreferSync(t *testing.T) {
 	a = s.ask(t, 200, "POST", "/aaa", sleepFor(0), "Prefer: respond-async, wait=50")
 	a.want(t, "the body", a.body, echo(0))
 	a.has(t, "Job-State", "done")
-	a.applied(t, "wait=50") // it did not respond asynchronously
+	a.applied(t, "wait=50") // respond-async was not applied
 	a.varies(t, "Prefer")
 
-	// Without respond-async it is not a job, and answers as ever: no wait is kept.
+	// Without respond-async there is no job, and wait has no effect.
 	a = s.ask(t, 200, "POST", "/aaa", sleepFor(1), "Prefer: wait=0")
 	a.want(t, "the body", a.body, echo(1))
 	a.applied(t)
@@ -228,36 +228,38 @@ func (s *server) testPreferAsync(t *testing.T) {
 	a.applied(t)
 }
 
-// Several lines are one list, names have no case, the first instance of a
-// preference counts, and what a server does not know is not there.
+var preferences = []struct {
+	path    string
+	n       int
+	status  int
+	applied []string
+	header  []string
+}{
+	{"/aaa", 0, 202, []string{"respond-async"}, []string{"Prefer: foo=bar", "Prefer: Respond-ASYNC"}},
+	{"/aaa", 0, 202, []string{"respond-async"}, []string{"prefer: , handling=lenient;x=\"respond-async, wait=9\" ,respond-async; x=y"}},
+	{"/aaa", 0, 202, []string{"respond-async", "wait=0"}, []string{"Prefer: respond-async", "Prefer: wait=0"}},
+	{"/bbb", 0, 200, []string{"wait=50"}, []string{"Prefer: foo", "Prefer: WAIT=50"}},
+	{"/bbb", 0, 200, []string{"wait=50"}, []string{"Prefer: wait=50, wait=0"}},
+	{"/bbb", 0, 200, []string{"wait=50"}, []string{"Prefer: Wait=50", "Prefer: wait=0"}},
+	{"/bbb", forLong, 202, []string{"wait=0"}, []string{"Prefer: wait=0", "Prefer: wait=50"}},
+	{"/aaa", 0, 200, nil, []string{"Prefer: foo", "Prefer: return=minimal, respond-asynchronously"}},
+	{"/aaa", 0, 200, nil, []string{"Prefer: foo=\"respond-async\"", "Prefer: x=\"a, respond-async\""}},
+	{"/aaa", 0, 200, nil, []string{"Prefer: ", "Prefer: ,,;;=", "Prefer: =respond-async"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: foo=bar; wait=50"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: wait"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: wait="}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: wait=soon"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: wait=-1"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: wait=1.5"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: wait=0x10"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: \"wait=50"}},
+	{"/bbb", 0, 202, nil, []string{"Prefer: \xff\xfe=\xfd"}},
+}
+
+// Several lines form one list, names are case-insensitive, the first instance of a
+// preference counts, and unknown preferences are ignored.
 func (s *server) testPreferList(t *testing.T) {
-	for _, test := range []struct {
-		path    string
-		n       int
-		status  int
-		applied []string
-		header  []string
-	}{
-		{"/aaa", 0, 202, []string{"respond-async"}, []string{"Prefer: foo=bar", "Prefer: Respond-ASYNC"}},
-		{"/aaa", 0, 202, []string{"respond-async"}, []string{"prefer: , handling=lenient;x=\"respond-async, wait=9\" ,respond-async; x=y"}},
-		{"/aaa", 0, 202, []string{"respond-async", "wait=0"}, []string{"Prefer: respond-async", "Prefer: wait=0"}},
-		{"/bbb", 0, 200, []string{"wait=50"}, []string{"Prefer: foo", "Prefer: WAIT=50"}},
-		{"/bbb", 0, 200, []string{"wait=50"}, []string{"Prefer: wait=50, wait=0"}},
-		{"/bbb", 0, 200, []string{"wait=50"}, []string{"Prefer: Wait=50", "Prefer: wait=0"}},
-		{"/bbb", forLong, 202, []string{"wait=0"}, []string{"Prefer: wait=0", "Prefer: wait=50"}},
-		{"/aaa", 0, 200, nil, []string{"Prefer: foo", "Prefer: return=minimal, respond-asynchronously"}},
-		{"/aaa", 0, 200, nil, []string{"Prefer: foo=\"respond-async\"", "Prefer: x=\"a, respond-async\""}},
-		{"/aaa", 0, 200, nil, []string{"Prefer: ", "Prefer: ,,;;=", "Prefer: =respond-async"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: foo=bar; wait=50"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: wait"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: wait="}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: wait=soon"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: wait=-1"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: wait=1.5"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: wait=0x10"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: \"wait=50"}},
-		{"/bbb", 0, 202, nil, []string{"Prefer: \xff\xfe=\xfd"}},
-	} {
+	for _, test := range preferences {
 		a, ok := s.try(t, test.status, "POST", test.path, sleepFor(test.n), test.header...)
 		if !ok {
 			continue
@@ -293,10 +295,10 @@ func (s *server) testJob(t *testing.T) {
 		j := a.isJob(t, id)
 		a.notStored(t)
 		a.varies(t, "Prefer")
-		a.varies(t, "Accept") // by which it is a stream
+		a.varies(t, "Accept") // which can ask for events
 		a.applied(t)
 		if step(j.State) < seen {
-			t.Errorf("%s: the state is %s again", a.asked, j.State)
+			t.Errorf("%s: the state is back at %s", a.asked, j.State)
 		}
 		seen = step(j.State)
 		if time.Now().After(late) {
@@ -321,14 +323,14 @@ func (s *server) testLongPoll(t *testing.T) {
 
 	id = s.submit(t, forLong)
 	a = s.ask(t, 200, "GET", "/jobs/"+id, "", "Prefer: wait=1, respond-async")
-	a.want(t, "that it has ended", a.isJob(t, id).ended(), false)
+	a.want(t, "having ended", a.isJob(t, id).ended(), false)
 	a.applied(t, "wait=1")
 	a.notStored(t)
 	if a.took < time.Second {
 		t.Errorf("%s: took %v, want at least 1s", a.asked, a.took)
 	}
 
-	// A cancel is an end too, and wakes up whoever waits.
+	// A cancel ends the job, and so the wait.
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		a, ok := s.try(t, 200, "GET", "/jobs/"+id, "", "Prefer: wait=50")
@@ -340,7 +342,7 @@ func (s *server) testLongPoll(t *testing.T) {
 			t.Errorf("%s: took %v, want it to end with the job", a.asked, a.took)
 		}
 	})
-	time.Sleep(100 * time.Millisecond) // most likely it waits by now; if not, it gets the same
+	time.Sleep(100 * time.Millisecond) // it very likely waits by now; if not, the answer is the same
 	s.cancel(id)
 	wg.Wait()
 }
@@ -361,7 +363,7 @@ func (s *server) testEvents(t *testing.T) {
 		t.Errorf("%s: the last event is %+v, want the job resource %+v", f.asked, last.job, j)
 	}
 
-	// Who comes when it is over learns the end.
+	// A client that connects after the end gets the end.
 	f, ok = s.follow(t, id, "")
 	if !ok {
 		return
@@ -371,12 +373,12 @@ func (s *server) testEvents(t *testing.T) {
 		f.has(t, "Job-State", "done")
 	}
 
-	// Who has seen the end is told to stay away.
+	// A client that has seen the end is told not to reconnect.
 	a = s.ask(t, 204, "GET", "/jobs/"+id, "", "Accept: text/event-stream", "Last-Event-ID: "+last.id)
 	a.want(t, "the body", a.body, "")
 	a.has(t, "Job-State", "done")
 
-	// An id that this stream never had is no reason to say nothing.
+	// An unknown event id is ignored.
 	for _, unknown := range []string{"nonsense", "-1", "99999999999999999999"} {
 		if f, ok = s.follow(t, id, unknown); ok {
 			f.rest(t, "done")
@@ -394,7 +396,7 @@ func (s *server) testEventsResume(t *testing.T) {
 	for {
 		e, err := f.next(t)
 		if err != nil {
-			t.Fatalf("%s: %v, want an event that says running", f.asked, err)
+			t.Fatalf("%s: %v, want an event with the state running", f.asked, err)
 		}
 		seen = append(seen, e.id)
 		if e.job.State == "running" {
@@ -412,10 +414,10 @@ func (s *server) testEventsResume(t *testing.T) {
 		return
 	}
 	if len(events) != 1 || slices.Contains(seen, events[0].id) {
-		t.Errorf("%s: got %+v, want the end alone, with an id other than %q", f.asked, events, seen)
+		t.Errorf("%s: got %+v, want only the end, with an id not in %q", f.asked, events, seen)
 	}
 
-	// One that is behind gets what it has missed.
+	// A client that reconnects later gets the events that it missed.
 	if f, ok = s.follow(t, id, seen[len(seen)-1]); ok {
 		f.rest(t, "canceled")
 	}
@@ -440,7 +442,7 @@ func (s *server) testResponse(t *testing.T) {
 	id = s.submit(t, forLong)
 	path = "/jobs/" + id + "/response"
 	a = s.ask(t, 202, "GET", path, "")
-	a.want(t, "that it has ended", a.isJob(t, id).ended(), false)
+	a.want(t, "having ended", a.isJob(t, id).ended(), false)
 	a.retries(t)
 	head = s.ask(t, 202, "HEAD", path, "")
 	head.want(t, "the body", head.body, "")
@@ -449,7 +451,7 @@ func (s *server) testResponse(t *testing.T) {
 	}
 }
 
-// isCanceled checks all that is to be read of a job that has been canceled.
+// isCanceled checks every answer about a canceled job.
 func (s *server) isCanceled(t *testing.T, id string) {
 	t.Helper()
 	a := s.ask(t, 200, "GET", "/jobs/"+id, "")
@@ -465,8 +467,8 @@ func (s *server) isCanceled(t *testing.T, id string) {
 	}
 }
 
-// cancelRunning cancels a job that runs. The answer is 202, but if the work has
-// noticed before the server answers, the job is canceled already and it may say so.
+// cancelRunning cancels a running job. The answer is 202. If the job has ended before
+// the server answers, its state may be canceled, and the status may be 200.
 func (s *server) cancelRunning(t *testing.T, id string) {
 	t.Helper()
 	w, a, err := s.send("DELETE", "/jobs/"+id, "")
@@ -482,7 +484,7 @@ func (s *server) cancelRunning(t *testing.T, id string) {
 	case a.status == 202 && (j.State == "running" || j.State == "canceled"):
 	case a.status == 200 && j.State == "canceled":
 	default:
-		t.Errorf("%s: got %d with the state %s, want 202 with running, or canceled if it is that already", a.asked, a.status, j.State)
+		t.Errorf("%s: got %d with the state %s, want 202 with running, or with canceled if it has ended already", a.asked, a.status, j.State)
 	}
 }
 
@@ -522,28 +524,37 @@ func (s *server) testCancelDone(t *testing.T) {
 	a.want(t, "the body", a.body, echo(0))
 }
 
-// testCancelQueued fills the workers with jobs of some minutes until one stays
-// behind. How many workers there are it cannot know, so it may have to go on
-// without.
-func (s *server) testCancelQueued(t *testing.T) {
-	const most, batch = 400, 10 // a batch has room in the queue, so nothing waits for a place
-	var id, key string
-	for n := 0; id == "" && n < most; n += batch {
-		var last string
+// queued occupies the workers with long jobs until one stays queued, and returns its
+// id and its Idempotency-Key header. It does not know the number of workers, so it
+// may have to give up.
+func (s *server) queued(t *testing.T) (id, key string, ok bool) {
+	const most, batch = 400, 10 // a batch fits into the queue, so no request waits for a place
+	for n := 0; n < most; n += batch {
 		for range batch {
 			key = "Idempotency-Key: " + newKey()
-			last = s.submit(t, forLong, key)
+			id = s.submit(t, forLong, key)
 		}
-		id = last
-		for began := time.Now(); time.Since(began) < time.Second/2; time.Sleep(20 * time.Millisecond) {
-			if a := s.ask(t, 200, "GET", "/jobs/"+last, ""); a.isJob(t, last).State != "queued" {
-				id = ""
-				break
-			}
+		if s.staysQueued(t, id) {
+			return id, key, true
 		}
 	}
-	if id == "" {
-		t.Logf("%d jobs run at once; that of a queued job is not tested", most)
+	t.Logf("%d jobs run at once; canceling a queued job is not tested", most)
+	return "", "", false
+}
+
+// staysQueued reports whether a job is queued for half a second.
+func (s *server) staysQueued(t *testing.T, id string) bool {
+	for began := time.Now(); time.Since(began) < time.Second/2; time.Sleep(20 * time.Millisecond) {
+		if a := s.ask(t, 200, "GET", "/jobs/"+id, ""); a.isJob(t, id).State != "queued" {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *server) testCancelQueued(t *testing.T) {
+	id, key, ok := s.queued(t)
+	if !ok {
 		return
 	}
 	a := s.ask(t, 202, "GET", "/jobs/"+id+"/response", "")
@@ -564,19 +575,19 @@ func (s *server) testCancelQueued(t *testing.T) {
 	f.rest(t, "canceled")
 	j := s.end(t, id, "canceled")
 	if j.StartedAt.IsZero() {
-		a.want(t, "the status of a cancel in the queue", a.status, 200)
-		// What never ran has used up no key.
+		a.want(t, "the status of a cancel while queued", a.status, 200)
+		// A job that never ran frees its key.
 		if again := s.submit(t, forLong, key); again == id {
-			t.Errorf("POST /bbb with the key of a job that was canceled in the queue: the id %s again, want another", id)
+			t.Errorf("POST /bbb with the key of a job that was canceled while queued: the same id %s, want another", id)
 		}
-	} else { // it has slipped through
-		a.want(t, "the status of a cancel while it runs", a.status, 202)
-		t.Logf("%s: the job has started meanwhile; that of a queued job is not tested", a.asked)
+	} else { // it started before the cancel
+		a.want(t, "the status of a cancel while running", a.status, 202)
+		t.Logf("%s: the job has started; canceling a queued job is not tested", a.asked)
 	}
 	s.isCanceled(t, id)
 }
 
-// A post is a request for a long job that may have to wait for a place.
+// A post is a request with a long job that may have to wait for a place.
 type post struct {
 	answer
 	ok   bool
@@ -592,7 +603,7 @@ func (s *server) post(t *testing.T, header ...string) *post {
 	return p
 }
 
-// accepted waits for the answer and has the job canceled with the test.
+// accepted waits for the answer, and cancels the job when the test ends.
 func (s *server) accepted(t *testing.T, p *post) (id string) {
 	t.Helper()
 	if <-p.done; !p.ok {
@@ -603,8 +614,8 @@ func (s *server) accepted(t *testing.T, p *post) (id string) {
 	return id
 }
 
-// A full queue makes requests wait, and Prefer: wait is no end to that, since
-// there is no job yet that an answer could tell of.
+// Requests wait while the queue is full. Prefer: wait does not end that, since there is
+// no job yet to answer with.
 func (s *server) testFull(t *testing.T) {
 	const most = 500
 	var ids []string
@@ -623,25 +634,25 @@ func (s *server) testFull(t *testing.T) {
 		}
 	}
 	if first == nil {
-		t.Logf("%d jobs have a place; that of a full queue is not tested", most)
+		t.Logf("%d jobs have a place; a full queue is not tested", most)
 		return
 	}
 	second := s.post(t, "Prefer: wait=1")
 	select {
 	case <-first.done:
-		t.Logf("%s: it was slow, but had a place; that of a full queue is not tested", first.asked)
+		t.Logf("%s: slow, but it had a place; a full queue is not tested", first.asked)
 	case <-second.done:
-		t.Errorf("%s: got %d while one that came before waits for a place, want it to wait too", second.asked, second.status)
+		t.Errorf("%s: got %d while an earlier request waits for a place, want it to wait too", second.asked, second.status)
 	case <-time.After(1500 * time.Millisecond):
 	}
-	for _, id := range ids[:2] { // they have run the longest
+	for _, id := range ids[:2] { // these are running
 		s.cancelRunning(t, id)
 	}
 	s.accepted(t, first)
 	s.accepted(t, second)
 }
 
-// unknown returns an id that looks as if it could be one.
+// unknown returns an id of the same form, but of no job.
 func unknown(id string) string {
 	b := []byte(id)
 	for i := 1; i < len(b)-1; i++ {
@@ -653,7 +664,7 @@ func unknown(id string) string {
 	return string(b)
 }
 
-// What is said of a job that there is not must not tell why.
+// All answers about unknown jobs are the same, so that they do not reveal a reason.
 func (s *server) testUnknown(t *testing.T) {
 	id := s.submit(t, 0)
 	first := s.refuse(t, 404, "GET", "/jobs/"+unknown(id), "")
@@ -675,7 +686,7 @@ func (s *server) testUnknown(t *testing.T) {
 	for _, path := range []string{"/jobs/", "/jobs/x", "/jobs/" + unknown(id), "/jobs/" + id + "/"} {
 		s.refuse(t, 404, "DELETE", path, "").like(t, first)
 	}
-	// A server may say first that it is written otherwise.
+	// A server may redirect to the canonical path first.
 	for _, path := range []string{"/jobs", "/jobs//response", "/jobs//" + unknown(id)} {
 		w, a, err := s.send("GET", path, "")
 		if err != nil {
@@ -692,7 +703,7 @@ func (s *server) testUnknown(t *testing.T) {
 	}
 }
 
-// The answer to a wrong method must not tell whether there is such a job.
+// The answer to a wrong method must not reveal whether the job exists.
 func (s *server) testJobMethods(t *testing.T) {
 	id := s.submit(t, 0)
 	for below, allow := range map[string][]string{"": {"DELETE", "GET", "HEAD"}, "/response": {"GET", "HEAD"}} {
@@ -713,18 +724,16 @@ func (s *server) testJobMethods(t *testing.T) {
 			}
 		}
 	}
-	// A part of a method's name is another method.
+	// A part of a method's name is not that method.
 	for _, method := range []string{"ET", "E", "HEA", "LETE"} {
 		s.refuse(t, 405, method, "/jobs/"+id, "")
 		s.refuse(t, 405, method, "/jobs/"+id+"/response", "")
 	}
 }
 
-// newKey returns an idempotency key that nobody else has used.
-func newKey() string { return "conformance " + rand.Text() }
-
-func (s *server) testKey(t *testing.T) {
-	k := newKey()
+// sameKey sends many requests with the key at once, which must all get the same job,
+// and returns its id.
+func (s *server) sameKey(t *testing.T, k string) (id string) {
 	const repeats = 100
 	ids := make(chan string, repeats)
 	var wg sync.WaitGroup
@@ -741,7 +750,8 @@ func (s *server) testKey(t *testing.T) {
 	}
 	wg.Wait()
 	close(ids)
-	id, others := <-ids, 0
+	id = <-ids
+	others := 0
 	for other := range ids {
 		if other != id {
 			others++
@@ -751,10 +761,19 @@ func (s *server) testKey(t *testing.T) {
 		t.FailNow()
 	}
 	if others > 0 {
-		t.Errorf("POST /bbb %d times with the Idempotency-Key %s, half of them in quotes: the id %s, but others %d times, want one", repeats, k, id, others)
+		t.Errorf("POST /bbb %d times with the Idempotency-Key %s, half of them in quotes: the id %s, but another one %d times, want the same", repeats, k, id, others)
 	}
+	return id
+}
 
-	// As long as the job can be read it is the answer, in the same words.
+// newKey returns a new idempotency key.
+func newKey() string { return "conformance " + rand.Text() }
+
+func (s *server) testKey(t *testing.T) {
+	k := newKey()
+	id := s.sameKey(t, k)
+
+	// As long as the job is kept, a repeat gets the same answer.
 	s.end(t, id, "done")
 	a := s.ask(t, 202, "POST", "/bbb", sleepFor(0), "Idempotency-Key: "+k)
 	a.want(t, "the id", a.isAccepted(t), id)
@@ -763,9 +782,9 @@ func (s *server) testKey(t *testing.T) {
 	a.has(t, "Job-State", "done")
 
 	a = s.ask(t, 202, "POST", "/bbb", sleepFor(0), "Idempotency-Key: "+k)
-	a.has(t, "Job-State", "done") // where it stands, beside a body that says queued as the first did
+	a.has(t, "Job-State", "done") // the present state, though the body says queued as the first one did
 
-	// Nor does a cancel make room for another, if the job has begun.
+	// A cancel does not free the key of a job that has started.
 	k = newKey()
 	id = s.submit(t, forLong, "Idempotency-Key: "+k)
 	s.await(t, id, "running")
@@ -777,12 +796,12 @@ func (s *server) testKey(t *testing.T) {
 	a.want(t, "the id", again, id)
 	a.has(t, "Job-State", "canceled")
 
-	// Without a key, or with another one, it is another job.
+	// Another key gives another job.
 	if other := s.submit(t, 0, "Idempotency-Key: "+newKey()); other == id {
-		t.Errorf("POST /bbb with another Idempotency-Key: the id %s again, want another", id)
+		t.Errorf("POST /bbb with another Idempotency-Key: the same id %s, want another", id)
 	}
 
-	// On /aaa it works where /aaa makes jobs.
+	// Keys work on /aaa when it creates jobs.
 	k = newKey()
 	id = s.ask(t, 202, "POST", "/aaa", sleepFor(0), "Idempotency-Key: "+k, "Prefer: respond-async").isAccepted(t)
 	a = s.ask(t, 202, "POST", "/aaa", sleepFor(0), "Idempotency-Key: "+k, "Prefer: respond-async")
@@ -801,7 +820,7 @@ func (s *server) testKeyOtherRequest(t *testing.T) {
 		s.await(t, id, "done")
 	}
 
-	// What was refused has used up no key.
+	// A refused request does not use up its key.
 	k = "Idempotency-Key: " + newKey()
 	s.refuse(t, 400, "POST", "/bbb", `{"sleep_time":null}`, k)
 	s.submit(t, 0, k)
@@ -829,7 +848,7 @@ func (s *server) testKeyOtherClient(t *testing.T) {
 		a := s.ask(t, 202, "POST", "/bbb", sleepFor(0), append([]string{"User-Agent: another"}, client...)...)
 		a.want(t, "the id", a.isAccepted(t), id)
 	}
-	// Nor does another request of another client matter.
+	// Another request of another client is fine too.
 	s.submit(t, 1, k, "Authorization: Bearer c")
 }
 
@@ -902,7 +921,7 @@ func (s *server) testBadBodies(t *testing.T) {
 			}
 			a.has(t, "Location", "")
 			a.has(t, "Job-State", "")
-			// What is wrong is said before anything becomes a job.
+			// The body is checked before a job is created.
 			s.refuse(t, 400, "POST", path, body, "Prefer: respond-async, wait=50").like(t, a)
 		}
 	}
@@ -926,8 +945,7 @@ func (s *server) testLargeBodies(t *testing.T) {
 	s.ask(t, 200, "GET", "/healthz", "")
 }
 
-// Each of many clients gets what it has asked for, whichever way it follows its
-// job.
+// Each of many clients gets its own result, whichever way it follows its job.
 func (s *server) testMany(t *testing.T) {
 	const clients = 200
 	var mu sync.Mutex
@@ -946,22 +964,11 @@ func (s *server) testMany(t *testing.T) {
 			id := a.isAccepted(t)
 			mu.Lock()
 			if other, taken := owner[id]; taken {
-				t.Errorf("%s: the clients %d and %d have got the id %s, want one each", a.asked, i, other, id)
+				t.Errorf("%s: the clients %d and %d got the same id %s, want different ones", a.asked, i, other, id)
 			}
 			owner[id] = i
 			mu.Unlock()
-			switch i % 3 {
-			case 0:
-				ok = s.poll(t, id)
-			case 1:
-				ok = s.poll(t, id, "Prefer: wait=20")
-			case 2:
-				var f *stream
-				if f, ok = s.follow(t, id, ""); ok {
-					_, ok = f.rest(t, "done")
-				}
-			}
-			if !ok {
+			if !s.waitFor(t, id, i%3) {
 				return
 			}
 			if a, ok = s.try(t, 200, "GET", "/jobs/"+id+"/response", ""); ok {
@@ -973,7 +980,24 @@ func (s *server) testMany(t *testing.T) {
 	wg.Wait()
 }
 
-// poll asks for a job until it is done. It is for goroutines.
+// waitFor waits until a job is done, in one of three ways. It does not end the test.
+func (s *server) waitFor(t *testing.T, id string, way int) (ok bool) {
+	t.Helper()
+	switch way {
+	case 0:
+		return s.poll(t, id)
+	case 1:
+		return s.poll(t, id, "Prefer: wait=20")
+	}
+	f, ok := s.follow(t, id, "")
+	if ok {
+		_, ok = f.rest(t, "done")
+	}
+	return ok
+}
+
+// poll requests a job until it is done. It does not end the test, so goroutines can
+// call it.
 func (s *server) poll(t *testing.T, id string, header ...string) (ok bool) {
 	t.Helper()
 	for late := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {

@@ -27,7 +27,7 @@ import (
 
 // The tests in this file drive the dashboard in a browser.
 
-var screenshots = flag.String("screenshots", "", "write pictures of the dashboard into this `folder`")
+var screenshots = flag.String("screenshots", "", "write screenshots of the dashboard to this `folder`")
 
 // A page is a tab of a browser.
 type page struct {
@@ -35,12 +35,12 @@ type page struct {
 	ctx context.Context
 
 	mu    sync.Mutex
-	wrong []string // what the browser has complained of
-	lost  bool     // the server is away, and the browser may say so
+	wrong []string // complaints of the browser
+	lost  bool     // the server is down, so the browser may complain
 }
 
-// browse opens a browser that ends with the test. It fails if the browser has had
-// anything to complain of, such as a script that the page's policy forbids.
+// browse opens a browser, which ends with the test. The test fails if the browser
+// complains about anything, such as a script that the page's policy forbids.
 func browse(t *testing.T, flags ...chromedp.ExecAllocatorOption) *page {
 	t.Helper()
 	var binary string
@@ -59,7 +59,7 @@ func browse(t *testing.T, flags ...chromedp.ExecAllocatorOption) *page {
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(binary), chromedp.NoSandbox, chromedp.UserDataDir(t.TempDir()),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("hide-scrollbars", true),
-		chromedp.Flag("force-prefers-reduced-motion", true)) // a picture in the middle of a transition shows what never was
+		chromedp.Flag("force-prefers-reduced-motion", true)) // a screenshot during a transition shows a mixed state
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), append(options, flags...)...)
 	t.Cleanup(cancel)
 	ctx, cancel = context.WithTimeout(ctx, 8*time.Minute)
@@ -68,9 +68,9 @@ func browse(t *testing.T, flags ...chromedp.ExecAllocatorOption) *page {
 	p.ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
 	messages := chromedp.Console(p.ctx)
-	told := make(chan struct{})
+	listened := make(chan struct{})
 	go func() {
-		defer close(told)
+		defer close(listened)
 		for m, err := range messages {
 			if err != nil {
 				return // the browser has ended
@@ -85,12 +85,12 @@ func browse(t *testing.T, flags ...chromedp.ExecAllocatorOption) *page {
 				if picture, err := os.CreateTemp("", "holdfast-*.png"); err == nil {
 					picture.Write(data)
 					picture.Close()
-					t.Logf("what the page looked like: %s", picture.Name())
+					t.Logf("screenshot of the page: %s", picture.Name())
 				}
 			}
 		}
 		cancel()
-		<-told
+		<-listened
 		for _, text := range p.wrong {
 			t.Errorf("the browser complains: %s", text)
 		}
@@ -109,7 +109,7 @@ func (p *page) hear(m chromedp.ConsoleMessage) {
 	}
 }
 
-// expectTrouble lets the browser complain of requests that fail or are refused.
+// expectTrouble allows or forbids complaints of the browser about failed requests.
 func (p *page) expectTrouble(yes bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -136,7 +136,7 @@ func (p *page) until(expression string) {
 	_, err := chromedp.Run(p.ctx, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(patience)))
 	if err != nil {
 		body, _ := chromedp.Run(p.ctx, chromedp.Text("body"))
-		p.t.Fatalf("never: %s (%v); the page says\n%s", expression, err, body)
+		p.t.Fatalf("never true: %s (%v); the page shows\n%s", expression, err, body)
 	}
 }
 
@@ -150,13 +150,13 @@ func evaluate[T any](p *page, expression string, options ...chromedp.EvaluateOpt
 	return value
 }
 
-// text returns what an element says.
+// text returns the text of an element.
 func (p *page) text(id string) string {
 	p.t.Helper()
 	return evaluate[string](p, fmt.Sprintf("document.getElementById(%q).textContent", id))
 }
 
-// number is an expression for the number that an element says.
+// number returns an expression for the number in an element.
 func number(id string) string {
 	return fmt.Sprintf(`Number(document.getElementById(%q).textContent.replace(/[^0-9.]/g, ""))`, id)
 }
@@ -168,7 +168,7 @@ func (p *page) set(id, value string) {
 	p.do(chromedp.SendKeys(chromedp.ID(id), value))
 }
 
-// choose takes one of a field's values.
+// choose selects a value of a field.
 func (p *page) choose(id, value string) {
 	p.t.Helper()
 	evaluate[chromedp.Void](p, fmt.Sprintf(`(() => {
@@ -183,7 +183,7 @@ func (p *page) click(id string) {
 	p.do(chromedp.ScrollIntoView(chromedp.ID(id)), chromedp.Click(chromedp.ID(id)))
 }
 
-// burst sends one by the form.
+// burst sends a burst with the form.
 func (p *page) burst(path string, jobs, seconds int) {
 	p.t.Helper()
 	p.set("burst-jobs", fmt.Sprint(jobs))
@@ -193,7 +193,7 @@ func (p *page) burst(path string, jobs, seconds int) {
 	p.until(fmt.Sprintf(`document.getElementById("burst-status").textContent.includes("to %s")`, path))
 }
 
-// picture keeps what the page looks like, whole.
+// picture saves a screenshot of the whole page.
 func (p *page) picture(name string) {
 	p.t.Helper()
 	if *screenshots == "" {
@@ -222,7 +222,7 @@ func watch(t *testing.T, args ...string) *watched {
 	return &watched{p, t, p.Admin()}
 }
 
-// stats returns what the server itself says.
+// stats returns the statistics of the server itself.
 func (w *watched) stats() (s struct {
 	Dispatcher struct {
 		Workers  int
@@ -242,7 +242,7 @@ func (w *watched) stats() (s struct {
 	return s
 }
 
-// What happens in the server is what the page shows.
+// The page shows what happens in the server.
 func TestDashboardNumbersMove(t *testing.T) {
 	w := watch(t)
 	p := browse(t)
@@ -258,11 +258,11 @@ func TestDashboardNumbersMove(t *testing.T) {
 	}
 	p.until(number("accepted") + " === 3 && " + number("succeeded") + " === 3")
 	if n := w.stats().Dispatcher.Accepted; n != 3 {
-		t.Errorf("the server has accepted %d", n)
+		t.Errorf("the server accepted %d jobs, want 3", n)
 	}
 }
 
-// A newcomer sends a burst, sees the queue fill and drain, and sees /aaa beside
+// A newcomer sends bursts, sees the queue fill and drain, and can compare /aaa with
 // /bbb.
 func TestDashboardBurst(t *testing.T) {
 	w := watch(t, "-workers", "50", "-queue", "100")
@@ -277,11 +277,11 @@ func TestDashboardBurst(t *testing.T) {
 	p.picture("burst")
 	p.until(number("bbb-answered") + " === 300 && " + number("queued") + " === 0 && " + number("running") + " === 0")
 	if n := w.stats().Dispatcher.Accepted; n != 300 {
-		t.Errorf("the server has accepted %d jobs, want the 300 to /bbb", n)
+		t.Errorf("the server accepted %d jobs, want the 300 to /bbb", n)
 	}
-	// What the clients have seen: /aaa after its second, most of /bbb before.
+	// The clients got the answers of /aaa after a second, most of those of /bbb earlier.
 	if aaa, bbb := p.text("aaa-p50"), p.text("bbb-p50"); aaa == bbb || aaa == "–" || bbb == "–" {
-		t.Errorf("time to answer: %s beside %s", aaa, bbb)
+		t.Errorf("time to answer: %s for /aaa, %s for /bbb", aaa, bbb)
 	}
 
 	p.choose("overflow", "reject")
@@ -295,9 +295,9 @@ func TestDashboardBurst(t *testing.T) {
 	p.until(number("aaa-pending") + " === 0")
 }
 
-// Under a steady load the page says what it is, and what would be right for it.
+// Under a steady load, the page describes the load and gives advice for it.
 func TestDashboardAdvice(t *testing.T) {
-	p := browse(t) // first: while nothing has come yet, the server's time counts too
+	p := browse(t) // first, since the measured rate includes the time before the first job
 	w := watch(t, "-workers", "40", "-queue", "200")
 	ctx, stop := context.WithCancel(context.Background())
 	var clients sync.WaitGroup
@@ -320,12 +320,13 @@ func TestDashboardAdvice(t *testing.T) {
 	p.until(`document.getElementById("verdict").classList.contains("yes") || document.getElementById("verdict").classList.contains("no")`)
 	p.until(number("advice-workers") + " > 25 && " + number("advice-workers") + " < 80")
 	if *screenshots != "" {
-		p.do(chromedp.Sleep(4 * time.Minute)) // for charts that show something
+		p.do(chromedp.Sleep(4 * time.Minute)) // so that the charts show something
 		p.burst("/aaa", 200, 1)
 		p.burst("/bbb", 300, 1)
 		p.until(number("blocked") + " > 0 && " + number("aaa-answered") + " === 200")
 		p.picture("dashboard")
 	}
+	p.expectTrouble(true) // the server ends before the browser
 }
 
 func TestDashboardControls(t *testing.T) {
@@ -342,15 +343,15 @@ func TestDashboardControls(t *testing.T) {
 	}
 	p.until(`document.getElementById("workers-of").textContent.includes("37")`)
 
-	// What is wrong is told, and nothing sent.
+	// An invalid value is reported, and nothing is sent.
 	p.set("workers-input", "2000000")
 	p.click("apply")
 	p.until(`!document.getElementById("workers-input").validity.valid`)
 	p.click("discard")
 	p.until(`document.getElementById("workers-input").value === "37"`)
 
-	// The page can be used without a mouse: from the field to its buttons, and the
-	// edit stays while numbers come in.
+	// The page works without a mouse, from the field to its buttons. Updates of the
+	// numbers do not overwrite the edit.
 	p.set("workers-input", "41")
 	before := p.text("uptime")
 	p.until(fmt.Sprintf(`document.getElementById("uptime").textContent !== %q`, before)) // an update must not overwrite it
@@ -368,10 +369,10 @@ func TestDashboardControls(t *testing.T) {
 	p.click("pause")
 	p.until(`document.body.dataset.state === "running" && ` + number("queued") + " === 0")
 	if n := w.stats().Dispatcher.Workers; n != 41 {
-		t.Errorf("the server has %d workers after the pause, want 41 as before it", n)
+		t.Errorf("the server has %d workers after the pause, want 41 as before", n)
 	}
 
-	// A refusal of the server's is shown in its words.
+	// The page shows the text of the server's refusal.
 	p.expectTrouble(true)
 	p.burst("/aaa", 10000, 60)
 	p.click("burst-send")
@@ -379,7 +380,7 @@ func TestDashboardControls(t *testing.T) {
 	p.click("burst-stop")
 }
 
-// A lost connection is shown, and the page recovers by itself.
+// The page shows a lost connection, and recovers by itself.
 func TestDashboardReconnects(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -399,7 +400,7 @@ func TestDashboardReconnects(t *testing.T) {
 	p.until(`document.body.dataset.connection === "lost" && !document.getElementById("lost").hidden && document.title.includes("no connection")`)
 	p.picture("disconnected")
 	if p.text("accepted") != "20" {
-		t.Errorf("the last numbers are gone: %s", p.text("accepted"))
+		t.Errorf("the last numbers are gone; accepted is %s", p.text("accepted"))
 	}
 	again := proctest.Launch(t, nil, proctest.Build(t), "-addr", "127.0.0.1:0", "-admin", admin)
 	again.Addr()
@@ -443,7 +444,7 @@ func TestDashboardInTheDark(t *testing.T) {
 	p.picture("dark")
 }
 
-// With a token the browser asks for it once, and then the page works as without.
+// The browser asks for a token once, and then the page works as usual.
 func TestDashboardWithToken(t *testing.T) {
 	const token = "correct-horse-battery"
 	file := filepath.Join(t.TempDir(), "token")
@@ -463,7 +464,7 @@ func TestDashboardWithToken(t *testing.T) {
 	}
 }
 
-// What a hostile page can make the operator's browser send is refused.
+// The server refuses whatever a hostile page makes the operator's browser send.
 func TestDashboardHostilePage(t *testing.T) {
 	w := watch(t, "-workers", "5")
 	_, port, err := net.SplitHostPort(w.admin)
@@ -476,7 +477,7 @@ func TestDashboardHostilePage(t *testing.T) {
 	}))
 	defer evil.Close()
 
-	// From another origin: each way in which a page can send something.
+	// From another origin, with every way in which a page can send something.
 	p := browse(t)
 	p.expectTrouble(true)
 	p.do(chromedp.Navigate(evil.URL))
@@ -495,10 +496,10 @@ func TestDashboardHostilePage(t *testing.T) {
 		return [...seen.filter(s => !s.endsWith(" undefined") && !s.endsWith(" 0")), ok, events].filter(s => s);
 	})()`
 	if got := evaluate[[]string](p, attack, chromedp.EvalAwaitPromise); len(got) > 0 {
-		t.Errorf("a page of another origin has got %q", got)
+		t.Errorf("a page of another origin got %q", got)
 	}
 
-	// By a name that leads here: then it is of the same origin.
+	// By a name that resolves to the server, so that the page has the same origin.
 	rebound := browse(t, chromedp.Flag("host-resolver-rules", "MAP evil.example 127.0.0.1"))
 	rebound.expectTrouble(true)
 	rebound.do(chromedp.Navigate("http://evil.example:" + port + "/"))
@@ -507,12 +508,12 @@ func TestDashboardHostilePage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(body, `"status":421`) {
-		t.Errorf("by another name: %.200s", body)
+		t.Errorf("through another name: %.200s", body)
 	}
 
 	d := w.stats().Dispatcher
 	if d.Workers != 5 || d.Accepted != 0 {
-		t.Errorf("%d workers, %d jobs accepted: a hostile page has changed something", d.Workers, d.Accepted)
+		t.Errorf("%d workers, %d jobs accepted: a hostile page changed something", d.Workers, d.Accepted)
 	}
 	if log := w.Text(); strings.Contains(log, "dispatcher changed") {
 		t.Error(log)

@@ -27,19 +27,20 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// descriptionFile is what the server embeds.
+// descriptionFile is the file that the server embeds.
 var descriptionFile = filepath.Join("..", "internal", "server", "openapi.json")
 
-// A description is the OpenAPI description, to hold messages against.
+// A description is the OpenAPI description, which messages are checked against.
 type description struct {
-	mu        sync.Mutex // the library writes to the model when it validates
+	mu        sync.Mutex // the library modifies the model when it validates
 	model     *v3.Document
 	validator validator.Validator
 	schemas   schema_validation.SchemaValidator
 	paths     []described
 }
 
-// A described is a path with its operations, by method in upper case.
+// A described is a path of the description with its operations, by method in upper
+// case.
 type described struct {
 	template   string
 	pattern    *regexp.Regexp
@@ -84,7 +85,7 @@ func readDescription(t *testing.T) *description {
 	return d
 }
 
-// statuses returns everything that the description says can be seen, as
+// statuses returns every answer that the description lists, as
 // "METHOD template status".
 func (d *description) statuses() []string {
 	var all []string
@@ -102,22 +103,22 @@ func (d *description) statuses() []string {
 	return all
 }
 
-// anywhere has the names of the responses that no operation lists, since they do
-// not belong to one.
+// anywhere has the names of the responses that belong to no operation, so that no
+// operation lists them.
 var anywhere = map[int]string{
 	http.StatusNotFound:           "UnknownPath",
 	http.StatusMethodNotAllowed:   "MethodNotAllowed",
 	http.StatusServiceUnavailable: "TooManyConnections",
 }
 
-// find returns the path of a request and the operation, as far as they are
+// find returns the path and the operation of a request, each nil if it is not
 // described.
 func (d *description) find(r *http.Request) (p *described, method string, operation *v3.Operation) {
 	for i := range d.paths {
 		if p := &d.paths[i]; p.pattern.MatchString(r.URL.Path) {
 			method := r.Method
 			if method == http.MethodHead && p.operations[method] == nil {
-				method = http.MethodGet // HEAD is served where GET is
+				method = http.MethodGet // GET includes HEAD
 			}
 			return p, method, p.operations[method]
 		}
@@ -125,7 +126,7 @@ func (d *description) find(r *http.Request) (p *described, method string, operat
 	return nil, r.Method, nil
 }
 
-// allowed returns the methods that an Allow header has to name, sorted.
+// allowed returns the methods that an Allow header must name, sorted.
 func (p *described) allowed() (methods []string) {
 	for method := range p.operations {
 		methods = append(methods, method)
@@ -137,7 +138,7 @@ func (p *described) allowed() (methods []string) {
 	return methods
 }
 
-// An answer is a response that has been read. An event stream's body stays out.
+// An answer is a response with its body, except that of an event stream.
 type answer struct {
 	status int
 	header http.Header
@@ -148,7 +149,7 @@ func (a *answer) streams() bool {
 	return a.header.Get("Content-Type") == "text/event-stream"
 }
 
-// checkRequest says what is wrong with a request, by the description.
+// checkRequest returns the differences between a request and the description.
 func (d *description) checkRequest(r *http.Request, body []byte) (wrong []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -157,16 +158,16 @@ func (d *description) checkRequest(r *http.Request, body []byte) (wrong []string
 	}
 	r = r.Clone(r.Context())
 	if r.Method == http.MethodPost {
-		r.Header.Set("Content-Type", "application/json") // the server does not look at it
+		r.Header.Set("Content-Type", "application/json") // the server ignores it
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	_, errs := d.validator.ValidateHttpRequestSync(r)
-	return tell(errs)
+	return messages(errs)
 }
 
-// checkAnswer says what is wrong with the answer to a request, and which of
-// statuses it was. The library alone would let pass what is not described at all,
-// headers that may be missing, and everything about HEAD.
+// checkAnswer returns the differences between an answer and the description, and which
+// of statuses it was. The library alone does not check for undescribed statuses and
+// headers, missing headers, and anything about HEAD.
 func (d *description) checkAnswer(r *http.Request, a *answer) (seen string, wrong []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -193,7 +194,7 @@ func (d *description) checkAnswer(r *http.Request, a *answer) (seen string, wron
 		allow := strings.Split(a.header.Get("Allow"), ", ")
 		slices.Sort(allow)
 		if !slices.Equal(allow, path.allowed()) {
-			wrong = append(wrong, fmt.Sprintf("Allow is %q, and described is %q", allow, path.allowed()))
+			wrong = append(wrong, fmt.Sprintf("Allow is %q, but the description has %q", allow, path.allowed()))
 		}
 	}
 	wrong = append(wrong, d.checkHeaderLocked(response, a.header)...)
@@ -202,13 +203,13 @@ func (d *description) checkAnswer(r *http.Request, a *answer) (seen string, wron
 		_, errs := d.validator.ValidateHttpResponse(r, &http.Response{
 			StatusCode: a.status, Header: folded(a.header), Body: io.NopCloser(bytes.NewReader(a.body)), Request: r,
 		})
-		wrong = append(wrong, tell(errs)...)
+		wrong = append(wrong, messages(errs)...)
 	}
 	return seen, wrong
 }
 
-// transport are the headers that belong to the connection, or to the content, of
-// which the description speaks elsewhere.
+// transport are the headers of the connection, and of the content, which the
+// description covers elsewhere.
 var transport = []string{"Connection", "Content-Length", "Content-Type", "Date", "Transfer-Encoding"}
 
 func (d *description) checkHeaderLocked(response *v3.Response, header http.Header) (wrong []string) {
@@ -258,13 +259,13 @@ func (d *description) checkBodyLocked(r *http.Request, response *v3.Response, a 
 		if orderedmap.Len(response.Content) == 0 || response.Content.GetOrZero(kind) == nil {
 			wrong = append(wrong, kind+" is not described")
 		}
-		return wrong // its events are checked as they pass
+		return wrong // pass checks its events
 	case length != "" && length != strconv.Itoa(len(a.body)):
-		wrong = append(wrong, fmt.Sprintf("Content-Length is %s, and the body has %d bytes", length, len(a.body)))
+		wrong = append(wrong, fmt.Sprintf("Content-Length is %s, but the body has %d bytes", length, len(a.body)))
 	}
 	if orderedmap.Len(response.Content) == 0 {
 		if len(a.body) != 0 || kind != "" {
-			wrong = append(wrong, fmt.Sprintf("no body is described, and there are %d bytes of %q", len(a.body), kind))
+			wrong = append(wrong, fmt.Sprintf("no body is described, but there are %d bytes of %q", len(a.body), kind))
 		}
 		return wrong
 	}
@@ -285,15 +286,15 @@ func (d *description) checkBodyLocked(r *http.Request, response *v3.Response, a 
 		wrong = append(wrong, fmt.Sprintf("the body %.300q: %s", a.body, w))
 	}
 	if problem, ok := value.(map[string]any); ok && media == "application/problem+json" {
-		// A schema for each status would say the same with many more words.
+		// A schema for each status would say this too, but at much greater length.
 		if problem["status"] != float64(a.status) || problem["title"] != http.StatusText(a.status) {
-			wrong = append(wrong, fmt.Sprintf("the body %q is not about %d %s", a.body, a.status, http.StatusText(a.status)))
+			wrong = append(wrong, fmt.Sprintf("the body %q does not match %d %s", a.body, a.status, http.StatusText(a.status)))
 		}
 	}
 	return wrong
 }
 
-// checkJob says what is wrong with an event's data.
+// checkJob returns the differences between an event's data and the description.
 func (d *description) checkJob(data []byte) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -306,7 +307,7 @@ func (d *description) checkJob(data []byte) []string {
 
 func (d *description) checkSchemaLocked(schema *base.Schema, value any) []string {
 	_, errs := d.schemas.ValidateSchemaObject(schema, value)
-	return tell(errs)
+	return messages(errs)
 }
 
 func decode(text []byte) (value any, err error) {
@@ -314,8 +315,8 @@ func decode(text []byte) (value any, err error) {
 	return value, err
 }
 
-// folded returns a header with one line a name: to a client several lines are one
-// list, to the library they are several values.
+// folded returns a header with one line per name. For a client several lines form one
+// list, but the library checks only single values.
 func folded(h http.Header) http.Header {
 	one := make(http.Header)
 	for name, values := range h {
@@ -324,37 +325,37 @@ func folded(h http.Header) http.Header {
 	return one
 }
 
-func tell(errs []*errors.ValidationError) (said []string) {
+func messages(errs []*errors.ValidationError) (texts []string) {
 	for _, e := range errs {
 		text := e.Message + ": " + e.Reason
 		for _, s := range e.SchemaValidationErrors {
 			text += "; " + s.Reason
 		}
-		said = append(said, text)
+		texts = append(texts, text)
 	}
-	return said
+	return texts
 }
 
 func TestDescriptionIsValid(t *testing.T) {
 	d := readDescription(t)
 	if d.model.Version != "3.1.0" {
-		t.Errorf("it is OpenAPI %q, want 3.1.0", d.model.Version)
+		t.Errorf("the OpenAPI version is %q, want 3.1.0", d.model.Version)
 	}
 	if valid, errs := d.validator.ValidateDocument(); !valid {
-		t.Error(strings.Join(tell(errs), "\n"))
+		t.Error(strings.Join(messages(errs), "\n"))
 	}
 	for _, p := range d.paths {
 		for method, operation := range p.operations {
 			for _, parameter := range operation.Parameters {
 				if slices.Contains([]string{"accept", "content-type", "authorization"}, strings.ToLower(parameter.Name)) {
-					t.Errorf("%s %s: OpenAPI passes over a parameter %s", method, p.template, parameter.Name)
+					t.Errorf("%s %s: OpenAPI ignores a parameter %s", method, p.template, parameter.Name)
 				}
 			}
 		}
 	}
 }
 
-// What the description shows as an example must be what it describes.
+// The examples in the description must match their schemas.
 func TestExamplesAreValid(t *testing.T) {
 	d := readDescription(t)
 	var wrong []string

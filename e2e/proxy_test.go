@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// A record is what proxies have seen.
+// A record counts the answers that proxies have seen.
 type record struct {
 	mu   sync.Mutex
 	seen map[string]int // by "METHOD template status"
@@ -30,8 +30,8 @@ func (r *record) add(what string) {
 	r.seen[what]++
 }
 
-// proxy starts a server that passes requests on to the one at addr and answers
-// back, and holds both against the description.
+// proxy starts a reverse proxy for the server at addr, which checks requests and
+// answers against the description.
 func proxy(t *testing.T, d *description, seen *record, addr string) *httptest.Server {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -54,16 +54,16 @@ func proxy(t *testing.T, d *description, seen *record, addr string) *httptest.Se
 		if !a.streams() {
 			if a.body, err = io.ReadAll(response.Body); err != nil {
 				if r.Context().Err() == nil {
-					t.Errorf("%s %s: the answer breaks off: %v", r.Method, r.URL, err)
+					t.Errorf("%s %s: the answer is incomplete: %v", r.Method, r.URL, err)
 				}
 				panic(http.ErrAbortHandler)
 			}
 		}
 		what, wrong := d.checkAnswer(r, a)
 		seen.add(what)
-		if a.status < 300 { // what was taken must have been right
+		if a.status < 300 { // an accepted request must match the description
 			for _, problem := range d.checkRequest(r, body) {
-				wrong = append(wrong, "the request was taken, but is not as described: "+problem)
+				wrong = append(wrong, "the request was accepted, but does not match the description: "+problem)
 			}
 		}
 		for _, problem := range wrong {
@@ -86,15 +86,15 @@ func proxy(t *testing.T, d *description, seen *record, addr string) *httptest.Se
 	return s
 }
 
-// exchange sends a request on a connection of its own and returns the response. An
-// http.Transport fails if the response comes before it has sent all of the request.
+// exchange sends a request on a new connection and returns the response. An
+// http.Transport would fail if the response arrives before the whole request is sent.
 func exchange(r *http.Request, addr string) (*http.Response, error) {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(r.Context(), func() { conn.Close() })
-	go r.Write(conn) // if that fails, there may be a response all the same
+	go r.Write(conn) // there can be a response even if this fails
 	response, err := http.ReadResponse(bufio.NewReader(conn), r)
 	if err != nil {
 		stop()
@@ -105,7 +105,7 @@ func exchange(r *http.Request, addr string) (*http.Response, error) {
 	return response, nil
 }
 
-// A connBody is a body that ends its connection.
+// A connBody is a body that closes its connection.
 type connBody struct {
 	io.ReadCloser
 	conn net.Conn
@@ -117,8 +117,8 @@ func (b *connBody) Close() error {
 	return b.conn.Close()
 }
 
-// pass passes a stream of events on, line by line, and says what is wrong with
-// them.
+// pass forwards a stream of events line by line, and returns their differences from the
+// description.
 func pass(d *description, w http.ResponseWriter, stream io.Reader) (wrong []string) {
 	out := http.NewResponseController(w)
 	out.Flush()
@@ -130,7 +130,7 @@ func pass(d *description, w http.ResponseWriter, stream io.Reader) (wrong []stri
 		line, err := lines.ReadString('\n')
 		if err != nil {
 			if line != "" {
-				wrong = append(wrong, fmt.Sprintf("the stream breaks off in %q", line))
+				wrong = append(wrong, fmt.Sprintf("the stream ends in the middle of %q", line))
 			}
 			return wrong
 		}
@@ -152,7 +152,7 @@ func pass(d *description, w http.ResponseWriter, stream io.Reader) (wrong []stri
 				wrong = append(wrong, fmt.Sprintf("%q has the id %q and the type %q", data, id, kind))
 			}
 			id, kind, data = "", "", nil
-		case line == "" || name == "": // after a comment, or one
+		case line == "" || name == "": // a comment, or the line after it
 		case name == "id":
 			id = value
 		case name == "event":
@@ -160,7 +160,7 @@ func pass(d *description, w http.ResponseWriter, stream io.Reader) (wrong []stri
 		case name == "data" && data == nil:
 			data = []byte(value)
 		default:
-			wrong = append(wrong, fmt.Sprintf("the line %q is not as described", line))
+			wrong = append(wrong, fmt.Sprintf("the line %q does not match the description", line))
 		}
 	}
 }

@@ -1,5 +1,5 @@
-// Package e2e holds the server, as it is built from main.go, against the OpenAPI
-// description that it serves.
+// Package e2e tests the server that is built from main.go against the OpenAPI
+// description that it serves, and drives its dashboard in a browser.
 package e2e
 
 import (
@@ -23,7 +23,7 @@ import (
 	"holdfast/internal/server"
 )
 
-// Everything that the description says is seen at a server, and nothing else is.
+// The server gives every answer that the description lists, and no other.
 func TestServerIsAsDescribed(t *testing.T) {
 	d := readDescription(t)
 	proctest.Build(t)
@@ -51,11 +51,11 @@ func TestServerIsAsDescribed(t *testing.T) {
 		}
 	})
 	if t.Failed() {
-		return // what is missing then says nothing
+		return // then missing answers mean nothing
 	}
 	for _, what := range d.statuses() {
 		if seen.seen[what] == 0 {
-			t.Errorf("%s is described and was not seen", what)
+			t.Errorf("%s is described but was not seen", what)
 		}
 	}
 }
@@ -95,13 +95,13 @@ func (c client) send(method, target, body string, header ...string) *answer {
 	return &answer{response.StatusCode, response.Header, read}
 }
 
-// direct says what the server says, also if that is to look elsewhere.
+// direct returns the answers of the server, even redirects.
 var direct = &http.Client{
 	Timeout:       patience,
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-// must is send for an answer that has to have a status.
+// must is like send, but fails the test unless the answer has the status.
 func (c client) must(status int, method, target, body string, header ...string) *answer {
 	c.t.Helper()
 	a := c.send(method, target, body, header...)
@@ -111,7 +111,7 @@ func (c client) must(status int, method, target, body string, header ...string) 
 	return a
 }
 
-// refused is must for a request that the description does not allow either.
+// refused is like must, for a request that the description must not allow either.
 func (c client) refused(status int, method, target, body string, header ...string) {
 	c.t.Helper()
 	c.must(status, method, target, body, header...)
@@ -121,11 +121,11 @@ func (c client) refused(status int, method, target, body string, header ...strin
 		r.Header.Add(name, value)
 	}
 	if c.d.checkRequest(r, []byte(body)) == nil {
-		c.t.Errorf("%s %s %q %q was refused, and the description allows it", method, target, body, header)
+		c.t.Errorf("%s %s %q %q was refused, but the description allows it", method, target, body, header)
 	}
 }
 
-// accepted returns the path of the job that a request has become.
+// accepted sends a request and returns the path of its job.
 func (c client) accepted(target, body string, header ...string) string {
 	c.t.Helper()
 	return c.must(http.StatusAccepted, "POST", target, body, header...).header.Get("Location")
@@ -146,13 +146,13 @@ func (c client) state(job, want string) {
 	}
 }
 
-// cancelRunning cancels a job that runs, and returns the status: 202 if it still ran
-// when that was answered, 200 if it had ended already, which is up to the machine.
+// cancelRunning cancels a running job and returns the status: 202 if the job was still
+// running when the server answered, 200 if it had ended already. That depends on timing.
 func (c client) cancelRunning(job string) int {
 	c.t.Helper()
 	a := c.send("DELETE", job, "")
 	if a.status != 200 && a.status != 202 {
-		c.t.Fatalf("DELETE %s, which runs: %d %s, want 202 or 200", job, a.status, a.body)
+		c.t.Fatalf("DELETE %s, which is running: %d %s, want 202 or 200", job, a.status, a.body)
 	}
 	return a.status
 }
@@ -160,12 +160,12 @@ func (c client) cancelRunning(job string) int {
 const (
 	brief   = `{"sleep_time":0}`
 	endless = `{"sleep_time":86400}`
-	nobody  = "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA"
+	unknown = "/jobs/AAAAAAAAAAAAAAAAAAAAAAAAAA"
 	events  = "Accept: text/event-stream"
 	async   = "Prefer: respond-async"
 )
 
-// fixed is about what needs no work.
+// fixed tests the answers that need no job.
 func fixed(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen)
 	for _, method := range []string{"GET", "HEAD"} {
@@ -173,18 +173,18 @@ func fixed(t *testing.T, d *description, seen *record) {
 			c.must(200, method, target, "")
 		}
 		c.must(404, method, "/nowhere", "")
-		c.must(404, method, nobody, "")
-		c.must(404, method, nobody+"/response", "")
+		c.must(404, method, unknown, "")
+		c.must(404, method, unknown+"/response", "")
 		c.must(404, method, "/jobs/", "")
 		c.must(404, method, "/jobs/x/y", "")
 	}
-	c.must(404, "GET", nobody, "", events)
+	c.must(404, "GET", unknown, "", events)
 	c.must(404, "GET", "/jobs", "")
 	c.must(404, "GET", "//healthz", "") // not redirected either
-	c.must(404, "DELETE", nobody, "")
+	c.must(404, "DELETE", unknown, "")
 }
 
-// work is about what /aaa and /bbb answer at once.
+// work tests the immediate answers of /aaa and /bbb.
 func work(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen)
 	c.must(200, "POST", "/aaa", brief)
@@ -207,17 +207,17 @@ func work(t *testing.T, d *description, seen *record) {
 		} {
 			c.refused(400, "POST", target, body)
 		}
-		// These a schema cannot tell from what is right.
+		// A schema cannot tell these from valid ones.
 		c.must(400, "POST", target, `{"sleep_time":1,"sleep_time":1}`)
 		c.must(400, "POST", target, `{"sleep_time":1.0}`)
 		for _, key := range []string{"", " ", `"`, `""`, `"x`, `"x"y`, `"\x"`, "ü", strings.Repeat("x", 256), `"` + strings.Repeat("x", 256) + `"`} {
 			if strings.TrimSpace(key) == "" {
-				c.must(400, "POST", target, brief, async, "Idempotency-Key: "+key) // to the library it is not there
+				c.must(400, "POST", target, brief, async, "Idempotency-Key: "+key) // the library takes an empty header for a missing one
 				continue
 			}
 			c.refused(400, "POST", target, brief, async, "Idempotency-Key: "+key)
 		}
-		own := target[1:2] // keys are shared between the two, and the target is part of the request
+		own := target[1:2] // both paths share the keys, and a key with another target would be refused
 		for _, key := range []string{own, `"` + own + ` x"`, `"` + own + `\"\\"`, `"` + own + `p";q=1`, strings.Repeat(own, 255), `"` + strings.Repeat(own, 254) + `."`} {
 			job := c.accepted(target, brief, async, "Idempotency-Key: "+key)
 			if again := c.accepted(target, brief, async, "Idempotency-Key: "+key); again != job {
@@ -230,14 +230,14 @@ func work(t *testing.T, d *description, seen *record) {
 			c.must(405, method, target, "")
 		}
 	}
-	for _, target := range []string{"/", "/healthz", "/readyz", nobody, nobody + "/response"} {
+	for _, target := range []string{"/", "/healthz", "/readyz", unknown, unknown + "/response"} {
 		c.must(405, "POST", target, "")
 	}
-	c.must(405, "DELETE", nobody+"/response", "")
+	c.must(405, "DELETE", unknown+"/response", "")
 }
 
-// jobs is about a job from its acceptance on: with one worker, the first runs and
-// the second waits.
+// jobs tests a job from its acceptance on. There is one worker, so the first job runs
+// and the second waits.
 func jobs(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen, "-workers", "1", "-queue", "10")
 	running := c.accepted("/bbb", endless, "Idempotency-Key: first")
@@ -253,7 +253,7 @@ func jobs(t *testing.T, d *description, seen *record) {
 		}
 	}
 
-	// Canceled, each ends the stream of events and the answers that wait.
+	// Canceling a job ends its event stream and its waiting requests.
 	var waiting sync.WaitGroup
 	for _, more := range []struct{ target, key, job string }{{"/aaa", "second", queued}, {"/bbb", "first", running}} {
 		flowing := make(chan struct{})
@@ -276,7 +276,7 @@ func jobs(t *testing.T, d *description, seen *record) {
 			}
 			defer response.Body.Close()
 			lines := bufio.NewReader(response.Body)
-			first, _ := lines.ReadString('\n') // before there is an end
+			first, _ := lines.ReadString('\n') // before the job ends
 			close(flowing)
 			rest, err := io.ReadAll(lines)
 			if !strings.HasPrefix(first, "id: ") || !bytes.Contains(rest, []byte("\nid: 3\n")) || err != nil {
@@ -284,7 +284,7 @@ func jobs(t *testing.T, d *description, seen *record) {
 			}
 		})
 		<-flowing
-		time.Sleep(50 * time.Millisecond) // for the POST to wait; if it does not, it gets 410 all the same
+		time.Sleep(50 * time.Millisecond) // so that the POST very likely waits; if not, it gets 410 too
 		if more.job == queued {
 			c.must(200, "DELETE", more.job, "")
 		} else {
@@ -304,7 +304,7 @@ func jobs(t *testing.T, d *description, seen *record) {
 			break
 		}
 		if try == 100 {
-			t.Fatal("of 100 jobs that ran and were canceled not one was still running when that was answered")
+			t.Fatal("100 running jobs were canceled, and all had ended before the answer")
 		}
 	}
 
@@ -315,7 +315,7 @@ func jobs(t *testing.T, d *description, seen *record) {
 	c.must(409, "DELETE", done, "")
 }
 
-// ended reads a job that has ended, in all ways.
+// ended reads an ended job in all ways.
 func ended(c client, job string, status int) {
 	c.t.Helper()
 	for _, method := range []string{"GET", "HEAD"} {
@@ -330,7 +330,7 @@ func ended(c client, job string, status int) {
 	c.must(204, "GET", job, "", events, "Last-Event-ID: 3")
 }
 
-// late is about jobs that exceed their time.
+// late tests jobs that exceed their timeout.
 func late(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen, "-job-timeout", "100ms")
 	c.must(504, "POST", "/aaa", endless, "Prefer: respond-async, wait=60")
@@ -341,7 +341,7 @@ func late(t *testing.T, d *description, seen *record) {
 	c.must(409, "DELETE", job, "")
 }
 
-// tooLarge is about jobs whose response is.
+// tooLarge tests jobs whose response is too large.
 func tooLarge(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen, "-max-response", "8")
 	c.must(500, "POST", "/aaa", brief, "Prefer: respond-async, wait=60")
@@ -351,18 +351,18 @@ func tooLarge(t *testing.T, d *description, seen *record) {
 	ended(c, job, 500)
 }
 
-// full is about a queue that is, and refuses.
+// full tests a full queue that refuses.
 func full(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen, "-workers", "1", "-queue", "0", "-overflow", "reject")
 	c.accepted("/bbb", endless)
 	for _, target := range []string{"/aaa", "/bbb"} {
 		if c.must(503, "POST", target, brief, async).header.Get("Retry-After") == "" {
-			t.Errorf("%s: Retry-After is missing, and the queue is full", target)
+			t.Errorf("%s: Retry-After is missing although the queue is full", target)
 		}
 	}
 }
 
-// dropped is about jobs that give way to others.
+// dropped tests jobs that are dropped for newer ones.
 func dropped(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen, "-workers", "1", "-queue", "1", "-overflow", "drop-oldest")
 	first := c.accepted("/bbb", endless)
@@ -374,7 +374,7 @@ func dropped(t *testing.T, d *description, seen *record) {
 	c.must(409, "DELETE", second, "")
 }
 
-// stopping is about a server that has been told to stop and still has a job.
+// stopping tests a server that is shutting down and still has a job.
 func stopping(t *testing.T, d *description, seen *record) {
 	c, p := via(t, d, seen, "-workers", "1", "-drain", "0")
 	job := c.accepted("/bbb", endless)
@@ -385,7 +385,7 @@ func stopping(t *testing.T, d *description, seen *record) {
 	p.AwaitLog(regexp.MustCompile(`( stopping )`))
 	for began := time.Now(); c.send("GET", "/readyz", "").status != 503; time.Sleep(5 * time.Millisecond) {
 		if time.Since(began) > patience {
-			t.Fatal("it stops, and is ready")
+			t.Fatal("the server is shutting down, but still ready")
 		}
 	}
 	c.must(503, "HEAD", "/readyz", "")
@@ -397,11 +397,11 @@ func stopping(t *testing.T, d *description, seen *record) {
 	select {
 	case <-p.Ended:
 	case <-time.After(patience):
-		t.Error("the job has ended, and the server has not")
+		t.Error("the job has ended, but the server has not")
 	}
 }
 
-// connections is about one more than there may be.
+// connections tests a connection above the limit.
 func connections(t *testing.T, d *description, seen *record) {
 	p := start(t, "-max-conns", "1")
 	held, err := net.Dial("tcp", p.addr)
@@ -410,12 +410,12 @@ func connections(t *testing.T, d *description, seen *record) {
 	}
 	defer held.Close()
 	c := client{t, d, proxy(t, d, seen, p.addr).URL}
-	for _, target := range []string{"/", "/healthz", nobody, nobody + "/response"} {
+	for _, target := range []string{"/", "/healthz", unknown, unknown + "/response"} {
 		c.must(503, "GET", target, "")
 	}
 }
 
-// served is about the description itself.
+// served tests the description itself.
 func served(t *testing.T, d *description, seen *record) {
 	want, err := os.ReadFile(descriptionFile)
 	if err != nil {
@@ -423,7 +423,7 @@ func served(t *testing.T, d *description, seen *record) {
 	}
 	same := func(c client) {
 		if got := c.must(200, "GET", "/openapi.json", "").body; !bytes.Equal(got, want) {
-			t.Errorf("what is served has %d bytes and is not %s", len(got), descriptionFile)
+			t.Errorf("the server sends %d bytes that differ from %s", len(got), descriptionFile)
 		}
 		c.must(200, "HEAD", "/openapi.json", "")
 	}
@@ -435,7 +435,7 @@ func served(t *testing.T, d *description, seen *record) {
 	same(client{t, d, proxy(t, d, seen, p.addr).URL})
 }
 
-// Whatever a client of the contract asks, the server answers as described.
+// All answers in the conformance test match the description.
 func TestConformanceIsAsDescribed(t *testing.T) {
 	t.Parallel()
 	var seen record

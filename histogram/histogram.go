@@ -1,6 +1,6 @@
-// Package histogram counts durations at a few nanoseconds each, without knowing
-// beforehand how long they will be. It differs from a list of bounds chosen by
-// hand in that any quantile is right to an eighth, from nanoseconds to hours.
+// Package histogram counts durations of any magnitude, at a few nanoseconds each.
+// Unlike a histogram with hand-picked bounds, it is accurate to an eighth at any
+// quantile, from nanoseconds to hours.
 package histogram
 
 import (
@@ -10,9 +10,9 @@ import (
 )
 
 // A Histogram counts durations in buckets whose bounds are at most an eighth
-// apart, from 1 ns to 39 hours; what is longer counts in the last one. The zero
-// Histogram is empty and ready to use. It has a fixed size, is copied by
-// assignment, and is not safe for concurrent use.
+// apart, from 1 ns to 39 hours. Longer durations count in the last bucket. The
+// zero Histogram is empty and ready to use. It has a fixed size and is copied by
+// assignment. It is not safe for concurrent use.
 type Histogram struct {
 	Count   uint64
 	Sum     float64 // of the durations, in nanoseconds
@@ -25,8 +25,8 @@ const (
 	buckets = (maxBits - subBits + 1) << subBits
 )
 
-// Add counts d, a negative one as 0: two clocks that were read on different
-// processors can be in the wrong order.
+// Add counts d. A negative d counts as 0: clock readings from different processors
+// can be out of order.
 func (h *Histogram) Add(d time.Duration) {
 	ns := max(int64(d), 0)
 	h.Count++
@@ -48,7 +48,7 @@ func upper(i int) int64 {
 	return int64(i-shift<<subBits+1)<<shift - 1
 }
 
-// Merge adds what o has counted.
+// Merge adds the counts of o to h.
 func (h *Histogram) Merge(o *Histogram) {
 	h.Count += o.Count
 	h.Sum += o.Sum
@@ -57,7 +57,8 @@ func (h *Histogram) Merge(o *Histogram) {
 	}
 }
 
-// Since returns what was added after earlier, a copy of h, was taken.
+// Since returns the durations that were added to h after earlier, a copy of h, was
+// taken.
 func (h *Histogram) Since(earlier *Histogram) Histogram {
 	d := Histogram{Count: h.Count - earlier.Count, Sum: h.Sum - earlier.Sum}
 	for i := range d.buckets {
@@ -66,7 +67,7 @@ func (h *Histogram) Since(earlier *Histogram) Histogram {
 	return d
 }
 
-// Mean returns the mean duration, or 0 if there is none.
+// Mean returns the mean duration, or 0 if h is empty.
 func (h *Histogram) Mean() time.Duration {
 	if h.Count == 0 {
 		return 0
@@ -78,18 +79,18 @@ func (h *Histogram) Mean() time.Duration {
 }
 
 // CV2 returns the squared coefficient of variation: the variance of the durations
-// divided by the square of their mean, 0 if there are less than two. Each counts
-// as the middle of its bucket, so the root of CV2 is right to √(1+CV2)/16, however
-// the durations are distributed, and CV2 to about a hundredth where they are not
-// crowded in a few buckets. Durations that share a bucket, as equal ones do, have
-// 0. It means nothing if some are longer than 39 hours.
+// divided by the square of their mean. It is 0 if there are fewer than two. Each
+// duration counts as the middle of its bucket, so the root of CV2 is accurate to
+// √(1+CV2)/16 for any distribution, and CV2 to about a hundredth unless a few
+// buckets hold most durations. If all durations share a bucket, as equal ones do,
+// CV2 is 0. It is meaningless if some are longer than 39 hours.
 func (h *Histogram) CV2() float64 {
 	if h.Count < 2 || h.Sum <= 0 {
 		return 0
 	}
 	n := float64(h.Count)
-	// The spread is that of the middles around their own mean, which the exact
-	// one may be beside; what it is in proportion to is the exact mean.
+	// The variance is taken around the mean of the middles, which can differ from
+	// the exact mean. It is divided by the square of the exact mean.
 	center := 0.0
 	for i, count := range h.buckets {
 		center += float64(count) / n * middle(i)
@@ -111,9 +112,9 @@ func middle(i int) float64 {
 	return float64(lower+upper(i)) / 2
 }
 
-// Quantile returns the duration that a share q of the durations do not exceed,
-// too high by an eighth at most. q is taken as 0 if below or not a number, as 1
-// if above. Without durations it returns 0.
+// Quantile returns the q-quantile of the durations, or up to an eighth more. A q
+// below 0 or NaN counts as 0, a q above 1 counts as 1. Quantile returns 0 if h is
+// empty.
 func (h *Histogram) Quantile(q float64) time.Duration {
 	if h.Count == 0 {
 		return 0
@@ -129,9 +130,9 @@ func (h *Histogram) Quantile(q float64) time.Duration {
 	return time.Duration(upper(i))
 }
 
-// CountUpTo returns how many durations are in buckets that end at d or before. It
-// is exact where a bucket ends: at 2^n−1 nanoseconds, and between any two of these
-// at eight places.
+// CountUpTo returns the number of durations in buckets that end at or before d. It
+// is exact where a bucket ends: every power of two is divided into eight buckets,
+// the last of which ends at 2^n−1 nanoseconds.
 func (h *Histogram) CountUpTo(d time.Duration) uint64 {
 	n := uint64(0)
 	for i, count := range h.buckets {

@@ -64,7 +64,7 @@ func TestHistogramQuantileBounds(t *testing.T) {
 	}
 }
 
-// checkQuantiles holds h against the durations that were added to it.
+// checkQuantiles checks h against the durations that were added to it.
 func checkQuantiles(t *testing.T, h *Histogram, durations []int64) {
 	t.Helper()
 	slices.Sort(durations)
@@ -75,7 +75,7 @@ func checkQuantiles(t *testing.T, h *Histogram, durations []int64) {
 			want = 1<<maxBits - 1
 		}
 		if got < want || got > want+want/8 {
-			t.Fatalf("Quantile(%v) of %d = %d, want %d or an eighth more at most", q, len(durations), got, want)
+			t.Fatalf("Quantile(%v) of %d = %d, want %d or up to an eighth more", q, len(durations), got, want)
 		}
 	}
 }
@@ -109,8 +109,8 @@ func TestHistogramQuantileIsTooHighByAnEighthAtMost(t *testing.T) {
 	}
 }
 
-// FuzzHistogram: whatever the durations, a quantile is one of them, or an eighth
-// more at most.
+// FuzzHistogram checks that any quantile of any durations is one of them, or up to
+// an eighth more.
 func FuzzHistogram(f *testing.F) {
 	add := func(durations ...uint64) {
 		var b []byte
@@ -174,7 +174,7 @@ func TestSince(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	var h, added Histogram
 	if h.Since(&h) != added {
-		t.Error("since itself: not empty")
+		t.Error("h.Since(&h) is not empty")
 	}
 	for range 500 {
 		h.Add(time.Duration(rng.Int64N(1000)))
@@ -190,11 +190,11 @@ func TestSince(t *testing.T) {
 		t.Errorf("since: %d with %v, want %d with %v", got.Count, got.Sum, added.Count, added.Sum)
 	}
 	if h != before || h.Since(&Histogram{}) != h {
-		t.Error("Since changes what it is called on, or not all is since nothing")
+		t.Error("Since changed its receiver, or Since an empty Histogram is not h")
 	}
 }
 
-// TestCV2 holds CV2 against its definition.
+// TestCV2 checks CV2 against its definition.
 func TestCV2(t *testing.T) {
 	var h Histogram
 	if got := h.CV2(); got != 0 {
@@ -218,7 +218,7 @@ func TestCV2(t *testing.T) {
 		}
 	}
 
-	const worst = -1 // any durations, which the bound on the root is for
+	const worst = -1 // only the bound on the root is checked
 	for _, test := range []struct {
 		name string
 		want float64

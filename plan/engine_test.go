@@ -15,34 +15,35 @@ import (
 	"holdfast/plan"
 )
 
-// The formulas hold for an ideal queue. These tests run the real dispatcher, in
-// virtual time, and compare in two steps. First every single job must start when
-// it does in an ideal queue that is given the same arrivals, to the nanosecond.
-// Then both are compared with the formulas: the dispatcher, at most points, over as
-// many arrivals as a test can afford; the ideal queue, which has just been shown to
-// be the same thing, over some millions. Without the second the intervals at 95 %
-// would be wider than what they are to show: a mean wait needs millions there.
+// The formulas describe an ideal queue. These tests run the real dispatcher in
+// virtual time and compare in two steps. First, every job must start at the same
+// nanosecond as in an ideal queue with the same arrivals. Then both are compared
+// with the formulas: at most points the dispatcher, over as many arrivals as a test
+// can afford, and everywhere the ideal queue, which the first step has shown to be
+// equivalent, over some millions. At a utilisation of 95 % a mean wait takes
+// millions of arrivals: with fewer, the confidence intervals would be too wide to
+// show anything.
 //
-// Under the race detector, which makes everything ten times as slow, a tenth of
-// the arrivals go through the dispatcher, and are compared with the ideal queue alone.
+// The race detector makes everything ten times slower. Under it, a tenth of the
+// arrivals go through the dispatcher, and only the first step is done.
 //
-// Seeds are fixed here. A failure is never answered with another one.
+// The seeds are fixed. Do not change one because a test fails.
 
 const (
 	second  = int64(time.Second) // the mean service time of every point
-	endless = 4096               // places that are never all taken
+	endless = 4096               // places, never all taken
 
 	batches    = 65   // 64 degrees of freedom
-	familyWise = 1e-4 // for a failure in any comparison, if all models are right
-	narrow     = 0.15 // of the value: an interval's greatest half width
+	familyWise = 1e-4 // probability that any comparison fails if all models are right
+	narrow     = 0.15 // greatest half width of an interval, relative to the value
 
-	// From so many arrivals on, the dispatcher's run is compared with the formulas
-	// by itself. Points with fewer are those where that would take too long: their
-	// batches would not be independent of each other.
+	// A dispatcher's run of at least this many arrivals is compared with the
+	// formulas too. At the other points that would take too long: with fewer
+	// arrivals, the batches would depend on each other.
 	enough = 40_000
 )
 
-// underRace is whether the test was built with the race detector.
+// underRace reports whether the test was built with the race detector.
 var underRace = func() bool {
 	info, _ := debug.ReadBuildInfo()
 	return info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
@@ -55,8 +56,8 @@ type law struct {
 	draw func(*rand.Rand) float64
 }
 
-// Of the hyperexponential law, a share h2P of the jobs has a mean of 1/h2Mu1, the
-// others one of 1/h2Mu2. Each kind makes up half of the load.
+// In the hyperexponential law, a share h2P of the jobs has a mean of 1/h2Mu1, the
+// others have a mean of 1/h2Mu2. Each kind is half of the load.
 var (
 	h2P   = (1 + math.Sqrt((4.-1)/(4+1))) / 2
 	h2Mu1 = 2 * h2P
@@ -77,14 +78,14 @@ var (
 	}}
 )
 
-// A source draws Poisson arrivals and their services. Arrivals and services come
-// from generators of their own, so that laws are compared under the same arrivals.
+// A source draws Poisson arrivals and their service times. The two have separate
+// generators, so that all laws see the same arrivals.
 type source struct {
 	arrivals, services *rand.Rand
 	law                law
 	at                 float64 // of the last arrival, in seconds
 
-	// rate returns the rate at a time and when it changes next.
+	// rate returns the rate at a time, and when it changes next.
 	rate func(at float64) (perSecond, until float64)
 }
 
@@ -104,23 +105,23 @@ func (s *source) next() (at, service int64) {
 		if s.at < until {
 			break
 		}
-		s.at = until // arrivals have no memory, so it may start anew where the rate changes
+		s.at = until // arrivals are memoryless, so the draw can restart where the rate changes
 	}
 	return int64(s.at * float64(second)), max(int64(s.law.draw(s.services)*float64(second)), 1)
 }
 
-// A record is what became of an arrival; started is −1 if it was refused.
+// A record describes an arrival; started is −1 if it was refused.
 type record struct{ at, started, service int64 }
 
 func (r record) accepted() bool { return r.started >= 0 }
 func (r record) wait() int64    { return r.started - r.at }
 
-// An ideal queue serves who has waited longest on the worker that is free first
-// (Kiefer and Wolfowitz 1955).
+// An ideal queue starts the job that has waited longest on the worker that is free
+// first (Kiefer and Wolfowitz 1955).
 type ideal struct {
 	places  int
 	free    []int64 // when each worker is free, a heap
-	waiting []int64 // from head on, when those that wait start, in order
+	waiting []int64 // start times of the waiting jobs, in order, from head on
 	head    int
 }
 
@@ -158,9 +159,9 @@ func (q *ideal) arrive(at, service int64) record {
 	return record{at, start, service}
 }
 
-// serve runs the first n arrivals through a dispatcher and checks each against
-// the ideal queue, the whole against Little's law, and the dispatcher's own
-// statistics against what its jobs have seen.
+// serve runs the first n arrivals through a dispatcher. It checks each against the
+// ideal queue, the run against Little's law, and the dispatcher's statistics
+// against what its jobs saw.
 func serve(t *testing.T, s *source, workers, places, n int) []record {
 	if underRace {
 		n /= 10
@@ -183,7 +184,7 @@ func serve(t *testing.T, s *source, workers, places, n int) []record {
 			r := &records[i]
 			r.at, r.service = s.next()
 			time.Sleep(time.Duration(r.at - now()))
-			if i%(n/97) == 0 { // everybody else rests now
+			if i%(n/97) == 0 { // all other goroutines are blocked here
 				st := d.Stats()
 				samples = append(samples, sample{i, st.Queued, st.Running})
 			}
@@ -226,8 +227,8 @@ func serve(t *testing.T, s *source, workers, places, n int) []record {
 	return records
 }
 
-// compareStats also checks Little's law: the run begins and ends empty, so it
-// holds exactly and not only on average.
+// compareStats also checks Little's law. The run begins and ends empty, so the law
+// holds exactly, not only on average.
 func compareStats(t *testing.T, st holdfast.Stats, records []record, length int64) {
 	var ins, outs, waits []int64
 	var sum, services int64
@@ -271,12 +272,12 @@ func compareStats(t *testing.T, st holdfast.Stats, records []record, length int6
 	for _, q := range []float64{0.5, 0.9, 0.99} {
 		exact := waits[int(math.Ceil(q*float64(n)))-1]
 		if got := int64(st.Wait.Quantile(q)); got < exact || float64(got) > 1.125*float64(exact) {
-			t.Errorf("Stats has a quantile %v of %d; want %d or an eighth more", q, got, exact)
+			t.Errorf("Stats has a quantile %v of %d; want %d or up to an eighth more", q, got, exact)
 		}
 	}
 }
 
-// A quantity is a mean of the arrivals, and the value that a model has for it.
+// A quantity is a mean over the arrivals, with the value that a model predicts.
 type quantity struct {
 	name string
 	want float64
@@ -287,9 +288,9 @@ type quantity struct {
 type kind int
 
 const (
-	theWait    kind = iota // of those accepted, in seconds
-	waitsAbove             // the share of those accepted that wait longer than t
-	isRefused              // the share of all
+	theWait    kind = iota // wait of accepted arrivals, in seconds
+	waitsAbove             // share of accepted arrivals that wait longer than t
+	isRefused              // share of all arrivals that are refused
 )
 
 func meanWait(want float64) quantity { return quantity{"mean wait", want, theWait, 0} }
@@ -326,9 +327,9 @@ func (y *tally) add(batch int, r record) {
 	}
 }
 
-// result returns the quantity's value and by how much it may differ from that of
-// a right model. The batches are of sums of value − want, whose mean is 0 with a
-// right model also where the number accepted varies.
+// result returns the quantity's value and how far it may be from that of a right
+// model. It uses the sums of value − want by batch: under a right model their mean
+// is 0 even if the number of accepted arrivals varies.
 func (y *tally) result(quantile float64) (value, halfWidth float64) {
 	var sum, count, squares float64
 	for i := range batches {
@@ -343,8 +344,8 @@ func (y *tally) result(quantile float64) (value, halfWidth float64) {
 	return sum / count, quantile * math.Sqrt(squares/(batches-1)/batches) / (count / batches)
 }
 
-// studentT returns what |T| exceeds with probability p, of Student's t with an
-// even number of degrees of freedom (Abramowitz and Stegun 26.7.4).
+// studentT returns the value that |T| exceeds with probability p, for Student's t
+// with an even number of degrees of freedom (Abramowitz and Stegun 26.7.4).
 func studentT(freedom int, p float64) float64 {
 	low, high := 0., 1e6
 	for range 100 {
@@ -376,7 +377,7 @@ func TestStudentT(t *testing.T) {
 	}
 }
 
-// A point is a system for which there is an exact model.
+// A point is a system with an exact model.
 type point struct {
 	name     string
 	workers  int
@@ -421,7 +422,8 @@ func (p point) plan(t *testing.T) plan.Plan {
 	return a
 }
 
-// quantities asks the planner, and other models for what it does not say.
+// quantities returns what the planner predicts, and what other models predict
+// where the planner does not.
 func (p point) quantities(t *testing.T) []quantity {
 	a := p.plan(t)
 	if p.places < endless {
@@ -444,7 +446,7 @@ func (p point) quantities(t *testing.T) []quantity {
 			qs = append(qs, beyond("beyond p50", a.Waiting.P50, 0.5))
 		}
 		qs = append(qs, beyond("beyond p90", a.Waiting.P90, 0.1))
-		if p.used <= 0.7 { // above that its interval stays wide
+		if p.used <= 0.7 { // above, the interval stays too wide
 			qs = append(qs, beyond("beyond p99", a.Waiting.P99, 0.01))
 		}
 	case "constant", "hyperexponential":
@@ -453,10 +455,10 @@ func (p point) quantities(t *testing.T) []quantity {
 	return qs
 }
 
-// waitBeyond returns the share of those accepted that wait longer than t with
-// exponential service and a queue that ends: who finds w + j there waits for
-// j + 1 services to end, at w a second, which takes longer than t if at most j
-// end in it. The states are those of a birth and death process.
+// waitBeyond returns the share of accepted jobs that wait longer than t, for
+// exponential service and a bounded queue. A job that finds w + j others waits
+// until j + 1 services have ended, at a rate of w per second; it waits longer than
+// t if at most j end within t. The states form a birth-death process.
 func (p point) waitBeyond(t float64) float64 {
 	odds, all, beyond := 1., 0., 0.
 	w := float64(p.workers)
@@ -477,11 +479,11 @@ func (p point) waitBeyond(t float64) float64 {
 	return beyond / all
 }
 
-// exceeded returns what a share q of the waits for one worker exceeds.
+// exceeded returns the time that a share q of the waits for one worker exceed.
 func (p point) exceeded(q float64) float64 {
 	low, high := 0., 1000.
 	if p.law.name == "constant" {
-		high = 30 // the sum alternates, and loses its digits far out
+		high = 30 // the sum alternates and loses its digits further out
 	}
 	for range 60 {
 		if t := (low + high) / 2; p.tail(t) > q {
@@ -494,8 +496,8 @@ func (p point) exceeded(q float64) float64 {
 }
 
 // tail returns the share of waits beyond t. For constant service it is Erlang's
-// sum (1909); for the hyperexponential one it inverts the transform of Pollaczek
-// and Khinchine, whose denominator is a quadratic polynomial.
+// sum (1909). For hyperexponential service it inverts the Pollaczek-Khinchine
+// transform, whose denominator is a quadratic polynomial.
 func (p point) tail(t float64) float64 {
 	r := p.used
 	if p.law.name == "constant" {
@@ -540,21 +542,22 @@ func TestEngineFollowsModels(t *testing.T) {
 			}
 			if p.arrivals >= enough {
 				widths := compare(t, "dispatcher", all[i], quantile, len(records), func(i int) record { return records[i] })
-				if widths[0] > narrow { // the first is the one that it is run for
-					t.Errorf("dispatcher: an interval of ±%.0f %% shows nothing", 100*widths[0])
+				if widths[0] > narrow { // the number of arrivals is chosen for the first quantity
+					t.Errorf("dispatcher: an interval of ±%.0f %% is too wide to show anything", 100*widths[0])
 				}
 			}
 			s, q := newSource(p.seed, p.law, steady(p.rate())), newIdeal(p.workers, p.places)
 			widths := compare(t, "ideal", all[i], quantile, p.longer, func(int) record { return q.arrive(s.next()) })
 			if widest := slices.Max(widths); widest > narrow {
-				t.Errorf("ideal: an interval of ±%.0f %% shows nothing", 100*widest)
+				t.Errorf("ideal: an interval of ±%.0f %% is too wide to show anything", 100*widest)
 			}
 		})
 	}
 }
 
-// compare tests each quantity and returns the intervals' half widths in relation
-// to the values. It leaves out the first twentieth, before which the system was empty.
+// compare tests each quantity and returns the half widths of the intervals,
+// relative to the values. It skips the first twentieth, since the system starts
+// empty.
 func compare(t *testing.T, name string, qs []quantity, quantile float64, n int, next func(int) record) (widths []float64) {
 	for _, y := range collect(qs, n, next) {
 		value, half := y.result(quantile)
@@ -588,15 +591,15 @@ func collect(qs []quantity, n int, next func(int) record) []tally {
 	return tallies
 }
 
-// TestEngineNearApproximations says how far off the planner is where it has no
-// exact model: some per cent of the mean wait, a factor of two of the refusals. The
-// bounds are of these points, not of the approximations.
+// TestEngineNearApproximations bounds the planner's error where it has no exact
+// model: some per cent of the mean wait, a factor of two of the refusals. The
+// bounds hold for these points only, not for the approximations in general.
 func TestEngineNearApproximations(t *testing.T) {
 	quantile := studentT(batches-1, familyWise/20)
 	for _, test := range []struct {
 		point
-		low, high float64 // the planner's mean wait or refusals, divided by those measured
-		most      float64 // beyond the planner's p99
+		low, high float64 // the planner's mean wait or refusals, divided by the measured ones
+		most      float64 // share of waits beyond the planner's p99
 	}{
 		{point{"M/D/4 at 80%", 4, endless, 0.8, constant, 21, 20_000, 1_500_000}, 0.9, 1, 0.012},
 		{point{"M/D/10 at 90%", 10, endless, 0.9, constant, 22, 20_000, 2_500_000}, 0.9, 1, 0.012},
@@ -620,9 +623,9 @@ func TestEngineNearApproximations(t *testing.T) {
 			s, q := newSource(p.seed, p.law, steady(p.rate())), newIdeal(p.workers, p.places)
 			for i, y := range collect(qs, p.longer, func(int) record { return q.arrive(s.next()) }) {
 				value, half := y.result(quantile)
-				t.Logf("%-10s %.4g ± %.1f %%, the planner has %.4g: %+.1f %%", y.name, value, 100*half/value, y.want, 100*(y.want/value-1))
+				t.Logf("%-10s %.4g ± %.1f %%, the planner predicts %.4g: %+.1f %%", y.name, value, 100*half/value, y.want, 100*(y.want/value-1))
 				if ratio := y.want / value; i == 0 && !(ratio >= test.low && ratio <= test.high && half <= narrow*value) {
-					t.Errorf("%s: the planner has %.3f times what was measured, ± %.0f %%; want %v to %v", y.name, ratio, 100*half/value, test.low, test.high)
+					t.Errorf("%s: the planner predicts %.3f times what was measured, ± %.0f %%; want %v to %v", y.name, ratio, 100*half/value, test.low, test.high)
 				}
 				if y.name == "beyond p99" && value > test.most {
 					t.Errorf("%v wait longer than the planner's p99, want at most %v", value, test.most)
@@ -632,9 +635,9 @@ func TestEngineNearApproximations(t *testing.T) {
 	}
 }
 
-// TestEngineTakesInBursts has the load of the package's example with a second for
-// a service, and a burst in the middle of every 200 seconds.
-func TestEngineTakesInBursts(t *testing.T) {
+// TestEngineAbsorbsBursts uses the load of the package's example with a service
+// time of a second, and a burst in the middle of every 200 seconds.
+func TestEngineAbsorbsBursts(t *testing.T) {
 	const period, from = 200, 80
 	p, err := plan.For(plan.Load{Rate: 5, Service: time.Second, Burst: 5, BurstFor: 40 * time.Second, Deadline: 20 * time.Second})
 	if err != nil {
@@ -691,9 +694,9 @@ func TestEngineTakesInBursts(t *testing.T) {
 		t.Errorf("%v of the bursts overflow, want at most %v; %v of the answers are late, want at most 0.01", overflown/bursts, most, late/accepted)
 	}
 	if b := p.Backlog / atEnd; b < 0.9 || b > 1.25 {
-		t.Errorf("a planned backlog of %v is %v", p.Backlog, atEnd)
+		t.Errorf("the mean backlog is %v, planned %v", atEnd, p.Backlog)
 	}
 	if d := p.Drain / drain; d < 0.9 || d > 1.25 {
-		t.Errorf("it drains in %v, planned %v", drain, p.Drain)
+		t.Errorf("the backlog drains in %v s, planned %v s", drain, p.Drain)
 	}
 }

@@ -2,19 +2,18 @@ package plan
 
 import "math"
 
-// ErlangB returns the share of requests that are refused by workers without a
-// queue, the M/M/w/w system: B(0) = 1, B(k) = a·B(k−1) / (k + a·B(k−1)) (Erlang
-// 1917). The load a is the arrival rate times the mean service time, in erlangs;
-// how the service time is distributed does not matter. It takes time
-// proportional to workers, some 2 ms for a million. It returns NaN if workers
-// or load is negative or load is NaN.
+// ErlangB returns the share of requests that workers without a queue refuse, the
+// M/M/w/w system: B(0) = 1, B(k) = a·B(k−1) / (k + a·B(k−1)) (Erlang 1917). The
+// load a is the arrival rate times the mean service time, in erlangs; the
+// distribution of the service time does not matter. ErlangB takes time
+// proportional to workers, about 2 ms for a million. It returns NaN if workers or
+// load is negative or load is NaN.
 func ErlangB(workers int, load float64) float64 {
 	return math.Exp(LogErlangB(workers, load))
 }
 
-// LogErlangB returns the natural logarithm of [ErlangB], also where ErlangB
-// itself is too small for a float64. It is −Inf without load, unless there are
-// no workers either.
+// LogErlangB returns the natural logarithm of [ErlangB], even where ErlangB itself
+// is too small for a float64. It is −Inf if load is 0 and workers is not.
 func LogErlangB(workers int, load float64) float64 {
 	switch {
 	case workers < 0 || !(load >= 0):
@@ -24,13 +23,13 @@ func LogErlangB(workers int, load float64) float64 {
 	case load == 0:
 		return math.Inf(-1)
 	case load < 0x1p-400:
-		// The states below the last one sum to 1, so only a^w/w! is left, and
-		// k/load below could overflow.
+		// The probabilities of the states below the last one sum to 1, so B is
+		// a^w/w!. The recurrence below could overflow in k/load.
 		factorial, _ := math.Lgamma(float64(workers) + 1)
 		return float64(workers)*math.Log(load) - factorial
 	}
-	// The recurrence for 1/B adds positive numbers only, so no digits cancel.
-	// 1/B = inverse·2^exponent, and one stands for 1 in that scale.
+	// The recurrence for 1/B adds only positive numbers, so no digits cancel.
+	// 1/B is inverse·2^exponent, and one is 1 on that scale.
 	inverse, one, exponent := 1.0, 1.0, 0
 	for k := 1; k <= workers; k++ {
 		inverse = inverse*(float64(k)/load) + one
@@ -43,10 +42,10 @@ func LogErlangB(workers int, load float64) float64 {
 	return -math.Log(inverse) - float64(exponent)*math.Ln2
 }
 
-// ErlangC returns the share of requests that wait for one of the workers when
-// the queue has no end, the M/M/w system: C = w·B / (w − a·(1−B)), where B is
-// [ErlangB]. It is 1 if the workers can't keep up, load >= workers. Arguments
-// and cost are those of ErlangB.
+// ErlangC returns the share of requests that wait for a worker if the queue is
+// unbounded, the M/M/w system: C = w·B / (w − a·(1−B)), where B is [ErlangB]. It is
+// 1 if the workers can't keep up, load >= workers. Arguments and cost are those of
+// ErlangB.
 func ErlangC(workers int, load float64) float64 {
 	return erlangC(workers, load, ErlangB(workers, load))
 }
@@ -59,9 +58,9 @@ func erlangC(workers int, load, b float64) float64 {
 	return w * b / ((w - load) + load*b)
 }
 
-// MeanWait returns the mean time that a request waits in an M/M/w system, those
-// that don't wait included, in units of the mean service time: C / (w − a). It
-// is +Inf if load >= workers.
+// MeanWait returns the mean wait of all requests in an M/M/w system, including
+// those that don't wait, in units of the mean service time: C / (w − a). It is
+// +Inf if load >= workers.
 func MeanWait(workers int, load float64) float64 {
 	return meanWait(workers, load, ErlangC(workers, load))
 }
@@ -84,9 +83,10 @@ func WaitBeyond(workers int, load, t float64) float64 {
 	return c * math.Exp(-(float64(workers)-load)*t)
 }
 
-// WaitQuantile returns the time that a share p of the requests, 0 <= p < 1, do
-// not exceed in waiting in an M/M/w system, in units of the mean service time:
-// ln(C/(1−p)) / (w − a), or 0 if C <= 1−p. It is +Inf if load >= workers.
+// WaitQuantile returns the p-quantile of the wait in an M/M/w system, the time that
+// a share p of the requests, 0 <= p < 1, wait at most. It is in units of the mean
+// service time: ln(C/(1−p)) / (w − a), or 0 if C <= 1−p. It is +Inf if
+// load >= workers.
 func WaitQuantile(workers int, load, p float64) float64 {
 	return waitQuantile(workers, load, ErlangC(workers, load), p)
 }
@@ -101,10 +101,10 @@ func waitQuantile(workers int, load, c, p float64) float64 {
 	return math.Log(c/(1-p)) / (float64(workers) - load)
 }
 
-// Loss returns the share of requests that are refused when as many as queue can
-// wait, the M/M/w/w+L system. Texts that write M/M/c/K mean by K both the
-// workers and the queue. It is [ErlangB] if queue is 0, and at least 1 − w/a
-// however long the queue is. It returns NaN if an argument is negative or NaN.
+// Loss returns the share of requests that are refused if at most queue requests
+// can wait, the M/M/w/w+L system. (The K in M/M/c/K counts workers and queue.) It
+// is [ErlangB] if queue is 0, and at least 1 − w/a however long the queue is. It
+// returns NaN if an argument is negative or NaN.
 func Loss(workers, queue int, load float64) float64 {
 	if queue < 0 {
 		return math.NaN()
@@ -113,7 +113,7 @@ func Loss(workers, queue int, load float64) float64 {
 }
 
 // loss sums B·r^L / (1 + B·(r + r² + … + r^L)) in closed form, with r = a/w.
-// Powers of r that are above 1 would overflow, so there it is multiplied by r^−L.
+// For r > 1 the powers would overflow, so both sides are multiplied by r^−L.
 func loss(workers, queue int, load, b float64) float64 {
 	w, l := float64(workers), float64(queue)
 	if queue == 0 || workers == 0 || load == 0 || math.IsInf(load, 1) || b != b {
@@ -130,8 +130,8 @@ func loss(workers, queue int, load, b float64) float64 {
 	}
 }
 
-// logUtilisation returns ln(a/w). Near 1 the difference keeps the digits that
-// the quotient loses.
+// logUtilisation returns ln(a/w). Near a = w it uses the difference, which keeps
+// digits that the quotient loses.
 func logUtilisation(w, load float64) float64 {
 	if math.Abs(load-w) < w/2 {
 		return math.Log1p((load - w) / w)
@@ -139,14 +139,14 @@ func logUtilisation(w, load float64) float64 {
 	return math.Log(load) - math.Log(w)
 }
 
-// longest is the greatest queue that LeastQueue considers: up to it a float64
-// holds every whole number.
+// longest is the longest queue that LeastQueue considers. A float64 represents
+// every whole number up to it.
 const longest = 1 << 53
 
-// LeastQueue returns the shortest queue with which at most the share refuse of
-// the requests is refused: the least L with [Loss] <= refuse. It reports false
-// if no length does, as when load > workers and refuse < 1 − workers/load: then
-// only workers help.
+// LeastQueue returns the shortest queue that refuses at most the share refuse of
+// the requests: the smallest L with [Loss] <= refuse. It reports false if no length
+// does. That is so if load > workers and refuse < 1 − workers/load, where only
+// more workers help.
 func LeastQueue(workers int, load, refuse float64) (queue int, ok bool) {
 	return leastQueue(workers, load, refuse, ErlangB(workers, load))
 }
@@ -158,9 +158,10 @@ func leastQueue(workers int, load, refuse, b float64) (int, bool) {
 	return least(0, longest, func(l int) bool { return loss(workers, l, load, b) <= refuse }), true
 }
 
-// least returns the least i in [low, high] with enough(i), or high if there is
-// none. It goes up in doubling steps first, so that a small answer never pays for
-// a look at a great one. Where enough is not monotone it does not hold for i − 1.
+// least returns the smallest i in [low, high] with enough(i), or high if there is
+// none. If enough is not monotone, it returns some i where enough(i−1) is false.
+// The cost of enough grows with its argument, so least first goes up in doubling
+// steps.
 func least(low, high int, enough func(int) bool) int {
 	for step := 1; low+step < high; step *= 2 {
 		if enough(low + step - 1) {
@@ -179,11 +180,11 @@ func least(low, high int, enough func(int) bool) int {
 	return low
 }
 
-// AcceptedWait returns the mean time that an accepted request waits when as
-// many as queue can wait, the M/M/w/w+L system, in units of the mean service
-// time. By Little's law it is the mean number that wait, divided by the load
-// that is accepted. It is finite for any load if there are workers, and +Inf if
-// there are none but a queue. It takes time proportional to workers + queue.
+// AcceptedWait returns the mean wait of an accepted request if at most queue
+// requests can wait, the M/M/w/w+L system, in units of the mean service time. By
+// Little's law it is the mean number of waiting requests divided by the accepted
+// load. It is finite for any load if there are workers, and +Inf if there is a
+// queue without workers. AcceptedWait takes time proportional to workers + queue.
 func AcceptedWait(workers, queue int, load float64) float64 {
 	if queue < 0 {
 		return math.NaN()
@@ -201,10 +202,10 @@ func acceptedWait(workers, queue int, load, b float64) float64 {
 	case workers == 0:
 		return math.Inf(1)
 	}
-	// A request that finds w + j others waits for j + 1 services to end, at w
-	// per unit of time; sum adds the odds of finding them, all adds j + 1 times
-	// as much. Where r > 1 both are counted down from j = queue − 1 instead.
-	// The closed forms cancel near r = 1, and a sum is fast enough.
+	// A request that finds w + j others waits until j + 1 services have ended, at a
+	// rate of w. sum adds up the odds of finding them; all adds up the odds times
+	// j + 1. If r > 1, the loop goes down from j = queue − 1 instead, so that the
+	// odds shrink. The closed forms cancel near r = 1, and a sum is fast enough.
 	var sum, all, factor float64
 	if r <= 1 {
 		odds := 1.0
@@ -226,6 +227,6 @@ func acceptedWait(workers, queue int, load, b float64) float64 {
 			return all / sum / w
 		}
 	}
-	// In the odds of state w the states below it add up to 1/B − 1.
+	// Relative to state w, the odds of the states below it add up to 1/B − 1.
 	return factor * all / w / ((1 - b) + factor*sum)
 }

@@ -6,21 +6,22 @@ import (
 	"testing"
 )
 
-// near reports whether got is want, but for an absolute or relative difference.
+// near reports whether got is within an absolute or relative tolerance of want.
 func near(got, want, tolerance float64) bool {
 	return math.Abs(got-want) <= tolerance*max(1, math.Abs(want))
 }
 
-// p0 is the probability of an empty M/M/w/w+L system: in balance the one of a
-// full system is p0·a^w/w!·r^L.
+// p0 is the probability that an M/M/w/w+L system is empty. That it is full has the
+// probability p0·a^w/w!·r^L.
 func p0(w, l int, a float64) float64 {
 	factorial, _ := math.Lgamma(float64(w) + 1)
 	return Loss(w, l, a) / math.Exp(float64(w)*math.Log(a)-factorial+float64(l)*math.Log(a/float64(w)))
 }
 
-// TestReference has the values of the literature that the sources name.
+// TestReference checks against published values.
 func TestReference(t *testing.T) {
-	// Mean times from arrival to end, in seconds, of w workers that serve mu a second.
+	// system returns the mean time from arrival to end, in seconds, for w workers
+	// that each serve mu requests per second.
 	system := func(w, l int, n, mu float64) float64 { return (AcceptedWait(w, l, n/mu) + 1) / mu }
 	number := func(q int, ok bool) float64 {
 		if !ok {
@@ -67,7 +68,7 @@ func TestReference(t *testing.T) {
 		{"Octave M/M/3/7: p0", p0(3, 4, 40./30), .255037, 5e-7},
 		{"Octave M/M/3/7: W", system(3, 4, 40, 30), .036517, 5e-7},
 		{"Octave M/M/4/6: loss", Loss(4, 2, 5), .293543, 5e-7},
-		// The source cuts these three off and does not round.
+		// The published values of these three are truncated, not rounded.
 		{"Octave M/M/2/5: p0", p0(2, 3, 1.5), .179334, 1e-6},
 		{"Octave M/M/2/5: loss", Loss(2, 3, 1.5), .085113, 1e-6},
 		{"Octave M/M/2/5: wait", AcceptedWait(2, 3, 1.5) / 2, .230857, 1e-6},
@@ -86,7 +87,7 @@ func TestReference(t *testing.T) {
 	}
 }
 
-// systems calls f for small and large systems, idle, near balance and overloaded.
+// systems calls f for small and large systems: idle, near balance and overloaded.
 func systems(f func(w int, a float64)) {
 	for _, w := range []int{1, 2, 3, 7, 20, 100, 3000} {
 		for _, r := range []float64{1e-300, 1e-3, .3, .7, .99, 1 - 1e-9, math.Nextafter(1, 0), 1, math.Nextafter(1, 2), 1 + 1e-9, 1.01, 1.5, 10, 1e10, 1e300} {
@@ -95,8 +96,8 @@ func systems(f func(w int, a float64)) {
 	}
 }
 
-// birthDeath solves the balance equations of an M/M/w/w+L system state by state,
-// with none of the formulas: p(k)·λ = p(k+1)·min(k+1, w).
+// birthDeath solves the balance equations of an M/M/w/w+L system state by state:
+// p(k)·λ = p(k+1)·min(k+1, w). It uses none of the tested formulas.
 func birthDeath(w, l int, a float64) (p []float64) {
 	p = make([]float64, w+l+1)
 	p[0] = 1
@@ -134,7 +135,7 @@ func TestBirthDeath(t *testing.T) {
 				}
 				want := waiting / (a * (1 - p[w+l])) // Little's law
 				if 1-p[w+l] < 1e-3 {
-					want = waiting / busy // the same by conservation, with its digits
+					want = waiting / busy // equal, since what is accepted is served; no digits cancel
 				}
 				if got := AcceptedWait(w, l, a); !near(got, want, 1e-10) {
 					t.Errorf("%s: accepted wait %v, want %v", name, got, want)
@@ -147,8 +148,8 @@ func TestBirthDeath(t *testing.T) {
 	}
 }
 
-// TestWithoutEnd compares M/M/w with a system whose queue is as good as endless.
-func TestWithoutEnd(t *testing.T) {
+// TestUnboundedQueue compares M/M/w with a system whose queue is practically never full.
+func TestUnboundedQueue(t *testing.T) {
 	for _, test := range []struct {
 		w int
 		a float64
@@ -159,8 +160,8 @@ func TestWithoutEnd(t *testing.T) {
 		const at = 0.3 // in units of the service time
 		for j := 0; j < l; j++ {
 			c += p[test.w+j]
-			// It waits for j+1 ends, which are Poisson at rate w: longer than
-			// at if there are at most j of them before.
+			// It waits for j+1 services to end. These are Poisson at rate w, so it
+			// waits longer than at if at most j end before.
 			m := float64(test.w) * at
 			sum, term := 0.0, math.Exp(-m)
 			for i := 0; i <= min(j, 500); i++ {
@@ -205,7 +206,7 @@ func TestProperties(t *testing.T) {
 		last, wait := b, 0.0
 		for l := 1; l <= MaxQueue; l *= 10 {
 			p, x := Loss(w, l, a), AcceptedWait(w, l, a)
-			// B − B is a difference of rounded numbers in heavy overload.
+			// In heavy overload, rounding errors can make the loss rise slightly.
 			if !(p <= last*(1+1e-12)) || !(p >= 1-float64(w)/a-1e-12) {
 				t.Errorf("w=%d a=%v: loss %v with a queue of %d, %v with less", w, a, p, l, last)
 			}
@@ -234,7 +235,7 @@ func TestProperties(t *testing.T) {
 	}
 }
 
-// TestExtremes has systems that overflow or cancel in a careless formula.
+// TestExtremes has systems where a careless formula overflows or cancels.
 func TestExtremes(t *testing.T) {
 	million := float64(MaxWorkers)
 	for _, a := range []float64{0, 5e-324, 1e-300, 1, million / 2, million - 1, math.Nextafter(million, 0), million, math.Nextafter(million, 2e6), 1e9, math.MaxFloat64} {
@@ -262,14 +263,14 @@ func TestExtremes(t *testing.T) {
 			}
 		}
 	}
-	// In overload r^L is just below the greatest float64, and L/(r − 1) times as
-	// much above it.
+	// In overload, r^L is just below the greatest float64, and L/(r − 1) times that
+	// is above it.
 	for _, r := range []float64{6.9e-5, 7e-5, 7.05e-5, 7.09e-5} {
 		if x := AcceptedWait(100, MaxQueue, 100*(1+r)); !near(x, MaxQueue/100.-1/(100*r), 1e-3) {
 			t.Errorf("r = 1 + %v: accepted wait %v", r, x)
 		}
 	}
-	// A tiny load takes a path of its own: it joins the other one.
+	// A tiny load has a formula of its own, which must meet the other one.
 	for _, w := range []int{1, 5, 1000} {
 		below, above := LogErlangB(w, 0x1p-401), LogErlangB(w, 0x1p-399)
 		if !near(above-below, float64(w)*2*math.Ln2, 1e-9) {

@@ -13,7 +13,7 @@ import (
 )
 
 // check fails the test if a plan contradicts itself or its load, or if an error
-// names no field.
+// does not name a field.
 func check(t *testing.T, l Load) Plan {
 	t.Helper()
 	p, err := For(l)
@@ -24,7 +24,7 @@ func check(t *testing.T, l Load) Plan {
 		}
 		return p
 	}
-	if _, err := json.Marshal(p); err != nil { // as for NaN and infinities
+	if _, err := json.Marshal(p); err != nil { // a NaN or an infinity
 		t.Fatalf("%+v: %v", l, err)
 	}
 	if err := p.write(io.Discard); err != nil {
@@ -63,7 +63,7 @@ func check(t *testing.T, l Load) Plan {
 	return p
 }
 
-// TestRandom draws loads that make sense, which fuzzing rarely does.
+// TestRandom draws plausible loads, which fuzzing rarely produces.
 func TestRandom(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	logUniform := func(low, high float64) float64 { return low * math.Pow(high/low, r.Float64()) }
@@ -100,12 +100,12 @@ func TestRandom(t *testing.T) {
 		}
 	}
 	if holds < n/4 || holds > n*19/20 {
-		t.Errorf("%d of %d loads are held; want some of both", holds, n)
+		t.Errorf("%d of %d plans hold; want some of both", holds, n)
 	}
 }
 
-// FuzzPlan has any load give a plan that is in itself right, or an error that
-// names a field.
+// FuzzPlan checks that any load gives a consistent plan, or an error that names a
+// field.
 func FuzzPlan(f *testing.F) {
 	f.Add(100.0, int64(50*time.Millisecond), 0.0, 0.0, 5.0, int64(2*time.Second), int64(time.Second), 0.0, 0.0, 0, 0)
 	f.Add(0.0, int64(time.Second), -1.0, -1.0, 0.0, int64(0), int64(0), 1.0, 1e-12, 100, -1)
@@ -115,14 +115,14 @@ func FuzzPlan(f *testing.F) {
 	f.Add(math.Inf(1), int64(-1), math.NaN(), math.NaN(), -1.0, int64(-1), int64(-1), math.NaN(), -1.0, -1, -2)
 	f.Fuzz(func(t *testing.T, rate float64, service int64, cv2, arrivalCV2, burst float64, burstFor, deadline int64, mayWait, mayRefuse float64, workers, queue int) {
 		if rate*float64(service) > 3e13 || workers > 30_000 {
-			t.Skip("takes tens of milliseconds: a fuzzer would do little else; TestExtremes and BenchmarkFor are about these")
+			t.Skip("takes tens of milliseconds, too slow for fuzzing; see TestExtremes and BenchmarkFor")
 		}
 		l := Load{rate, time.Duration(service), cv2, arrivalCV2, burst, time.Duration(burstFor), time.Duration(deadline), mayWait, mayRefuse, workers, queue}
 		check(t, l)
 	})
 }
 
-// FuzzFlags has any arguments give output, help, or an error that says something.
+// FuzzFlags checks that any arguments give output, help or an error with a text.
 func FuzzFlags(f *testing.F) {
 	for _, args := range []string{"", "-h", exampleFlags, exampleFlags + " -json", "-service 1s -workers 100 -queue 0 -cv2 0", "-rate 1e6 -service 1s", "-rate 0x1p-1074 -service 2562047h -may-wait 1", "--rate=1 -service=1ns -json=false", "-rate"} {
 		f.Add(args)

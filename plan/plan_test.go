@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// example is the load of the sources' example for a burst with a deadline.
+// example is the published example of a burst with a deadline.
 var example = Load{Rate: 100, Service: 50 * time.Millisecond, Burst: 5, BurstFor: 2 * time.Second, Deadline: time.Second}
 
 func TestSourceExamples(t *testing.T) {
@@ -17,7 +17,8 @@ func TestSourceExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	mean := l.Service.Seconds()
-	// On average, without a margin. The sources leave out the last one itself.
+	// The published example is without a margin, and leaves out the last request's
+	// own service.
 	for _, test := range []struct{ workers, least, most int }{{8, 680, 152}, {17, 320, 323}} {
 		if got := l.burstQueue(test.workers, 0); got != test.least {
 			t.Errorf("%d workers: a burst needs %d, want %d", test.workers, got, test.least)
@@ -53,7 +54,7 @@ func TestSourceExamples(t *testing.T) {
 	}
 }
 
-// TestKnownQueue has values that the formulas' tests have checked.
+// TestKnownQueue checks a plan against values that the tests of the formulas check.
 func TestKnownQueue(t *testing.T) {
 	p, err := For(Load{Rate: 10. / 180, Service: 180 * time.Second, Workers: 14, Queue: 30})
 	if err != nil {
@@ -94,8 +95,8 @@ func TestKnownQueue(t *testing.T) {
 }
 
 func TestLongService(t *testing.T) {
-	// The 99 % quantiles of gamma distributions with mean 1: chi-squared tables,
-	// 2k degrees of freedom over 2k, where the variance is 1/k.
+	// The 99 % quantiles of gamma distributions with mean 1 and variance 1/k, from
+	// chi-squared tables: the quantile for 2k degrees of freedom, divided by 2k.
 	for _, test := range []struct{ cv2, want float64 }{{-1, 1}, {.5, 13.2767 / 4}, {.2, 23.2093 / 10}, {.1, 37.5662 / 20}, {1, math.Log(100)}, {2, 6.6349}} {
 		l, err := Load{Rate: 1, Service: time.Second, CV2: test.cv2}.withDefaults()
 		if err != nil {
@@ -113,7 +114,7 @@ func TestLongService(t *testing.T) {
 	}
 }
 
-// loads are those that a change of one field can be tried on.
+// loads are the starting points for tests that change one field.
 var loads = []Load{
 	{Rate: 100, Service: 2 * time.Second},
 	{Rate: .01, Service: time.Millisecond},
@@ -125,8 +126,8 @@ var loads = []Load{
 	example,
 }
 
-// TestLeast checks that what is recommended is the least and that it holds, by
-// giving it, and one less, as workers and queue.
+// TestLeast checks that the recommended workers and queue are sufficient, and that
+// one fewer is not.
 func TestLeast(t *testing.T) {
 	plan := func(l Load) Plan {
 		t.Helper()
@@ -158,29 +159,29 @@ func TestLeast(t *testing.T) {
 		if p.Queue > 0 && l.Queue == 0 {
 			again.Queue = given(p.Queue - 1)
 			if q := plan(again); q.Holds {
-				t.Errorf("%+v: holds with a place less: %+v", again, q)
+				t.Errorf("%+v: holds with one place fewer: %+v", again, q)
 			}
 		}
 		if p.Workers > 1 {
 			fewer := l
 			fewer.Workers = p.Workers - 1
 			if q := plan(fewer); q.Holds {
-				t.Errorf("%+v: holds with a worker less: %+v", fewer, q)
+				t.Errorf("%+v: holds with one worker fewer: %+v", fewer, q)
 			}
 		}
-		// The greatest rate holds, a thousandth more does not.
+		// The highest rate holds, a thousandth more does not.
 		again = l
 		again.Workers, again.Rate = p.Workers, p.MaxRate
 		if q := plan(again); !q.Holds || p.MaxRate < p.Rate {
-			t.Errorf("%+v: at its greatest rate %+v", again, q)
+			t.Errorf("%+v: at its highest rate %+v", again, q)
 		}
 		again.Rate *= 1.001
 		if q := plan(again); q.Holds {
-			t.Errorf("%+v: above its greatest rate %+v", again, q)
+			t.Errorf("%+v: above its highest rate %+v", again, q)
 		}
 		again.Rate = 0
 		if q := plan(again); !q.Holds || !near(q.Rate, p.MaxRate, 1e-9) || q.Rate != q.MaxRate {
-			t.Errorf("%+v: greatest rate %v, want %v", again, q.Rate, p.MaxRate)
+			t.Errorf("%+v: highest rate %v, want %v", again, q.Rate, p.MaxRate)
 		}
 	}
 }
@@ -204,7 +205,7 @@ func TestMonotoneInWorkers(t *testing.T) {
 			}
 			if last.Workers > 0 && (p.Utilisation >= last.Utilisation || p.Waiting.Mean > last.Waiting.Mean || p.Waiting.P99 > last.Waiting.P99 ||
 				p.Waiting.Probability > last.Waiting.Probability || p.Backlog > last.Backlog || p.Drain > last.Drain || p.MaxRate < last.MaxRate || *p.Bounds.Refusals > *last.Bounds.Refusals) {
-				t.Errorf("%+v: worse with a worker more:\n%+v\n%+v", l, last, p)
+				t.Errorf("%+v: worse with one worker more:\n%+v\n%+v", l, last, p)
 			}
 			held, last = p.Holds, p
 		}
@@ -219,24 +220,24 @@ func TestReasons(t *testing.T) {
 		holds bool
 		want  string // in the reasons
 	}{
-		{"overload", Load{Rate: 120, Service: second, Workers: 100, Queue: 10000}, false, "no queue is long enough and only workers help, at least 121"},
-		{"balance", Load{Rate: 100, Service: second, Workers: 100, MayWait: 1, MayRefuse: 1}, false, "at least 101"},
-		{"too many wait", Load{Rate: 95, Service: second, Workers: 100}, false, "of the requests wait for one of 100 workers, 20 % may"},
-		{"what would do", Load{Rate: 95, Service: second, Workers: 100}, false, "106 workers do."},
-		{"short queue", Load{Rate: 89, Service: second, Workers: 100, Queue: 2}, false, "With a queue of 2 more than 1 % are refused; 100 workers need at least 7"},
-		{"short queue for a burst", Load{Rate: 80, Service: second, Workers: 100, Queue: 70, Burst: 2}, false, "A burst needs a queue of 98 with 100 workers, longer than 70"},
-		{"what would do with the queue", Load{Rate: 80, Service: second, Workers: 100, Queue: 70, Burst: 2}, false, "workers do with this queue."},
-		{"contradiction", Load{Rate: 100, Service: second / 20, Workers: 8, Burst: 5, BurstFor: 2 * second, Deadline: second}, false, "they contradict each other, no length is right for both, and only workers help"},
-		{"refusals against deadline", Load{Rate: 19, Service: second, Workers: 20, Deadline: 5 * second, MayWait: 1}, false, "few refusals need a queue of"},
-		{"long queue", Load{Rate: 80, Service: second / 20, Workers: 10, Queue: 200, Deadline: second}, false, "is too long: who takes its last place is answered after the deadline"},
-		{"slow work", Load{Rate: 10, Service: second, Deadline: 2 * second}, false, "only faster work does"},
-		{"no rate", Load{Service: second, Workers: 4, Deadline: 2 * second}, false, "for no rate at all"},
-		{"hardly a rate", Load{Service: second, Workers: 4, MayWait: 1e-300}, false, "for no rate at all"},
-		{"too many workers", Load{Rate: 999_999, Service: second, Queue: -1, MayRefuse: 1e-6}, false, "beyond this planner"},
-		{"too long a queue", Load{Rate: 80, Service: second, Workers: 100, Burst: 1e6}, false, "more than 10,000,000"},
-		{"rule 1", Load{Rate: 100, Service: second, MayWait: 1}, true, "101 is the least number of workers above the 100"},
-		{"a worker less", Load{Rate: 100, Service: second}, true, "110 workers, 20 % may"},
-		{"given and enough", Load{Rate: 80, Service: second, Workers: 100, Queue: 200}, true, "keep everything asked for"},
+		{"overload", Load{Rate: 120, Service: second, Workers: 100, Queue: 10000}, false, "No queue is long enough, only workers help: at least 121."},
+		{"balance", Load{Rate: 100, Service: second, Workers: 100, MayWait: 1, MayRefuse: 1}, false, "at least 101."},
+		{"too many wait", Load{Rate: 95, Service: second, Workers: 100}, false, "of the requests would wait for one of 100 workers; at most 20 % may."},
+		{"what would do", Load{Rate: 95, Service: second, Workers: 100}, false, "106 workers are enough."},
+		{"short queue", Load{Rate: 89, Service: second, Workers: 100, Queue: 2}, false, "With 100 workers and a queue of 2, more than 1 % of the requests are refused; the queue must be at least 7."},
+		{"short queue for a burst", Load{Rate: 80, Service: second, Workers: 100, Queue: 70, Burst: 2}, false, "A burst needs a queue of at least 98 with 100 workers; 70 is too short."},
+		{"what would do with the queue", Load{Rate: 80, Service: second, Workers: 100, Queue: 70, Burst: 2}, false, "workers are enough with this queue."},
+		{"contradiction", Load{Rate: 100, Service: second / 20, Workers: 8, Burst: 5, BurstFor: 2 * second, Deadline: second}, false, "but the deadline allows at most 98. Only more workers help."},
+		{"refusals against deadline", Load{Rate: 19, Service: second, Workers: 20, Deadline: 5 * second, MayWait: 1}, false, "refusing at most 1 % takes a queue of"},
+		{"long queue", Load{Rate: 80, Service: second / 20, Workers: 10, Queue: 200, Deadline: second}, false, "is too long: the request in its last place is answered after the deadline"},
+		{"slow work", Load{Rate: 10, Service: second, Deadline: 2 * second}, false, "Only a faster service helps."},
+		{"no rate", Load{Service: second, Workers: 4, Deadline: 2 * second}, false, "cannot meet these limits at any rate"},
+		{"hardly a rate", Load{Service: second, Workers: 4, MayWait: 1e-300}, false, "cannot meet these limits at any rate"},
+		{"too many workers", Load{Rate: 999_999, Service: second, Queue: -1, MayRefuse: 1e-6}, false, "The planner stops at 1,000,000 workers"},
+		{"too long a queue", Load{Rate: 80, Service: second, Workers: 100, Burst: 1e6}, false, "above the maximum of 10,000,000"},
+		{"rule 1", Load{Rate: 100, Service: second, MayWait: 1}, true, "101 is the smallest number of workers above the 100"},
+		{"one worker fewer", Load{Rate: 100, Service: second}, true, "would wait for one of 110 workers; at most 20 % may."},
+		{"given and enough", Load{Rate: 80, Service: second, Workers: 100, Queue: 200}, true, "meet every limit"},
 	} {
 		p, err := For(test.load)
 		if err != nil {
@@ -250,8 +251,8 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestBounds compares the bounds of the queue with the sources' formulas, written
-// down as they stand there.
+// TestBounds compares the bounds of the queue with the published formulas, written
+// down as published.
 func TestBounds(t *testing.T) {
 	const z, long = 2.5, 0.3 // any
 	for i, cv2 := range []float64{0, .3, 1, 6} {
@@ -272,7 +273,7 @@ func TestBounds(t *testing.T) {
 			}
 		}
 	}
-	// Workers just above the burst, so that they would do more than arrives.
+	// The workers are just faster than the burst, so they would serve more than arrives.
 	if got := (Load{Rate: 1, Service: time.Second, CV2: 1, ArrivalCV2: 1, Burst: 100, BurstFor: time.Second}).burstQueue(104, 2); got != 25 {
 		t.Errorf("104 workers for a burst of 100: %d, want 25", got)
 	}
@@ -285,8 +286,8 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// TestLongestQueue has the queue that is just short enough for the deadline, and
-// a burst that it cannot take in.
+// TestLongestQueue has a queue that is just short enough for the deadline, and a
+// burst that it cannot absorb.
 func TestLongestQueue(t *testing.T) {
 	l := Load{Rate: 100, Service: 50 * time.Millisecond, Workers: 21, Deadline: time.Second}
 	for queue, holds := range map[int]bool{283: true, 284: false} {

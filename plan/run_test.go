@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write testdata anew")
+var update = flag.Bool("update", false, "rewrite testdata")
 
 const exampleFlags = "-rate 100 -service 50ms -burst 5 -burst-for 2s -deadline 1s"
 
@@ -50,10 +50,10 @@ func TestOutput(t *testing.T) {
 	}
 }
 
-// The rule of thumb says how long the queue must be for a burst: 175 places for one
-// second of it, ten times as many for ten.
+// TestRuleOfThumb checks rule 2: a burst of a second needs a queue of 175, a burst
+// of ten seconds ten times that.
 func TestRuleOfThumb(t *testing.T) {
-	for seconds, want := range map[string]string{"1s": "asks for 175,", "10s": "asks for 1750,"} {
+	for seconds, want := range map[string]string{"1s": "gives 175,", "10s": "gives 1750,"} {
 		var out strings.Builder
 		if err := Run(strings.Fields("-rate 100 -service 2s -workers 250 -burst 3 -burst-for "+seconds), &out); err != nil {
 			t.Fatal(err)
@@ -64,7 +64,7 @@ func TestRuleOfThumb(t *testing.T) {
 	}
 }
 
-// TestNames fails if a name that programs read changes.
+// TestNames fails if a JSON name changes, since programs depend on them.
 func TestNames(t *testing.T) {
 	var out strings.Builder
 	if err := Run(strings.Fields(exampleFlags+" -json"), &out); err != nil {
@@ -90,7 +90,7 @@ func TestNames(t *testing.T) {
 			delete(fields, name)
 		}
 		for name := range fields {
-			t.Errorf("%s in %q is not known here", name, want.object)
+			t.Errorf("unexpected %s in %q", name, want.object)
 		}
 	}
 }

@@ -1,85 +1,34 @@
 "use strict";
 
-// The page shows what GET /events tells it, and keeps nothing but the samples of
-// the last five minutes. Text from the server goes into the page as text alone.
+// The page shows what GET /events sends, and keeps only the samples of the last five
+// minutes.
 
 const WINDOW = 300; // seconds that the charts show, and the most samples kept
 const SILENCE = 5000; // ms without an event after which the connection counts as lost
 const PATIENCE = 15000; // ms, the longest pause between two attempts to connect
-const SUMMARY_EVERY = 10000; // ms; a screen reader that is told each second tells nothing
+const SUMMARY_EVERY = 10000; // ms; a screen reader that reads every second is of no use
 const MOST_CELLS = 200;
 const MOST_DOTS = 40;
 
 const OVERFLOW = {
-  block: { name: "wait outside", help: "Block: a request waits outside until there is a place, so its sender is slowed to the pace of the workers. None is refused." },
-  reject: { name: "reject", help: "Reject: a request that finds no place is answered 503 with Retry-After at once. It is not done." },
-  "drop-oldest": { name: "drop the oldest", help: "Drop oldest: the job that has waited longest is given up for the new one. It is never done, although it was accepted." },
+  block: { name: "wait outside", help: "Block: a request waits outside until there is a place, which slows its sender to the pace of the workers. No request is refused." },
+  reject: { name: "reject", help: "Reject: a request that finds no place gets 503 with Retry-After at once." },
+  "drop-oldest": { name: "drop the oldest", help: "Drop oldest: the job that has waited longest is dropped for the new one. It never runs, although it was accepted." },
 };
 
-const $ = (id) => document.getElementById(id);
 const body = document.body;
 
 const samples = []; // oldest first; each has t, its time in ms
 let latest = null; // the last document
 const edited = new Set(); // the inputs of the controls that were edited and not applied
 
-// Numbers
-
-const DASH = "–";
-const THIN = "\u202f";
-const UNITS = [["µs", 1e-6, 1000], ["ms", 1e-3, 1000], ["s", 1, 60], ["min", 60, 60], ["h", 3600, 48], ["d", 86400, Infinity]];
-
-const count = (n) => n == null ? DASH : String(Math.round(n)).replace("-", "−").replace(/\B(?=(\d{3})+$)/g, THIN);
-const decimal = (n) => n == null ? DASH : Math.abs(n) >= 99.95 || n % 1 === 0 ? count(n) : n.toFixed(1).replace("-", "−");
-const percent = (n) => n == null ? DASH : decimal(n * 100) + THIN + "%";
-const per = (n) => n == null ? DASH : decimal(n) + "/s";
-const plural = (n, one, many) => count(n) + " " + (n === 1 ? one : many);
-
-function duration(s) {
-  if (!s) return s === 0 ? "0" + THIN + "s" : DASH;
-  for (const [unit, size, limit] of UNITS) {
-    const v = s / size;
-    if (Math.round(v) < limit) return (v < 9.95 && v % 1 ? v.toFixed(1) : count(v)) + THIN + unit;
-  }
-}
-
-function bytes(n) {
-  if (n == null) return DASH;
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let i = 0;
-  for (; n >= 1023.5 && i < units.length - 1; i++) n /= 1024;
-  return (i > 0 && n < 99.95 ? n.toFixed(1) : count(n)) + THIN + units[i];
-}
-
 // The page
-
-// text writes only what has changed, which leaves a selection and the layout alone.
-function text(id, value) {
-  const e = $(id);
-  if (e.textContent !== value) e.textContent = value;
-}
-
-function show(id, visible) { $(id).hidden = !visible; }
-
-function make(tag, className, content) {
-  const e = document.createElement(tag);
-  if (className) e.className = className;
-  if (content != null) e.textContent = content;
-  return e;
-}
 
 function draw(tag, attributes, parent) {
   const e = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const name in attributes) e.setAttribute(name, attributes[name]);
   parent?.append(e);
   return e;
-}
-
-// items makes the element's children as many as n, and leaves alone those it has.
-function items(e, n, tag) {
-  while (e.children.length > n) e.lastElementChild.remove();
-  while (e.children.length < n) e.append(make(tag));
-  return e.children;
 }
 
 function list(id, sentences) {
@@ -93,7 +42,7 @@ function scale(id, ends) {
   [ends[0], (ends[0] + ends[1]) / 2, ends[1]].forEach((v, i) => { spans[i].textContent = decimal(v); });
 }
 
-// attention marks a count that would better be 0.
+// attention marks a count that should be 0.
 function attention(id, n) {
   text(id, count(n));
   $(id).parentElement.classList.toggle("some", n > 0);
@@ -115,7 +64,7 @@ function render() {
 
 const stateOf = (d) => latest.stopping ? "stopping" : d.workers === 0 ? "paused" : "running";
 
-// The title is what one sees of a page in the background.
+// The title is all that is visible of a page in the background.
 function entitle(d) {
   const state = stateOf(d);
   document.title = `${state === "running" ? "" : state + ", "}${count(d.queued)} queued, ${count(d.running)} running · Holdfast`;
@@ -126,9 +75,9 @@ function renderCondition(d) {
   text("state", state);
   text("version", latest.version || "");
   text("uptime", "up " + duration(latest.uptime_seconds));
-  // No numbers here: each change would be read out.
-  text("condition", state === "stopping" ? "Shutting down: no more work is accepted, and what is running and queued is being finished."
-    : state === "paused" ? "Paused: there is no worker. Jobs that run are being finished, and no queued one starts until you resume." : "");
+  // No numbers here: a screen reader would read each change.
+  text("condition", state === "stopping" ? "Shutting down: no more work is accepted. Running and queued jobs are finishing."
+    : state === "paused" ? "Paused: there are no workers. Running jobs finish, and no queued job starts until you resume." : "");
   show("condition", state !== "running");
 }
 
@@ -136,23 +85,19 @@ function renderFlow(d, second, minute) {
   text("arrivals", count(second.arrivals));
   text("arrivals-minute", per(minute.arrivals_per_second));
   text("accepted", count(d.accepted));
-  const refused = d.refused.full + d.refused.closed + d.refused.nested + d.refused.gone;
-  text("refused", count(refused));
-  for (const reason of ["full", "closed", "nested", "gone"]) attention("refused-" + reason, d.refused[reason]);
+  text("refused", count(d.refused.full + d.refused.closed + d.refused.nested));
+  for (const reason of ["full", "closed", "nested"]) attention("refused-" + reason, d.refused[reason]);
+  attention("gave-up", d.gave_up);
 
-  const taken = d.queued + d.vacated;
   text("queued", count(d.queued));
   text("queue-of", d.queue ? `of ${plural(d.queue, "place", "places")}` : "no places, hand-over only");
-  show("full", d.queue > 0 && taken >= d.queue);
+  show("full", d.queue > 0 && d.queued >= d.queue);
   $("tank").classList.toggle("none", d.queue === 0);
   const share = (n) => d.queue ? Math.min(100, 100 * n / d.queue) + "%" : "0";
   $("tank-fill").style.width = share(d.queued);
-  $("tank-vacated").style.width = share(d.vacated);
-  $("tank-vacated").style.right = share(d.queued);
   show("tank-scale", d.queue > 0);
   scale("tank-scale", [d.queue, 0]);
   text("oldest", d.queued ? duration(d.oldest_age_seconds) : DASH);
-  text("vacated", count(d.vacated));
   text("policy", OVERFLOW[d.overflow]?.name ?? d.overflow);
 
   let each = 1;
@@ -204,10 +149,12 @@ function renderCells(running, workers) {
 function renderAdvice(a, d) {
   const ready = !a.missing;
   const verdict = $("verdict");
+  $("advice").classList.toggle("waiting", !ready);
+  show("verdict", ready);
   verdict.className = "verdict" + (!ready ? "" : a.holds ? " yes" : " no");
-  text("verdict", !ready ? "Not enough seen yet" : a.holds ? "It holds" : "It does not hold");
+  text("verdict", a.holds ? "Capacity is sufficient" : "Capacity is not sufficient");
   text("advice-window", ready && a.window_seconds ? `from the last ${duration(a.window_seconds)}` : "");
-  list("advice-reasons", ready ? a.reasons : [a.missing]);
+  list("advice-reasons", ready ? a.reasons : ["No advice yet. " + a.missing]);
   show("advice-ready", ready);
   if (!ready) return;
 
@@ -241,6 +188,7 @@ function renderTimes(d, minute) {
 
 function renderKept(k) {
   show("kept", k !== null);
+  show("pages", k !== null); // without Jobs there is no page of them
   if (k === null) return;
   text("kept-open", count(k.open));
   text("kept-jobs", count(k.jobs));
@@ -250,9 +198,8 @@ function renderKept(k) {
 }
 
 function renderBursts(bursts) {
-  const left = (b) => b.stopped;
   show("burst", bursts != null);
-  show("burst-left", bursts?.some((b) => left(b) > 0) ?? false);
+  show("burst-left", bursts?.some((b) => b.stopped > 0) ?? false);
   for (const path of ["/aaa", "/bbb"]) {
     const b = bursts?.find((b) => b.path === path);
     const cell = (name, value) => text(path.slice(1) + "-" + name, b ? value(b) : DASH);
@@ -261,7 +208,7 @@ function renderBursts(bursts) {
     cell("answered", (b) => count(b.answered));
     cell("pending", (b) => count(b.pending));
     cell("refused", (b) => count(b.refused));
-    cell("left", (b) => count(left(b)));
+    cell("left", (b) => count(b.stopped));
     for (const q of ["p50", "p99", "max"]) cell(q, (b) => duration(b.answer_seconds[q]));
   }
 }
@@ -274,7 +221,8 @@ function summarize(d) {
   const parts = [`${count(d.running)} of ${plural(d.workers, "worker", "workers")} busy`, `${count(d.queued)} of ${count(d.queue)} places in the queue taken`];
   if (d.blocked) parts.push(`${count(d.blocked)} waiting outside`);
   if (latest.minute.refused_per_second) parts.push(`${per(latest.minute.refused_per_second)} refused in the last minute`);
-  if (!latest.advice.missing && !latest.advice.holds) parts.push("it does not hold");
+  if (latest.minute.gave_up_per_second) parts.push(`${per(latest.minute.gave_up_per_second)} gave up in the last minute`);
+  if (!latest.advice.missing && !latest.advice.holds) parts.push("capacity is not sufficient");
   text("summary", (body.dataset.state === "running" ? "" : body.dataset.state + ": ") + parts.join(", ") + ".");
 }
 
@@ -312,14 +260,14 @@ class Chart {
     this.cursor = draw("path", { class: "cursor" }, this.svg);
     new ResizeObserver(([entry]) => {
       ({ width: this.width, height: this.height } = entry.contentRect);
-      requestAnimationFrame(() => this.draw()); // what is drawn here could change the size again
+      requestAnimationFrame(() => this.draw()); // drawing here could change the size again
     }).observe(this.svg);
     this.svg.addEventListener("pointermove", (e) => point((e.offsetX - LEFT) / (this.width - LEFT - RIGHT)));
     this.svg.addEventListener("pointerleave", () => point(null));
     charts.push(this);
   }
 
-  // range returns the ends of the scale and the values that have a line of their own.
+  // range returns the ends of the scale and its grid lines.
   range() {
     const values = this.lines.filter((line) => !line.bound).flatMap((line) => samples.map(line.get)).filter((v) => v > 0);
     const low = Math.min(...values);
@@ -390,7 +338,7 @@ class Chart {
     this.read(x, bottom);
   }
 
-  // read writes into the legend the values of the second pointed at, or of the last.
+  // read writes the values of the second pointed at, or of the last one, into the legend.
   read(x, bottom) {
     const s = sampleAt(pointed);
     this.cursor.setAttribute("d", pointed == null || !s ? "" : `M${x(s.t)} ${TOP}V${bottom}`);
@@ -421,6 +369,7 @@ new Chart("chart-rates", [
   { name: "arrivals", look: "", get: (s) => s.arrivals },
   { name: "finished", look: "flows", area: true, get: (s) => s.finished },
   { name: "refused", look: "bad", get: (s) => s.refused },
+  { name: "gave up", look: "warn", get: (s) => s.gave_up },
 ]);
 new Chart("chart-queue", [
   { name: "in the queue", look: "flows", area: true, get: (s) => s.queued },
@@ -449,7 +398,7 @@ function connect() {
   source?.close();
   retryAt = 0;
   heard = Date.now();
-  source = new EventSource("/events");
+  source = new EventSource(address("events"));
   source.addEventListener("history", (e) => {
     heard = Date.now();
     samples.splice(0, samples.length, ...(JSON.parse(e.data) ?? []).map(timed).slice(-WINDOW));
@@ -465,8 +414,8 @@ function connect() {
     entitle(latest.dispatcher);
     render();
   });
-  // EventSource tries again by itself after some errors and not after others: here
-  // it never does.
+  // EventSource reconnects by itself after some errors and not after others. Here it
+  // never does.
   source.onerror = lose;
 }
 
@@ -475,7 +424,7 @@ function timed(sample) {
   return sample;
 }
 
-// append keeps the samples in order also when the server's clock is set back.
+// append keeps the samples in order even if the server's clock is set back.
 function append(sample) {
   if (!(sample.t > 0)) return; // the server has not seen a full second yet
   while (samples.length && samples.at(-1).t >= sample.t) samples.pop();
@@ -488,8 +437,8 @@ function lose() {
   retryAt = Date.now() + Math.min(PATIENCE, 1000 * 2 ** attempts++);
   body.dataset.connection = "lost";
   text("connection", "lost");
-  text("lost", latest ? `No connection to the server. What you see is from ${new Date(latest.time).toLocaleTimeString()}; it goes on by itself when the server answers.`
-    : "No connection to the server. The page tries again by itself.");
+  text("lost", latest ? `No connection to the server. The figures are from ${new Date(latest.time).toLocaleTimeString()}. The page reconnects by itself.`
+    : "No connection to the server. The page keeps trying to connect.");
   show("lost", true);
   document.title = "no connection · Holdfast";
 }
@@ -502,26 +451,7 @@ document.addEventListener("visibilitychange", render);
 
 // The controls
 
-// send returns what the server answered, or throws an Error that can be shown.
-async function send(method, path, message) {
-  let response;
-  try {
-    // Not the path alone: fetch refuses one if the page's own URL has a password in it.
-    response = await fetch(location.origin + path, {
-      method,
-      headers: message && { "Content-Type": "application/json" },
-      body: message && JSON.stringify(message),
-      signal: AbortSignal.timeout(10000),
-    });
-  } catch {
-    throw new Error("The server did not answer. Nothing is known to have changed.");
-  }
-  const answer = await response.json().catch(() => null);
-  if (response.ok) return answer;
-  throw new Error(answer?.detail || answer?.title || `The server answered ${response.status}.`);
-}
-
-// act runs one action of a form at a time, and says in the form how it ended.
+// act runs one action of a form at a time, and shows in the form how it ended.
 async function act(name, action) {
   const form = $(name === "burst" ? "burst-form" : name);
   if (form.ariaBusy === "true") return;
@@ -538,8 +468,8 @@ async function act(name, action) {
 
 const inputs = { workers: $("workers-input"), overflow: $("overflow") };
 
-// What the operator is about to change stays as it was typed, and the rest follows
-// the server, which others may control too.
+// What the operator has typed stays until it is applied. The rest follows the server,
+// which others may control too.
 function renderControls(d) {
   for (const name in inputs) {
     const input = inputs[name];
@@ -567,7 +497,7 @@ function forget() {
 }
 
 async function change(wanted) {
-  const now = await send("PATCH", "/dispatcher", wanted);
+  const now = (await send("PATCH", "dispatcher", wanted)).answer;
   if (latest && now) Object.assign(latest.dispatcher, now);
   render();
   return now;
@@ -606,7 +536,7 @@ $("pause").addEventListener("click", () => act("controls", async () => {
   if (!d) throw new Error("Not connected yet.");
   if (d.workers === 0 && !d.resume_workers) {
     inputs.workers.focus();
-    throw new Error("Say how many workers there shall be.");
+    throw new Error("Enter the number of workers.");
   }
   const now = await change({ workers: d.workers ? 0 : d.resume_workers });
   return now.workers ? `Resumed with ${plural(now.workers, "worker", "workers")}.` : "Paused.";
@@ -616,14 +546,14 @@ $("burst-form").addEventListener("submit", (e) => {
   e.preventDefault();
   act("burst", async () => {
     const path = $("burst-path").value, jobs = Number($("burst-jobs").value), seconds = Number($("burst-seconds").value);
-    await send("POST", "/burst", { path, jobs, sleep_time: seconds });
+    await send("POST", "burst", { path, jobs, sleep_time: seconds });
     return `Sent ${plural(jobs, "job", "jobs")} of ${seconds} s to ${path}.`;
   });
 });
 
 $("burst-stop").addEventListener("click", () => act("burst", async () => {
-  await send("DELETE", "/burst");
-  return "Nobody waits for an answer any more.";
+  await send("DELETE", "burst");
+  return "No request waits for an answer any more.";
 }));
 
 connect();

@@ -14,13 +14,13 @@ import (
 	"holdfast"
 )
 
-// families returns all that is exported, by name.
+// families returns all exported metrics, by name.
 func families(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
 	d := newDispatcher(t, holdfast.Config{Workers: 100, Queue: 200})
 	defer d.Shutdown(t.Context())
 	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(NewCollector(d, holdfast.NewJobs(d, holdfast.JobsConfig{})))
+	reg.MustRegister(NewCollector(d, newJobs(t, d, holdfast.JobsConfig{})))
 	list, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -32,8 +32,7 @@ func families(t *testing.T) map[string]*dto.MetricFamily {
 	return byName
 }
 
-// label returns the name of the family's label and the values that it has, or
-// nothing.
+// label returns the name and the values of the family's label, if it has one.
 func label(f *dto.MetricFamily) (name string, values []string) {
 	for _, m := range f.Metric {
 		for _, l := range m.Label {
@@ -65,7 +64,7 @@ func TestReadme(t *testing.T) {
 		name, kind, unit, what := strings.Trim(cells[0], "`"), cells[1], cells[2], cells[4]
 		f := exported[name]
 		if f == nil {
-			t.Errorf("%s is not exported, or is told twice", name)
+			t.Errorf("%s is not exported, or is documented twice", name)
 			continue
 		}
 		delete(exported, name)
@@ -90,14 +89,14 @@ func TestReadme(t *testing.T) {
 		}
 	}
 	for name := range exported {
-		t.Errorf("%s is exported and not told", name)
+		t.Errorf("%s is exported but not documented", name)
 	}
 }
 
-// notShown are left out of the dashboard.
+// notShown are the metrics that the dashboard leaves out.
 var notShown = []string{
-	"holdfast_open_jobs",       // they are among those queued and running
-	"holdfast_overflow_policy", // a setting, which what is blocked, refused or dropped tells as well
+	"holdfast_open_jobs",       // they are included in queued and running
+	"holdfast_overflow_policy", // a setting; blocked, refused and dropped show its effect
 }
 
 var (
@@ -139,8 +138,8 @@ func TestDashboard(t *testing.T) {
 
 	exported := families(t)
 	used := map[string]bool{}
-	// family returns what the metric in a query belongs to, and whether that
-	// only ever grows.
+	// family returns the family of the metric in a query, and whether its values
+	// only grow.
 	family := func(metric string) (f *dto.MetricFamily, grows bool) {
 		if f := exported[metric]; f != nil && f.GetType() != dto.MetricType_HISTOGRAM {
 			return f, f.GetType() == dto.MetricType_COUNTER
@@ -182,11 +181,11 @@ func TestDashboard(t *testing.T) {
 				t.Errorf("%s: id %q, data source %v", q.Expr, q.RefID, q.Datasource)
 			}
 			if strings.Count(q.Expr, "(") != strings.Count(q.Expr, ")") {
-				t.Errorf("%s: a parenthesis too many", q.Expr)
+				t.Errorf("%s: unbalanced parentheses", q.Expr)
 			}
 			at := metricName.FindAllStringIndex(q.Expr, -1)
 			if len(at) == 0 {
-				t.Errorf("%s queries nothing of ours", q.Expr)
+				t.Errorf("%s queries none of our metrics", q.Expr)
 			}
 			for _, i := range at {
 				metric := q.Expr[i[0]:i[1]]
@@ -197,10 +196,10 @@ func TestDashboard(t *testing.T) {
 				}
 				used[f.GetName()] = true
 				if grows != strings.HasSuffix(q.Expr[:i[0]], "rate(") {
-					t.Errorf("%s: rate is for what only grows, and for all of that", q.Expr)
+					t.Errorf("%s: rate must be used for all counters, and only for them", q.Expr)
 				}
 				if !strings.HasPrefix(q.Expr[i[1]:], `{job=~"$job", instance=~"$instance"}`) {
-					t.Errorf("%s: %s is not that of the chosen instances", q.Expr, metric)
+					t.Errorf("%s: %s is not restricted to the chosen instances", q.Expr, metric)
 				}
 			}
 			for _, m := range grouping.FindAllStringSubmatch(q.Expr, -1) {
@@ -217,7 +216,7 @@ func TestDashboard(t *testing.T) {
 	}
 	for name := range exported {
 		if used[name] == slices.Contains(notShown, name) {
-			t.Errorf("%s: queried is %v, listed as left out is %v", name, used[name], !used[name])
+			t.Errorf("%s: queried is %v, listed in notShown is %v", name, used[name], !used[name])
 		}
 	}
 }

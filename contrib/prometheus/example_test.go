@@ -24,7 +24,7 @@ func Example() {
 	defer d.Shutdown(context.Background())
 	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
 	if err != nil {
-		t.Fatal(err)
+		log.Fatal(err)
 	}
 
 	reg := prometheus.NewRegistry()

@@ -1,4 +1,4 @@
-// Flashsale sells 20 items: /ping buys one, /add brings 20 more, /cache shows the counters.
+// Flashsale sells 20 items: /ping buys one, /add adds 20, /cache shows the counters.
 package main
 
 import (
@@ -21,9 +21,9 @@ import (
 
 func main() {
 	addr := flag.String("addr", ":8080", "where to listen")
-	control := flag.String("admin", "127.0.0.1:8081", "where to listen for the operator, who is not asked for a password")
-	server := flag.String("redis", "", "a Redis server for the stock; if empty, memory is used")
-	workers := flag.Int("workers", 1, "how many buyers are served at once; 0 pauses")
+	control := flag.String("admin", "127.0.0.1:8081", "where the admin dashboard listens; it asks for no password")
+	server := flag.String("redis", "", "address of a Redis server for the stock; if empty, it is kept in memory")
+	workers := flag.Int("workers", 1, "number of buyers served at once; 0 pauses")
 	work := flag.Duration("work", 500*time.Millisecond, "how long it takes to serve a buyer")
 	flag.Parse()
 	queue, err := holdfast.New(holdfast.Config{Workers: *workers, Queue: 100, Overflow: holdfast.Reject})
@@ -34,18 +34,18 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	operator := admin.New(admin.Config{Dispatcher: queue})
-	go operator.Run(ctx)
 	public := &http.Server{Addr: *addr, Handler: shop{queue, items, *work}, ReadTimeout: 10 * time.Second}
 	ended := make(chan error, 3)
 	go func() { ended <- http.ListenAndServe(cmp.Or(*control, "127.0.0.1:8081"), operator) }()
-	go func() { ended <- public.ListenAndServe() }()
+	go func() { go operator.Run(ctx); ended <- public.ListenAndServe() }()
 	context.AfterFunc(ctx, func() { restore(); ended <- nil }) // a second signal ends the program at once
 	err = <-ended
 	limit, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	report, cut := queue.Shutdown(limit) // with the listener open: who waits is answered
+	report, cut := queue.Shutdown(limit) // before the listener closes, so that waiting buyers get answers
 	err = errors.Join(err, cut, public.Shutdown(limit))
 	counters, unread := items.read()
 	log.Printf("stopped: %d cut off, %d never started, %v", report.Running, len(report.NeverStarted), counters)
@@ -63,7 +63,7 @@ type shop struct {
 func (s shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	status, answer, err := http.StatusOK, any("added"), error(nil)
 	switch {
-	case r.Method != http.MethodGet && r.Method != http.MethodPost || r.ContentLength != 0: // unread, it hides that its client leaves
+	case r.Method != http.MethodGet && r.Method != http.MethodPost || r.ContentLength != 0: // the server does not notice a disconnect before the body is read
 		status, answer = http.StatusBadRequest, "want GET or POST, and no body"
 	case r.URL.Path == "/ping":
 		status, answer, err = s.buy(r.Context())
@@ -83,7 +83,7 @@ func (s shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(answer)
 }
 
-// buy waits for its turn. Who leaves the queue is never served; who is served has bought.
+// buy waits for its turn. A buyer who leaves the queue is never served; a buyer who is served has bought.
 func (s shop) buy(ctx context.Context) (status int, outcome string, err error) {
 	_, uncounted := s.items("calls", 1)
 	status, outcome = http.StatusServiceUnavailable, "refused"
@@ -97,7 +97,7 @@ func (s shop) buy(ctx context.Context) (status int, outcome string, err error) {
 		return err
 	})
 	if refused == nil {
-		context.AfterFunc(ctx, job.Cancel) // when its client leaves
+		context.AfterFunc(ctx, job.Cancel) // when the client disconnects
 		<-job.Done()
 	}
 	if outcome == "refused" && ctx.Err() != nil {
@@ -109,7 +109,7 @@ func (s shop) buy(ctx context.Context) (status int, outcome string, err error) {
 	return status, outcome, errors.Join(err, uncounted)
 }
 
-// A stock adds n to a counter and returns its value, or 0 for a sale of what is not there, in one step.
+// A stock atomically adds n to a counter and returns its value, or returns 0 for a sale if too few items are left.
 type stock func(counter string, n int) (int, error)
 
 func (s stock) read() (map[string]int, error) {
@@ -136,14 +136,14 @@ func memory() stock {
 	}
 }
 
-// shared is a stock in Redis, which runs a script as one step: there is no lock.
+// shared returns a stock in Redis, which runs a script atomically, so no lock is needed.
 func shared(addr string) (stock, error) {
-	client := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1}) // an answer can be lost after a sale
+	client := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1}) // a retry could sell twice, if only the answer was lost
 	script := redis.NewScript(`
 		local n = (redis.call('HGET', KEYS[1], ARGV[1]) or 0) + ARGV[2]
 		if ARGV[1] == 'sold' and n > (redis.call('HGET', KEYS[1], 'added') or 0) + 0 then return 0 end
 		return redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2])`)
 	return func(name string, n int) (int, error) {
 		return script.Run(context.Background(), client, []string{"flashsale"}, name, n).Int()
-	}, client.HSetNX(context.Background(), "flashsale", "added", 20).Err() // by the first process only
+	}, client.HSetNX(context.Background(), "flashsale", "added", 20).Err() // only the first process sets it
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"sync"
@@ -20,7 +21,7 @@ import (
 	"holdfast/internal/proctest"
 )
 
-// asProgram is set in the environment of a test binary that is to be the program.
+// asProgram, set in the environment, makes the test binary run as the program.
 const asProgram = "FLASHSALE_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -31,13 +32,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A process is the program, with the addresses of its two listeners.
+// A process is a running program, with the addresses of its two listeners.
 type process struct {
 	*proctest.Process
 	addr, operator string
 }
 
-// start returns the program when it listens.
+// start starts the program and waits until it listens.
 func start(t *testing.T, args ...string) process {
 	t.Helper()
 	addr, operator := unused(t), unused(t)
@@ -56,8 +57,8 @@ func launch(t *testing.T, args ...string) *proctest.Process {
 	return proctest.Launch(t, []string{asProgram + "=1"}, program, args...)
 }
 
-// unused returns an address where nobody listens. Where there is a second address of
-// this machine it is there, so that no connection of a client takes it meanwhile.
+// unused returns an address on which nothing listens. It prefers a second loopback
+// address, so that no client's connection takes the port in the meantime.
 func unused(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.2:0")
@@ -71,7 +72,7 @@ func unused(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// listening waits until something listens.
+// listening waits until something listens on addr.
 func listening(t *testing.T, p *proctest.Process, network, addr string) {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
@@ -91,7 +92,7 @@ func listening(t *testing.T, p *proctest.Process, network, addr string) {
 	}
 }
 
-// resize has the operator change the number of workers.
+// resize changes the number of workers through the admin listener.
 func (p process) resize(t *testing.T, workers int) {
 	t.Helper()
 	body := fmt.Sprintf("{\"workers\":%d}", workers)
@@ -101,7 +102,7 @@ func (p process) resize(t *testing.T, workers int) {
 	}
 }
 
-// A client counts what it is told.
+// A client counts the answers that it gets.
 type client struct {
 	t    *testing.T
 	url  string
@@ -110,8 +111,8 @@ type client struct {
 	bought, soldOut, refused, failed atomic.Int64
 }
 
-// newClient returns a client of the server at addr, or if that is a path, of the one
-// at that socket. What it asks for it asks for once.
+// newClient returns a client of the server at addr, which may be the path of a socket.
+// It never repeats a request.
 func newClient(t *testing.T, addr string) *client {
 	network, host := "tcp", addr
 	if strings.HasPrefix(addr, "/") {
@@ -140,8 +141,7 @@ func (c *client) send(ctx context.Context, method, target, text string) (*http.R
 	return response, string(body), err
 }
 
-// buy sends one /ping and counts the answer. It returns false if there will be none
-// any more.
+// buy sends one /ping and counts the answer. It returns false if the server is gone.
 func (c *client) buy(ctx context.Context) (open bool) {
 	response, body, err := c.send(ctx, "GET", "/ping", "")
 	switch {
@@ -160,8 +160,8 @@ func (c *client) buy(ctx context.Context) (open bool) {
 	return true
 }
 
-// load sends n requests, as many at a time as there are buyers, or until there is no
-// answer any more.
+// load sends n requests from the given number of concurrent buyers. It stops early if
+// the server is gone.
 func (c *client) load(n, buyers int) {
 	var sent atomic.Int64
 	var all sync.WaitGroup
@@ -174,7 +174,7 @@ func (c *client) load(n, buyers int) {
 	all.Wait()
 }
 
-// must sends a request that has to be answered with status.
+// must sends a request and fails the test unless the answer has the status.
 func (c *client) must(status int, method, target string) string {
 	c.t.Helper()
 	response, body, err := c.send(c.t.Context(), method, target, "")
@@ -184,7 +184,7 @@ func (c *client) must(status int, method, target string) string {
 	return body
 }
 
-// Counters is what /cache says.
+// counters is the answer of /cache.
 type counters struct {
 	Added     int `json:"added"`
 	Remaining int `json:"remaining"`
@@ -195,7 +195,7 @@ type counters struct {
 	Calls     int `json:"calls"`
 }
 
-// String returns them as the program prints them when it ends.
+// String formats the counters as the program does when it ends.
 func (c counters) String() string {
 	return fmt.Sprint(map[string]int{
 		"added": c.Added, "remaining": c.Remaining, "sold": c.Sold, "sold_out": c.SoldOut,
@@ -203,9 +203,9 @@ func (c counters) String() string {
 	})
 }
 
-// told is what the counters must be when of so many items the clients were told what
-// they were told, and no call is under way.
-func told(added int, clients ...*client) counters {
+// matching returns the counters that match the clients' answers, for the given number of
+// items and no call in progress.
+func matching(added int, clients ...*client) counters {
 	n := counters{Added: added}
 	for _, c := range clients {
 		n.Sold += int(c.bought.Load())
@@ -217,7 +217,7 @@ func told(added int, clients ...*client) counters {
 	return n
 }
 
-// counters reads /cache, which must make sense at every moment.
+// counters reads /cache, which must be consistent at any time.
 func (c *client) counters() (n counters) {
 	c.t.Helper()
 	if err := json.Unmarshal([]byte(c.must(200, "GET", "/cache")), &n); err != nil {
@@ -227,14 +227,14 @@ func (c *client) counters() (n counters) {
 	case n.Remaining < 0:
 		c.t.Errorf("oversold: %v", n)
 	case n.Added%20 != 0:
-		c.t.Errorf("items are lost or found: %v", n)
+		c.t.Errorf("items were lost or added: %v", n)
 	case n.Calls < n.Sold+n.SoldOut+n.Refused+n.Gone:
-		c.t.Errorf("more became of the calls than there were: %v", n)
+		c.t.Errorf("more outcomes than calls: %v", n)
 	}
 	return n
 }
 
-// await reads /cache until the counters are as asked.
+// await reads /cache until the counters are ready.
 func (c *client) await(what string, ready func(counters) bool) counters {
 	c.t.Helper()
 	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
@@ -248,18 +248,17 @@ func (c *client) await(what string, ready func(counters) bool) counters {
 	}
 }
 
-// settled holds the counters against what the client was told; all that was there is
-// to be sold.
-func (c *client) settled(items int) {
+// checkSoldOut checks the counters against the client's answers. All items must be sold.
+func (c *client) checkSoldOut(items int) {
 	c.t.Helper()
 	n := c.counters()
-	if want := told(items, c); n != want || n.Sold != items || c.failed.Load() != 0 {
-		c.t.Errorf("counted %v, told %v and %d without an answer; want %d sold", n, want, c.failed.Load(), items)
+	if want := matching(items, c); n != want || n.Sold != items || c.failed.Load() != 0 {
+		c.t.Errorf("the counters are %v, the client got %v and %d without an answer; want %d sold", n, want, c.failed.Load(), items)
 	}
 	c.t.Log(n)
 }
 
-// sellOut buys what is left.
+// sellOut buys the remaining items.
 func (c *client) sellOut() {
 	c.t.Helper()
 	for range 100 {
@@ -268,11 +267,11 @@ func (c *client) sellOut() {
 		}
 		c.buy(c.t.Context())
 	}
-	c.t.Error("more can be bought than there was")
+	c.t.Error("more items can be bought than there were")
 }
 
-// rush sells 40 items to more buyers than there are places, and looks at the counters
-// meanwhile.
+// rush sells 40 items to more buyers than there are places, and checks the counters
+// during the sale.
 func rush(c *client, during func()) {
 	c.t.Helper()
 	over := make(chan struct{})
@@ -293,10 +292,10 @@ func rush(c *client, during func()) {
 	}
 	c.sellOut()
 	c.buy(c.t.Context())
-	c.settled(40)
+	c.checkSoldOut(40)
 }
 
-// However many serve, the stock is sold, and not more of it.
+// The whole stock is sold, and no more, whatever the number of workers.
 func TestNeverOversold(t *testing.T) {
 	for _, workers := range []int{1, 8, 64} {
 		t.Run(fmt.Sprint(workers), func(t *testing.T) {
@@ -317,7 +316,7 @@ func TestResizeUnderLoad(t *testing.T) {
 	})
 }
 
-// While nobody serves, a hundred wait and every further one is refused at once.
+// Without workers, a hundred buyers wait and any more are refused at once.
 func TestFull(t *testing.T) {
 	const queue = 100
 	p := start(t, "-workers", "0", "-work", "0s")
@@ -326,21 +325,20 @@ func TestFull(t *testing.T) {
 	for range queue {
 		waiting.Go(func() { c.buy(t.Context()) })
 	}
-	// Which are the hundred that wait, and which are refused, nobody can tell; but
-	// refused are all above them.
+	// It is random which hundred wait, but all others are refused.
 	for range 7 {
 		waiting.Go(func() { c.buy(t.Context()) })
 	}
 	c.await("full", func(n counters) bool { return n.Refused == 7 })
 	p.resize(t, 3)
 	waiting.Wait()
-	c.settled(20)
+	c.checkSoldOut(20)
 	if c.refused.Load() != 7 || c.soldOut.Load() != queue-20 {
 		t.Errorf("%d refused, %d sold out", c.refused.Load(), c.soldOut.Load())
 	}
 }
 
-// Who leaves while he waits is never served.
+// A buyer who leaves the queue is never served.
 func TestGoneFromTheQueue(t *testing.T) {
 	p := start(t, "-workers", "0", "-work", "0s")
 	c := newClient(t, p.addr)
@@ -349,29 +347,29 @@ func TestGoneFromTheQueue(t *testing.T) {
 	for range 101 {
 		waiting.Go(func() { c.buy(ctx) })
 	}
-	// Not the counter: it is there before the answer is.
+	// Wait for an answer, since the counter changes before it.
 	for began := time.Now(); c.refused.Load() == 0; time.Sleep(time.Millisecond) {
 		if time.Since(began) > proctest.Patience {
-			t.Fatal("nobody is refused")
+			t.Fatal("no buyer was refused")
 		}
 	}
 	leave()
 	waiting.Wait()
 	c.await("empty", func(n counters) bool { return n.Gone == 100 })
 	p.resize(t, 8)
-	// Refused until a worker has been through the places of the others.
+	// Buyers are refused until the worker has skipped the canceled jobs.
 	for began := time.Now(); c.bought.Load() == 0 && time.Since(began) < proctest.Patience; {
 		c.buy(t.Context())
 	}
 	n := c.counters()
-	want := told(20, c)
+	want := matching(20, c)
 	want.Gone, want.Calls = 100, want.Calls+100
 	if n != want || n.Sold != 1 {
 		t.Errorf("%v, want %v", n, want)
 	}
 }
 
-// Who leaves while he is served has bought, and holds his worker until the work is done.
+// A buyer who leaves while being served has bought, and the worker finishes the work.
 func TestGoneFromTheWorker(t *testing.T) {
 	p := start(t, "-work", "1s")
 	c := newClient(t, p.addr)
@@ -386,8 +384,8 @@ func TestGoneFromTheWorker(t *testing.T) {
 	p.ended(t, 0, "0 cut off, 0 never started", counters{Added: 20, Remaining: 19, Sold: 1, Calls: 1})
 }
 
-// In the middle of a sale the program is told to stop: those who wait are served, and
-// what it has counted is what the clients were told.
+// The program gets SIGTERM in the middle of a sale. It serves the waiting buyers, and
+// its counters match the clients' answers.
 func TestStopInTheMiddle(t *testing.T) {
 	for _, workers := range []int{1, 8, 64} {
 		t.Run(fmt.Sprint(workers), func(t *testing.T) {
@@ -402,23 +400,61 @@ func TestStopInTheMiddle(t *testing.T) {
 			p.Cmd.Process.Signal(syscall.SIGTERM)
 			<-p.Ended
 			sale.Wait()
-			p.ended(t, 0, "0 cut off, 0 never started", told(100, c))
+			p.ended(t, 0, "0 cut off, 0 never started", matching(100, c))
 		})
 	}
 }
 
-// ended holds the program's last words against what the clients were told.
+// A log whose reader has gone, as tee has after Ctrl-C, ends nothing.
+func TestStopWithoutALog(t *testing.T) {
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read.Close()
+	p := exec.Command(program, "-addr", unused(t), "-admin", unused(t))
+	p.Env = append(os.Environ(), asProgram+"=1")
+	p.Stdout, p.Stderr = write, write
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	write.Close()
+	late := time.AfterFunc(proctest.Patience, func() { p.Process.Kill() })
+	defer late.Stop()
+	for _, addr := range []string{p.Args[2], p.Args[4]} {
+		for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+			c, err := net.Dial("tcp", addr)
+			if err == nil {
+				c.Close()
+				break
+			}
+			if time.Since(began) > proctest.Patience {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.Process.Signal(os.Interrupt)
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// ended checks the exit status and the last line of the program's log.
 func (p process) ended(t *testing.T, status int, report string, want counters) {
 	t.Helper()
 	if code := p.Cmd.ProcessState.ExitCode(); code != status {
 		t.Errorf("exit status %d, want %d", code, status)
 	}
 	if said := p.AwaitLog(regexp.MustCompile(`stopped: (.*)\n`)); said != fmt.Sprintf("%s, %v", report, want) {
-		t.Errorf("the program says\n%s\nand the clients were told\n%s, %v", said, report, want)
+		t.Errorf("the program logs\n%s\nwant\n%s, %v", said, report, want)
 	}
 }
 
-// Nobody is left without an answer if nobody serves.
+// Waiting buyers get an answer even if there are no workers.
 func TestStopWhilePaused(t *testing.T) {
 	p := start(t, "-workers", "0")
 	c := newClient(t, p.addr)
@@ -430,14 +466,13 @@ func TestStopWhilePaused(t *testing.T) {
 	p.Cmd.Process.Signal(syscall.SIGTERM)
 	waiting.Wait()
 	<-p.Ended
-	p.ended(t, 1, "0 cut off, 100 never started", told(20, c))
+	p.ended(t, 1, "0 cut off, 100 never started", matching(20, c))
 	if c.refused.Load() != 101 {
 		t.Errorf("%d refused", c.refused.Load())
 	}
 }
 
-// What is asked for in the wrong way changes nothing, and what is the operator's is not
-// there for everybody.
+// Bad requests change nothing, and the public listener does not serve the admin pages.
 func TestBadRequests(t *testing.T) {
 	p := start(t)
 	c := newClient(t, p.addr)
@@ -468,7 +503,7 @@ func TestBadRequests(t *testing.T) {
 		t.Errorf("%v, want %v", after, before)
 	}
 	if page := newClient(t, p.operator).must(200, "GET", "/"); !strings.Contains(page, "<html") {
-		t.Errorf("the operator's page is %.100q", page)
+		t.Errorf("the admin page is %.100q", page)
 	}
 }
 
@@ -497,8 +532,8 @@ func TestMemory(t *testing.T) {
 	testStock(t, memory())
 }
 
-// testStock sells from many sides at once what a new stock has, and 20 more. Each sale
-// has a number of its own.
+// testStock sells the items of a new stock, and 20 more, from many goroutines. Each sale
+// must return a different number.
 func testStock(t *testing.T, s stock) {
 	t.Helper()
 	var sales [41]atomic.Int64
@@ -524,7 +559,7 @@ func testStock(t *testing.T, s stock) {
 		})
 	}
 	all.Wait()
-	for range 21 { // those who were there before the other 20 may have left
+	for range 21 { // the goroutines may have ended before the other 20 were added
 		sell()
 	}
 	for n := range sales {
@@ -540,7 +575,7 @@ func testStock(t *testing.T, s stock) {
 	sold(t, s, 40)
 }
 
-// sold looks whether a stock that testStock has used has sold n items.
+// sold checks that a stock that testStock has used has sold n items.
 func sold(t *testing.T, s stock, n int) {
 	t.Helper()
 	want := map[string]int{"added": 40, "sold": n, "remaining": 40 - n, "sold_out": 1, "refused": 2, "gone": 3, "calls": 4}

@@ -13,8 +13,8 @@ import (
 	"holdfast/internal/proctest"
 )
 
-// service returns the path of a program that the test needs besides Go, or skips it;
-// with HOLDFAST_REQUIRE_SERVICES set its absence is a failure.
+// service returns the path of an external program that the test needs. If it is not
+// installed, service skips the test, or fails it if HOLDFAST_REQUIRE_SERVICES is set.
 func service(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -31,7 +31,7 @@ func service(t *testing.T, name string) string {
 	return path
 }
 
-// scratch returns a new folder whose path is short enough for that of a socket.
+// scratch returns a new folder with a path short enough for sockets.
 func scratch(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "flashsale")
@@ -42,7 +42,7 @@ func scratch(t *testing.T) string {
 	return dir
 }
 
-// startRedis starts an empty server and returns its socket.
+// startRedis starts an empty Redis server and returns its socket.
 func startRedis(t *testing.T) (socket string, p *proctest.Process) {
 	t.Helper()
 	program := service(t, "redis-server")
@@ -60,8 +60,8 @@ func startProxy(t *testing.T, addrs ...string) string {
 	program := service(t, "nginx")
 	dir := scratch(t)
 	config := filepath.Join(dir, "nginx.conf")
-	// One process, so that it ends with the test. No request may be sent on to a second
-	// server because the first did not answer: it may have sold.
+	// A single process, so that it ends with the test. nginx must not repeat a request
+	// that got no answer at another server: the first may have sold.
 	text := fmt.Sprintf(`daemon off;
 master_process off;
 pid nginx.pid;
@@ -99,7 +99,7 @@ func TestShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	testStock(t, s)
-	again, err := shared(socket) // who comes later finds what there is
+	again, err := shared(socket) // a later process uses the existing stock
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,8 +129,8 @@ func TestThreeProcesses(t *testing.T) {
 	}
 }
 
-// One of three processes is told to stop in the middle. Nothing is lost, and what is
-// sold is what the clients were told.
+// One of three processes gets SIGTERM in the middle of a sale. Nothing is lost, and the
+// counters match the clients' answers.
 func TestOneOfThreeStops(t *testing.T) {
 	socket, _ := startRedis(t)
 	var shops []process
@@ -139,7 +139,7 @@ func TestOneOfThreeStops(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	var clients []*client
-	for _, p := range shops { // without the proxy, which would answer for the one that is gone
+	for _, p := range shops { // not through the proxy, which would answer for the stopped process
 		c := newClient(t, p.addr)
 		clients = append(clients, c)
 		all.Go(func() { c.load(600, 50) })
@@ -150,15 +150,15 @@ func TestOneOfThreeStops(t *testing.T) {
 	<-shops[0].Ended
 	all.Wait()
 	c.sellOut()
-	if n, want := c.counters(), told(20, clients...); n != want || n.Sold != 20 {
-		t.Errorf("counted %v, told %v", n, want)
+	if n, want := c.counters(), matching(20, clients...); n != want || n.Sold != 20 {
+		t.Errorf("the counters are %v, the clients got %v", n, want)
 	}
 	if code := shops[0].Cmd.ProcessState.ExitCode(); code != 0 || clients[1].failed.Load()+clients[2].failed.Load() != 0 {
 		t.Errorf("exit status %d, %d and %d without an answer", code, clients[1].failed.Load(), clients[2].failed.Load())
 	}
 }
 
-// Without Redis nothing is sold, and the client is told so.
+// Without Redis nothing is sold, and the answer is 502.
 func TestRedisEnds(t *testing.T) {
 	socket, p := startRedis(t)
 	c := newClient(t, start(t, "-work", "0s", "-redis", socket).addr)

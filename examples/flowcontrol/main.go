@@ -1,7 +1,6 @@
-// Flowcontrol serves any path on :8080 through a queue of ten: a request waits for a
-// worker, of which there is one unless told otherwise, and then gets its own response.
-// When the queue is full, the request that has waited longest is told so, and a newer
-// one has its place.
+// Flowcontrol serves any path on :8080 through a queue of ten. A request waits for a
+// worker, of which there is one by default, and gets its own response. When the queue is
+// full, the request that has waited longest is refused, and the newest takes its place.
 package main
 
 import (
@@ -21,31 +20,49 @@ import (
 	"holdfast"
 )
 
-const drain = 30 * time.Second // for what is queued when the program is told to stop
+const drain = 30 * time.Second // time to finish the queue after a signal
 
 func main() {
 	addr := flag.String("addr", ":8080", "where to listen")
-	workers := flag.Int("workers", 1, "requests that are worked on at once, 1 to 1000")
-	work := flag.Duration("work", 500*time.Millisecond, "how long a request takes")
+	workers := flag.Int("workers", 1, "number of requests processed at once, 1 to 1000")
+	work := flag.Duration("work", 500*time.Millisecond, "how long the work of a request takes")
 	flag.Parse()
 	if *workers < 1 || *workers > 1000 {
 		fmt.Fprintf(os.Stderr, "flowcontrol: -workers is %d; want 1 to 1000\n", *workers)
 		os.Exit(2)
 	}
-	if *work < 0 || flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "flowcontrol: -work is %v, and behind the flags is %q; want 0 or more, and nothing\n", *work, flag.Args())
+	if *work < 0 {
+		fmt.Fprintf(os.Stderr, "flowcontrol: -work is %v; want 0 or more\n", *work)
 		os.Exit(2)
 	}
-	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, restore) // a second signal ends the program at once
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "flowcontrol: argument %q; want flags only\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // which nohup does
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, restore := signal.NotifyContext(context.Background(), signals...)
+	// A second signal ends the program at once, but a hangup often comes twice.
+	context.AfterFunc(ctx, func() { signal.Ignore(syscall.SIGHUP); restore() })
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: short}))
 	if err := run(ctx, *addr, *workers, *work, log); err != nil {
 		log.Error(err.Error())
 		os.Exit(1)
 	}
 }
 
-// run serves until ctx ends, then finishes what is queued.
+// short cuts what a client can make long.
+func short(_ []string, a slog.Attr) slog.Attr {
+	if text := a.Value.String(); a.Value.Kind() == slog.KindString && len(text) > 200 {
+		a.Value = slog.StringValue(text[:200] + "…")
+	}
+	return a
+}
+
+// run serves until ctx ends, then finishes the queued requests.
 func run(ctx context.Context, addr string, workers int, work time.Duration, log *slog.Logger) error {
 	h, d, err := handler(workers, work, log)
 	if err != nil {
@@ -58,7 +75,7 @@ func run(ctx context.Context, addr string, workers int, work time.Duration, log 
 	server := &http.Server{
 		Handler:      h,
 		ReadTimeout:  10 * time.Second,
-		WriteTimeout: 10 * time.Second, // to take the response; the time in the queue does not count
+		WriteTimeout: 10 * time.Second, // the time in the queue does not count
 		IdleTimeout:  time.Minute,
 	}
 	failed := make(chan error, 1)
@@ -72,15 +89,14 @@ func run(ctx context.Context, addr string, workers int, work time.Duration, log 
 	}
 	limit, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	// The dispatcher first, with the listener open: who comes now is told that the
-	// server is shutting down, and who waits gets a response.
+	// The dispatcher first, with the listener open: new requests get 503, and waiting
+	// ones get their responses.
 	report, err := d.Shutdown(limit)
 	log.Info("stopped", "finished", report.Finished, "cut_off", report.Running, "never_started", len(report.NeverStarted))
 	return errors.Join(serving, err, server.Shutdown(limit))
 }
 
-// handler returns what is served: work, that takes as long as it is told, behind a
-// queue of ten.
+// handler returns a handler that works for the given time, behind a queue of ten.
 func handler(workers int, work time.Duration, log *slog.Logger) (http.Handler, *holdfast.Dispatcher, error) {
 	d, err := holdfast.New(holdfast.Config{Workers: workers, Queue: 10, Overflow: holdfast.DropOldest, Logger: log})
 	if err != nil {
@@ -92,36 +108,36 @@ func handler(workers int, work time.Duration, log *slog.Logger) (http.Handler, *
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", numbered(log, jobs.Queued(worker(work, log))))
-	mux.Handle("/jobs/", jobs) // for who prefers not to wait: Prefer: respond-async
+	mux.Handle("/jobs/", jobs) // for clients that send Prefer: respond-async
 	return mux, d, nil
 }
 
-// arrived is the key under which a request's context has its arrival.
-type arrived struct{}
+// arrivalKey is the context key for a request's arrival.
+type arrivalKey struct{}
 
 type arrival struct {
 	number int64
 	at     time.Time
 }
 
-// numbered numbers requests in the order in which they come, and logs those whose
-// clients leave.
+// numbered numbers requests in order of arrival, and logs those whose client
+// disconnects.
 func numbered(log *slog.Logger, next http.Handler) http.Handler {
 	var last atomic.Int64
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := arrival{last.Add(1), time.Now()}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), arrived{}, a)))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), arrivalKey{}, a)))
 		if r.Context().Err() != nil {
 			log.Info("client left", "number", a.number, "path", r.URL.Path)
 		}
 	})
 }
 
-// worker is a handler as it may be found anywhere; of the queue it knows nothing, and it
-// does not look whether its client is still there.
+// worker returns an ordinary handler. It does not know about the queue, and does not
+// check whether its client is still there.
 func worker(work time.Duration, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a := r.Context().Value(arrived{}).(arrival)
+		a := r.Context().Value(arrivalKey{}).(arrival)
 		waited := time.Since(a.at).Round(time.Millisecond)
 		log.Info("begins", "number", a.number, "path", r.URL.Path)
 		time.Sleep(work)

@@ -25,7 +25,7 @@ import (
 	"holdfast/internal/proctest"
 )
 
-// asProgram is set in the environment of a test binary that is to be the program.
+// asProgram, set in the environment, makes the test binary run as the program.
 const asProgram = "FLOWCONTROL_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -45,7 +45,7 @@ func start(t *testing.T, args ...string) *proctest.Process {
 	return proctest.Launch(t, []string{asProgram + "=1"}, program, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
 }
 
-// A bubble has the handler, and keeps which paths have begun, and when.
+// A bubble holds the handler, and records which paths have begun, and when.
 type bubble struct {
 	http.Handler
 	d *holdfast.Dispatcher
@@ -66,7 +66,7 @@ func newBubble(t *testing.T, workers int, work time.Duration) *bubble {
 
 var begins = regexp.MustCompile(`msg=begins number=\d+ path=(\S+)`)
 
-// Write takes a line of the log.
+// Write receives a line of the log.
 func (b *bubble) Write(line []byte) (int, error) {
 	if match := begins.FindSubmatch(line); match != nil {
 		b.mu.Lock()
@@ -77,7 +77,7 @@ func (b *bubble) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// The one that has waited longest gives way and is told so at once, the others get
+// The request that has waited longest is dropped and answered at once. The others get
 // their own responses, in order.
 func TestOldestGivesWay(t *testing.T) {
 	for _, workers := range []int{1, 3} {
@@ -100,16 +100,16 @@ func TestOldestGivesWay(t *testing.T) {
 				}
 				all.Wait()
 
-				var want []string // to begin
+				var want []string // paths that begin
 				for i, a := range answers {
 					path := fmt.Sprintf("/%d", i)
 					if oldest := i - workers; oldest == 0 || oldest == 1 {
-						// All places were taken when the last but one came, and again when the last did.
+						// All places were taken when each of the last two requests arrived.
 						if a.Code != 503 || a.Header().Get("Retry-After") == "" || !strings.Contains(a.Body.String(), "gave its place") {
-							t.Errorf("%s: %d %v %s, want 503 for who has waited longest", path, a.Code, a.Header(), a.Body)
+							t.Errorf("%s: %d %v %s, want 503 for the request that has waited longest", path, a.Code, a.Header(), a.Body)
 						}
-						if took[i] != places*time.Millisecond { // as many came in between
-							t.Errorf("%s was told after %v", path, took[i])
+						if took[i] != places*time.Millisecond { // that many arrived in between
+							t.Errorf("%s was answered after %v", path, took[i])
 						}
 						continue
 					}
@@ -129,9 +129,9 @@ func TestOldestGivesWay(t *testing.T) {
 	}
 }
 
-// Under twice the capacity, with clients that give up after a second, nothing begins
-// whose client has left.
-func TestWhoHasLeftIsNotStarted(t *testing.T) {
+// At twice the capacity, with clients that give up after a second, no request begins
+// after its client has left.
+func TestAbandonedRequestsDoNotStart(t *testing.T) {
 	for _, workers := range []int{1, 4} {
 		t.Run(strconv.Itoa(workers), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -185,10 +185,10 @@ func TestWhoHasLeftIsNotStarted(t *testing.T) {
 				}
 				t.Logf("begun %d, dropped %d, left before their turn %d", len(b.begun), dropped, spared)
 				if spared == 0 && workers == 1 {
-					t.Error("nobody left before his turn, so this shows nothing")
+					t.Error("no client left before its turn, so the test shows nothing")
 				}
 				if len(b.begun) < clients/2 {
-					t.Errorf("%d have begun, so those who left took capacity from others", len(b.begun))
+					t.Errorf("only %d have begun, so clients that left took capacity from others", len(b.begun))
 				}
 				if _, err := b.d.Shutdown(t.Context()); err != nil {
 					t.Error(err)
@@ -198,7 +198,7 @@ func TestWhoHasLeftIsNotStarted(t *testing.T) {
 	}
 }
 
-// The same over sockets, with the clients' times held against those in the program's
+// The same over sockets. The clients' times are compared with those in the program's
 // log.
 func TestLogsAgree(t *testing.T) {
 	t.Parallel()
@@ -206,7 +206,7 @@ func TestLogsAgree(t *testing.T) {
 		work     = 250 * time.Millisecond
 		patience = time.Second
 		clients  = 40
-		late     = 100 * time.Millisecond // for the program to notice that a client has left
+		late     = 100 * time.Millisecond // time for the program to notice that a client has left
 	)
 	p := start(t, "-work", work.String())
 	left := make([]time.Time, clients)
@@ -236,7 +236,7 @@ func TestLogsAgree(t *testing.T) {
 		time.Sleep(work / 2) // twice the capacity
 	}
 	all.Wait()
-	// What is still queued is over when the program has ended.
+	// When the program has ended, nothing is queued any more.
 	p.Cmd.Process.Signal(syscall.SIGTERM)
 	<-p.Ended
 
@@ -260,14 +260,14 @@ func TestLogsAgree(t *testing.T) {
 			t.Errorf("client %d left at %v, and its request began at %v", i, left, at)
 		}
 	}
-	t.Logf("%d began, %d left before their turn; %v were allowed", len(began), spared, allowed)
+	t.Logf("%d began, %d left before their turn; allowed delay %v", len(began), spared, allowed)
 	if spared == 0 || len(began) == 0 {
-		t.Errorf("of %d clients %d began and %d left before their turn, so this shows nothing", clients, len(began), spared)
+		t.Errorf("of %d clients %d began and %d left before their turn, so the test shows nothing", clients, len(began), spared)
 	}
 }
 
-// stalls returns a function that tells by how much the machine was late, at most, when
-// it should have let this process run: what it is late by is no fault of the program.
+// stalls returns a function that returns the longest time by which the machine delayed
+// this process. The test does not blame the program for such delays.
 func stalls(t *testing.T) func() time.Duration {
 	var longest atomic.Int64
 	ctx, stop := context.WithCancel(t.Context())
@@ -284,7 +284,7 @@ func stalls(t *testing.T) func() time.Duration {
 	}
 }
 
-// direct gives every request a connection, so that none is sent twice.
+// direct uses a new connection for every request, so that it never repeats one.
 var direct = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 func get(ctx context.Context, url string) (status int, body string, err error) {
@@ -301,7 +301,7 @@ func get(ctx context.Context, url string) (status int, body string, err error) {
 	return response.StatusCode, string(read), err
 }
 
-// A signal ends the program when everybody who waits has a response.
+// After a signal the program ends once every waiting client has a response.
 func TestStop(t *testing.T) {
 	t.Parallel()
 	p := start(t, "-work", "100ms")
@@ -333,7 +333,7 @@ func TestStop(t *testing.T) {
 		case <-full:
 			waiting = false
 		case <-late:
-			t.Fatal("nobody was told that his place was given away")
+			t.Fatal("no request was dropped")
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

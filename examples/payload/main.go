@@ -1,5 +1,5 @@
-// Payload takes in collections of payloads over HTTP and uploads each of them to a
-// store, at the pace of the store: what comes faster waits in a bounded queue.
+// Payload accepts collections of payloads over HTTP and uploads each payload to a store.
+// Payloads that arrive faster than the store can take them wait in a bounded queue.
 package main
 
 import (
@@ -26,18 +26,18 @@ import (
 )
 
 const (
-	maxConns = 1000             // at once; what is beyond waits until it is let in
-	maxBody  = 1 << 20          // of a request
-	maxItems = 1000             // in it
+	maxConns = 1000             // open at once; further ones wait to be accepted
+	maxBody  = 1 << 20          // bytes in a request
+	maxItems = 1000             // payloads in a request
 	attempts = 3                // to store a payload
-	timeout  = 10 * time.Second // of an attempt; also to send a request, and to take its answer
+	timeout  = 10 * time.Second // for an attempt; also to read a request, and to write its answer
 )
 
 func main() {
 	addr := flag.String("addr", ":8099", "listen on `host:port`")
 	folder := flag.String("folder", "payloads", "store payloads in files below `path`")
-	s3 := flag.String("s3", "", "store them as objects in the bucket at `URL` instead, http(s)://host[:port]/bucket; the environment has the credentials")
-	drain := flag.Duration("drain", 30*time.Second, "after a signal wait at most this long until what was accepted is stored")
+	s3 := flag.String("s3", "", "store them as objects in the bucket at `URL` instead, http(s)://host[:port]/bucket; credentials come from the environment")
+	drain := flag.Duration("drain", 30*time.Second, "after a signal, wait at most this long for accepted payloads to be stored")
 	flag.Parse()
 	if err := run(*addr, *folder, *s3, *drain); err != nil {
 		slog.Error(err.Error())
@@ -46,6 +46,7 @@ func main() {
 }
 
 func run(addr, folder, s3 string, drain time.Duration) error {
+	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	workers, errWorkers := env("MAX_WORKERS", "100", 1_000_000)
 	queue, errQueue := env("MAX_QUEUE", "200", 10_000_000)
@@ -66,20 +67,19 @@ func run(addr, folder, s3 string, drain time.Duration) error {
 	case <-ctx.Done():
 	}
 	restore() // another signal ends the process at once
-	// The requests first: those that wait for places are let in as the queue drains.
 	late, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	errServer := server.Shutdown(late)
+	errServer := server.Shutdown(late) // first: requests that wait for a place get one as the queue drains
 	_, errPool = pool.Shutdown(late)
 	s := pool.Stats()
 	slog.Info("stopped", "accepted", s.Accepted, "stored", s.Succeeded)
 	if lost := s.Accepted - s.Succeeded; lost > 0 {
-		return errors.Join(fmt.Errorf("%d of the payloads that were accepted are lost, or not known to be stored", lost), errListen, errServer, errPool)
+		return errors.Join(fmt.Errorf("%d accepted payloads are lost, or may not be stored", lost), errListen, errServer, errPool)
 	}
 	return errListen
 }
 
-// env returns a number from the environment, or byDefault.
+// env returns a number from the environment, or byDefault if the variable is empty.
 func env(name, byDefault string, most int) (int, error) {
 	text := cmp.Or(os.Getenv(name), byDefault)
 	n, err := strconv.Atoi(text)
@@ -94,33 +94,34 @@ type handler struct {
 	to   store.Store
 }
 
-// ServeHTTP answers 202 when all payloads are accepted. For a full queue its sender waits.
+// ServeHTTP answers 202 when all payloads are accepted. While the queue is full, it waits.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		answer(w, http.StatusRequestEntityTooLarge, 0, fmt.Sprintf("the body is too large; want at most %d bytes", maxBody))
 		return
 	}
-	var collection struct { // version and token mean nothing here
+	var collection struct { // version and token are ignored
 		Data []json.RawMessage
 	}
 	if err != nil || json.Unmarshal(body, &collection) != nil || len(collection.Data) == 0 || len(collection.Data) > maxItems {
-		answer(w, http.StatusBadRequest, 0, fmt.Sprintf(`the body is not as expected; want {"version":"…","token":"…","data":[…]} with 1 to %d payloads of any kind`, maxItems))
+		answer(w, http.StatusBadRequest, 0, fmt.Sprintf(`the body is invalid; want {"version":"…","token":"…","data":[…]} with 1 to %d payloads of any kind`, maxItems))
 		return
 	}
 	for i, data := range collection.Data {
 		if err := h.pool.Go(r.Context(), h.upload(data)); err != nil {
-			answer(w, http.StatusServiceUnavailable, i, "the server is shutting down; of the payloads it took as many as accepted says, from the first on, and none of the others")
+			answer(w, http.StatusServiceUnavailable, i, "the server is shutting down; it accepted only the first payloads, as many as accepted says")
 			return
 		}
 	}
 	answer(w, http.StatusAccepted, len(collection.Data), "")
 }
 
-// upload returns a payload's job, which keeps its worker while the store is in trouble.
+// upload returns a payload's job. It keeps its worker while it retries, which slows
+// everything down to what the store can take.
 func (h *handler) upload(data []byte) func(context.Context) error {
 	return func(ctx context.Context) (err error) {
-		name := rand.Text() // once: an attempt that seemed to fail may have stored it
+		name := rand.Text() // the same for each attempt: a failed one may have stored it
 		for n := range attempts {
 			time.Sleep(time.Duration(n*n) * 100 * time.Millisecond)
 			limited, cancel := context.WithTimeout(ctx, timeout)
@@ -135,7 +136,7 @@ func (h *handler) upload(data []byte) func(context.Context) error {
 	}
 }
 
-// answer tells how many payloads are accepted, and what was wrong if not all are.
+// answer reports how many payloads were accepted, and what was wrong if not all were.
 func answer(w http.ResponseWriter, status, accepted int, wrong string) {
 	body := map[string]any{"accepted": accepted}
 	w.Header().Set("Content-Type", "application/json")
@@ -143,7 +144,7 @@ func answer(w http.ResponseWriter, status, accepted int, wrong string) {
 		w.Header().Set("Content-Type", "application/problem+json")
 		body["title"], body["status"], body["detail"] = http.StatusText(status), status, wrong
 	}
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeout)) // after what may have been a long wait
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeout)) // the wait for the queue does not count
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(body)
 }

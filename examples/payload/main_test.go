@@ -21,13 +21,13 @@ import (
 	"holdfast"
 )
 
-// A memory is a store. If gate is not nil, each Put waits for a value in it.
+// A memory is a store in memory. If gate is not nil, each Put receives its result from it.
 type memory struct {
 	gate chan error
 
 	mu    sync.Mutex // protects the following fields
 	names []string   // of every attempt
-	data  []string   // that is stored, in the order of its arrival
+	data  []string   // stored payloads, in order of arrival
 }
 
 func (m *memory) Put(ctx context.Context, name string, data []byte) error {
@@ -66,7 +66,7 @@ func post(ctx context.Context, h http.Handler, body string) *httptest.ResponseRe
 	return w
 }
 
-// collectionOf returns a body with the numbers from first on.
+// collectionOf returns a body with n numbers, beginning with first.
 func collectionOf(first, n int) string {
 	var data []string
 	for i := range n {
@@ -75,8 +75,8 @@ func collectionOf(first, n int) string {
 	return `{"version":"1","token":"t","data":[` + strings.Join(data, ",") + `]}`
 }
 
-// accepted returns what an answer says, and fails if it says it in another way than
-// its status wants.
+// accepted returns the number of accepted payloads in an answer. It fails the test if
+// the form of the answer does not fit its status.
 func accepted(t *testing.T, w *httptest.ResponseRecorder) int {
 	t.Helper()
 	var a struct {
@@ -101,7 +101,7 @@ func TestBadInputStoresNothing(t *testing.T) {
 		{"nothing", "", 400},
 		{"no JSON", "data", 400},
 		{"broken off", `{"data":[1,2`, 400},
-		{"more behind it", `{"data":[1]} {"data":[2]}`, 400},
+		{"trailing data", `{"data":[1]} {"data":[2]}`, 400},
 		{"null", `null`, 400},
 		{"a list", `[1]`, 400},
 		{"without data", `{"version":"1","token":"t"}`, 400},
@@ -164,7 +164,7 @@ func TestFullQueueHoldsTheAnswerBack(t *testing.T) {
 		h := newHandler(t, m, 1, 2)
 		answered := make(chan *httptest.ResponseRecorder, 1)
 		go func() { answered <- post(context.Background(), h, collectionOf(0, 5)) }()
-		for left := 2; left > 0; left-- { // that have no place yet
+		for left := 2; left > 0; left-- { // payloads without a place
 			synctest.Wait()
 			select {
 			case w := <-answered:
@@ -188,8 +188,8 @@ func TestFullQueueHoldsTheAnswerBack(t *testing.T) {
 	})
 }
 
-// A pipes is a listener whose connections are in memory, so that its time can be
-// that of a test.
+// A pipes is a listener for connections in memory, which work with the fake clock of
+// synctest.
 type pipes chan net.Conn
 
 func (p pipes) Accept() (net.Conn, error) {
@@ -201,8 +201,7 @@ func (p pipes) Accept() (net.Conn, error) {
 func (p pipes) Close() error   { return nil }
 func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
-// The time-outs of the server are for clients. A store that is slow uses none of
-// their time up.
+// The server's timeouts limit clients. The time that a slow store takes does not count.
 func TestAnswerComesAfterALongWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{gate: make(chan error)}
@@ -212,7 +211,7 @@ func TestAnswerComesAfterALongWait(t *testing.T) {
 		go server.Serve(listener)
 		client, conn := net.Pipe()
 		listener <- conn
-		for range 2 { // on one connection
+		for range 2 { // on the same connection
 			body := collectionOf(0, 4)
 			fmt.Fprintf(client, "POST /payload HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 			go func() {
@@ -233,7 +232,7 @@ func TestAnswerComesAfterALongWait(t *testing.T) {
 	})
 }
 
-// What ends a collection in its middle: of 5 payloads 3 have a place.
+// A collection ends in the middle, when 3 of its 5 payloads have a place.
 func TestPartOfACollection(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -266,7 +265,7 @@ func TestPartOfACollection(t *testing.T) {
 }
 
 func TestAttempts(t *testing.T) {
-	const attempts = 3 // as README.md says
+	const attempts = 3 // as in README.md
 	for failures := range attempts + 1 {
 		t.Run(fmt.Sprint(failures), func(t *testing.T) {
 			var logged bytes.Buffer
@@ -301,7 +300,7 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
-// A store that does not answer gets its time, and then a second attempt.
+// A store that does not answer gets its full time, then another attempt.
 func TestAttemptIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{gate: make(chan error)}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -29,11 +30,11 @@ import (
 	"holdfast/internal/proctest"
 )
 
-// gateway is the S3 server of the tests. A version is pinned, or a release of
-// theirs could break ours.
+// gateway is the S3 server of the tests. Its version is pinned, so that a new release
+// cannot break the tests.
 const gateway = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 
-var program string // the path of the example, built
+var program string // the path of the built example
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "payload-")
@@ -62,31 +63,31 @@ func TestMain(m *testing.M) {
 // stop sends SIGTERM.
 func stop(p *proctest.Process) { p.Cmd.Process.Signal(syscall.SIGTERM) }
 
-// checkExit waits for the end of a process, and compares its exit code.
+// checkExit waits for a process to end, and checks its exit code.
 func checkExit(t *testing.T, p *proctest.Process, want int) {
 	t.Helper()
 	select {
 	case <-p.Ended:
 	case <-time.After(2 * proctest.Patience):
-		t.Fatal("does not end after SIGTERM")
+		t.Fatal("the process does not end after SIGTERM")
 	}
 	if code := p.Cmd.ProcessState.ExitCode(); code != want {
 		t.Errorf("exit code %d; want %d", code, want)
 	}
 }
 
-// senders send collections of numbers, each number once, and keep what is answered.
+// senders send collections of numbers, each number once, and record the answers.
 type senders struct {
 	next     atomic.Int64
-	answered atomic.Int64 // collections, with 202
+	answered atomic.Int64 // collections answered with 202
 
 	mu       sync.Mutex // protects the following fields
 	accepted map[string]bool
 	sent     map[string]bool
 }
 
-// run sends until the server is gone. It calls enough once so many collections are
-// answered.
+// run sends until the server is gone. It calls enough once the given number of
+// collections is answered.
 func (s *senders) run(t *testing.T, addr string, collections int64, enough func()) {
 	t.Helper()
 	s.accepted, s.sent = map[string]bool{}, map[string]bool{}
@@ -128,8 +129,8 @@ func (s *senders) run(t *testing.T, addr string, collections int64, enough func(
 	all.Wait()
 }
 
-// check compares what was sent and accepted with what is stored, of each payload how
-// often.
+// check compares the sent and accepted payloads with stored, which has the number of
+// copies of each payload.
 func (s *senders) check(t *testing.T, stored map[string]int) {
 	t.Helper()
 	lost, twice, strange := 0, 0, 0
@@ -151,7 +152,7 @@ func (s *senders) check(t *testing.T, stored map[string]int) {
 	}
 }
 
-// files returns the contents of all files below folder, and how often each is there.
+// files returns the contents of all files below folder, with the number of copies.
 func files(t *testing.T, folder string) map[string]int {
 	t.Helper()
 	contents := map[string]int{}
@@ -183,6 +184,40 @@ func TestStopUnderLoadLosesNothing(t *testing.T) {
 	}
 }
 
+// A log whose reader has gone, as tee has after Ctrl-C, costs nothing that is queued.
+func TestStopWithoutALog(t *testing.T) {
+	folder := t.TempDir()
+	p := exec.Command(program, "-addr", "127.0.0.1:0", "-folder", folder)
+	p.Env = append(os.Environ(), "MAX_WORKERS=1", "MAX_QUEUE=2000")
+	log, err := p.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(2*proctest.Patience, func() { p.Process.Kill() })
+	defer late.Stop()
+	first, err := bufio.NewReader(log).ReadString('\n')
+	match := regexp.MustCompile(` addr=(\S+) `).FindStringSubmatch(first)
+	if match == nil {
+		t.Fatalf("%q, %v", first, err)
+	}
+	resp, err := http.Post("http://"+match[1]+"/payload", "application/json", strings.NewReader(collectionOf(0, 1000)))
+	if err != nil || resp.StatusCode != 202 {
+		t.Fatal(resp, err)
+	}
+	resp.Body.Close()
+	log.Close()
+	p.Process.Signal(os.Interrupt)
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+	if n := len(files(t, folder)); n != 1000 {
+		t.Errorf("%d payloads of 1000 are stored", n)
+	}
+}
+
 func TestWhatTheDrainLeavesIsTold(t *testing.T) {
 	stuck := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut {
@@ -200,7 +235,7 @@ func TestWhatTheDrainLeavesIsTold(t *testing.T) {
 	resp.Body.Close()
 	stop(p)
 	checkExit(t, p, 1)
-	p.AwaitLog(regexp.MustCompile(`5 of the payloads that were accepted are lost`))
+	p.AwaitLog(regexp.MustCompile(`5 accepted payloads are lost`))
 }
 
 func TestMethodsAndPaths(t *testing.T) {
@@ -239,7 +274,7 @@ func TestS3(t *testing.T) {
 		t.Fatal(err)
 	}
 	endpoint := l.Addr().String()
-	l.Close() // for the gateway, which has no way to say which port it took
+	l.Close() // for the gateway, which cannot report a port that it chose
 	proctest.Launch(t, []string{"ROOT_ACCESS_KEY=access", "ROOT_SECRET_KEY=secret-secret", "HOME=" + data}, filepath.Join(bin, "versitygw"),
 		"--port", endpoint, "--quiet", "posix", "--sidecar", t.TempDir(), data)
 	client, err := minio.New(endpoint, &minio.Options{Creds: credentials.NewStaticV4("access", "secret-secret", ""), Region: "us-east-1"})
@@ -256,13 +291,13 @@ func TestS3(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "access")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret-secret")
 
-	t.Run("an object is what was put", func(t *testing.T) {
+	t.Run("an object has the bytes of Put", func(t *testing.T) {
 		s, err := store.OpenS3(t.Context(), "http://"+endpoint+"/payloads")
 		if err != nil {
 			t.Fatal(err)
 		}
 		want := []byte("{ \"a\" : \"\xff\" }")
-		for range 2 { // the same again is harmless
+		for range 2 { // repeating it is harmless
 			if err := s.Put(t.Context(), "one", want); err != nil {
 				t.Fatal(err)
 			}
@@ -284,10 +319,10 @@ func TestS3(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	t.Run("what cannot be opened", func(t *testing.T) {
+	t.Run("errors of Open", func(t *testing.T) {
 		for _, url := range []string{"http://" + endpoint + "/none", "http://" + endpoint, "http://access:secret-secret@" + endpoint + "/payloads", "ftp://" + endpoint + "/payloads", "payloads", "http:///payloads", "http://" + endpoint + "/payloads/below"} {
 			if _, err := store.OpenS3(t.Context(), url); err == nil || strings.Contains(err.Error(), "secret-secret") {
-				t.Errorf("%s: error %v; want one that does not tell the secret", url, err)
+				t.Errorf("%s: error %v; want one that does not contain the secret", url, err)
 			}
 		}
 	})

@@ -7,16 +7,17 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
+	"time"
 
 	"holdfast"
 	"holdfast/admin"
+	"holdfast/internal/logline"
 	"holdfast/internal/server"
 	"holdfast/plan"
 )
@@ -31,12 +32,24 @@ func Main(version string, args []string) int {
 	if err != nil || config == (server.Config{}) { // -version
 		return report("holdfast", err)
 	}
-	if err := serve(config, version, slog.Default()); err != nil {
-		slog.Error(strings.ReplaceAll(err.Error(), "\n", "; ")) // of joined errors
+	survive()
+	lines := logline.New(os.Stderr)
+	defer lines.Close(lastLines)
+	log := slog.New(logline.NewHandler(lines))
+	slog.SetDefault(log)
+	// What logs without a Logger is net/http's transport, as good as always.
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(slog.NewLogLogger(logline.Seldom(log.Handler()), slog.LevelWarn).Writer())
+	if err := serve(config, version, log); err != nil {
+		log.Error(strings.ReplaceAll(err.Error(), "\n", "; ")) // of joined errors
 		return 1
 	}
 	return 0
 }
+
+// lastLines is how long the process waits at its end for a slow log to take the
+// last lines.
+const lastLines = 500 * time.Millisecond
 
 // report returns the exit status of a command that serves nothing.
 func report(name string, err error) int {
@@ -64,6 +77,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
+	s.Linger(config.Linger, func() int { return jobs.Stats().Unread })
 	resize := routes(mux, s, d, jobs, config, log)
 	operator := admin.New(admin.Config{
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
@@ -86,9 +100,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 		log.Info("dashboard", "url", "http://"+private.Addr().String()+"/")
 	}
 
-	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer restore()
-	context.AfterFunc(ctx, restore) // a second signal ends the process at once
+	ctx := untilSignal()
 	if private != nil {
 		watching, leave := context.WithCancel(context.Background())
 		defer leave()

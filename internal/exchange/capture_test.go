@@ -18,8 +18,8 @@ import (
 
 type captureKey struct{}
 
-// captured is a request as a server passes it on: with all that a mux and a
-// middleware add.
+// captured returns a request as a handler gets it from a server, with everything
+// that a mux and a middleware add.
 func captured() *http.Request {
 	r := httptest.NewRequest("POST", "https://user:secret@example.test/items/7?a=b", strings.NewReader("consumed"))
 	r.Header = http.Header{"X-A": {"1", "2"}, "Cookie": {"c=d"}}
@@ -51,7 +51,7 @@ func TestCapture(t *testing.T) {
 		var x Exchange
 		x.Capture(h, original, []byte(body), ample)
 		if seen != nil {
-			t.Fatal("Capture calls the handler")
+			t.Fatal("Capture called the handler")
 		}
 		if err := x.Serve(ctx); err != nil {
 			t.Fatal(err)
@@ -61,10 +61,10 @@ func TestCapture(t *testing.T) {
 			t.Errorf("body of %d bytes, then %q; want %d", len(read), rest, len(body))
 		}
 		if seen.Context() != ctx {
-			t.Error("it has another context")
+			t.Error("the copy has another context")
 		}
 		if seen == original || seen.URL == original.URL {
-			t.Error("it is the original")
+			t.Error("the handler got the original")
 		}
 		want := captured()
 		for _, test := range []struct {
@@ -78,7 +78,7 @@ func TestCapture(t *testing.T) {
 			{"RequestURI", seen.RequestURI, want.RequestURI},
 			{"RemoteAddr", seen.RemoteAddr, want.RemoteAddr},
 			{"Proto", fmt.Sprint(seen.Proto, seen.ProtoMajor, seen.ProtoMinor), fmt.Sprint(want.Proto, want.ProtoMajor, want.ProtoMinor)},
-			{"ContentLength", seen.ContentLength, want.ContentLength}, // as the client has sent it
+			{"ContentLength", seen.ContentLength, want.ContentLength}, // as the client sent it
 			{"TransferEncoding", seen.TransferEncoding, want.TransferEncoding},
 			{"TLS", seen.TLS, want.TLS},
 			{"Pattern", seen.Pattern, want.Pattern},
@@ -91,7 +91,7 @@ func TestCapture(t *testing.T) {
 				t.Errorf("%s: %v, want %v", test.name, test.got, test.want)
 			}
 		}
-		// The original is as it was, but for what r.Body has given.
+		// The original is unchanged, except that its body was read.
 		if original.ContentLength != -1 || !slices.Equal(original.TransferEncoding, []string{"chunked"}) || !reflect.DeepEqual(original.Header, want.Header) || original.Context() == ctx {
 			t.Errorf("the original was changed: %+v", original)
 		}
@@ -101,7 +101,8 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-// Under the race detector: the server and the handler each change their own.
+// The server and the handler each change their own request. The race detector would
+// report anything they share.
 func TestCaptureSharesNothing(t *testing.T) {
 	for range 20 {
 		original := captured()
@@ -109,7 +110,7 @@ func TestCaptureSharesNothing(t *testing.T) {
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			<-begin
 			if r.Header.Get("X-A") != "1" || r.Header.Get("X-New") != "" || r.URL.Path != "/items/7" || r.URL.RawQuery != "a=b" || r.Host != "example.test" || r.Method != "POST" || r.Pattern == "" {
-				t.Errorf("the handler sees what was changed: %+v", r)
+				t.Errorf("the handler sees changes to the original: %+v", r)
 			}
 			r.Header.Set("X-A", "handler")
 			r.Header.Set("X-Handler", "h")
@@ -131,14 +132,14 @@ func TestCaptureSharesNothing(t *testing.T) {
 		close(begin)
 		wg.Wait()
 		if original.Header.Get("X-A") != "changed" || original.Header.Get("X-Handler") != "" || original.URL.Path != "/changed" {
-			t.Errorf("the handler changes the original: %+v", original)
+			t.Errorf("the handler changed the original: %+v", original)
 		}
 		x.Release()
 	}
 }
 
-// The request comes through a mux and over a connection, and StripPrefix and the
-// like work on the copy.
+// The request comes over a connection and through a mux. StripPrefix and the like
+// work on the copy.
 func TestCaptureFromMux(t *testing.T) {
 	inner := http.NewServeMux()
 	inner.HandleFunc("PUT /{name}/{rest...}", func(w http.ResponseWriter, r *http.Request) {
@@ -162,14 +163,14 @@ func TestCaptureFromMux(t *testing.T) {
 	}
 }
 
-// The bytes that are captured stay as they are, and each exchange reads its own.
+// The captured bytes don't change, and each exchange reads them independently.
 func TestCaptureBody(t *testing.T) {
 	body := []byte("shared by two")
 	var all []string
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		all = append(all, string(b))
-		b[0] = 'X' // a reader's own
+		b[0] = 'X' // must change only the reader's copy
 	})
 	for range 2 {
 		r := httptest.NewRequest("POST", "/", nil)

@@ -1,8 +1,7 @@
-// Package exchange lets a handler run away from its client: the request is
-// captured, and what the handler answers is kept, to be written to a client later
-// or never. What it keeps differs from what httptest.ResponseRecorder does in that
-// it has a bound, and is what the server of net/http would have sent: the same
-// status, header, body and trailer.
+// Package exchange runs a handler without its client: it captures the request, and
+// records the response, which can be written to a client later. Unlike
+// httptest.ResponseRecorder it bounds the size of the response, and records what
+// the net/http server would have sent: the same status, header, body and trailer.
 package exchange
 
 import (
@@ -14,57 +13,60 @@ import (
 	"holdfast/internal/problem"
 )
 
-// An Exchange is one call of a handler: first Capture, then Serve, then Release.
+// An Exchange is one call of a handler. Call Capture first, then Serve, then
+// Release.
 type Exchange struct {
 	handler  http.Handler
 	request  *http.Request
 	limit    int64
 	recorder recorder
 	response Response
-	err      error // why there is none
+	err      error // why there is no response
 }
 
-// Capture keeps a request for h: a copy that shares nothing with whoever handles the
-// original, and has body as its body. The response may have limit bytes.
+// Capture copies a request for h. The copy shares nothing that a handler of the
+// original could change, and its body is body. The response may have at most limit
+// bytes.
 func (x *Exchange) Capture(h http.Handler, r *http.Request, body []byte, limit int64) {
 	x.handler, x.request, x.limit = h, r.Clone(context.Background()), limit
 	x.request.Body = problem.NewBody(body)
 }
 
-// Serve calls the handler, once, with ctx as the request's context, and lets its
-// panics pass. An error says why there is no response.
+// Serve calls the handler, with ctx as the request's context. Call it only once. It
+// does not recover from panics of the handler. An error says why there is no response.
 func (x *Exchange) Serve(ctx context.Context) error {
 	x.request = x.request.WithContext(ctx)
-	// The server does this for its own request; of this one it does not know.
+	// The server does this only for its own request.
 	defer func() {
 		if form := x.request.MultipartForm; form != nil {
 			form.RemoveAll()
 		}
 	}()
-	// As on what the same handler answers at once: it depends on what a client
-	// prefers.
+	// The same handler also answers synchronously, depending on Prefer, so its
+	// responses carry the same Vary in both cases.
 	x.recorder.begin(x.request.Context(), x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
 	x.handler.ServeHTTP(&x.recorder, x.request)
 	x.response, x.err = x.recorder.end()
 	return x.err
 }
 
-// Response returns the response, if Serve has returned nil. It is valid until
-// Release.
+// Response returns the response if Serve returned nil. It is valid until Release.
 func (x *Exchange) Response() Response { return x.response }
 
-// Release gives back the memory of request and response. It comes last.
+// Release releases the memory of request and response.
 func (x *Exchange) Release() {
 	x.handler, x.request = nil, nil
 	x.recorder.release()
 }
 
-// Failure returns what a client learns if Serve was called and there is no response.
-// err says how the call has ended: http.ErrAbortHandler if the handler panicked with
-// that, otherwise what Serve has returned, or a deadline that has passed meanwhile.
+// Failure returns the status and the problem detail for a client if Serve was
+// called and there is no response. err is http.ErrAbortHandler if the handler
+// panicked with that. Otherwise it is the error that Serve returned, or that of a
+// deadline that has passed since.
 func (x *Exchange) Failure(err error) (status int, detail string) {
 	if err == http.ErrAbortHandler {
-		// Perhaps since it could not write: a ReverseProxy does so.
+		// A ReverseProxy panics like this when it could not write the response. The
+		// recorder then has the reason.
 		_, x.err = x.recorder.end()
 		if x.err == nil {
 			return http.StatusInternalServerError, Aborted
@@ -81,5 +83,5 @@ func (x *Exchange) Failure(err error) (status int, detail string) {
 	return http.StatusInternalServerError, "the handler did not return"
 }
 
-// Aborted is what a client is told of a handler that did not want to answer.
+// Aborted is the detail for a handler that panicked with http.ErrAbortHandler.
 const Aborted = "the handler aborted its response"

@@ -30,7 +30,7 @@ import (
 	"holdfast/internal/problem"
 )
 
-const ample = 16 << 20 // a limit that no response here reaches
+const ample = 16 << 20 // a limit that no response in these tests reaches
 
 // direct serves h as net/http does, with the header that Serve presets.
 func direct(h http.Handler) http.Handler {
@@ -40,8 +40,8 @@ func direct(h http.Handler) http.Handler {
 	})
 }
 
-// recorded serves what h has answered away from the client. The response goes
-// through Append and Cut, as in the store.
+// recorded serves the recorded response of h. The response goes through Append and
+// Cut, as in the store.
 func recorded(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, ok := problem.ReadBody(w, r, ample)
@@ -62,9 +62,9 @@ func recorded(h http.Handler) http.Handler {
 	})
 }
 
-// A notebook has what a handler saw, such as the errors of its writes.
+// A notebook holds what a handler saw, such as the errors of its writes.
 type notebook struct {
-	calls sync.WaitGroup // that are under way: a client may have its answer earlier
+	calls sync.WaitGroup // calls in progress: a client may have its answer before they end
 	mu    sync.Mutex
 	text  strings.Builder
 }
@@ -113,10 +113,9 @@ type call struct {
 	body    string
 }
 
-// raw sends a call over a connection of its own, and returns the bytes of the
-// answer so that two can be compared: the lines of the header sorted, since
-// net/http puts those last that it adds; without the Date; and without the lengths
-// of the chunks.
+// raw sends a call over a new connection, and returns the bytes of the answer in a
+// form that can be compared: with the header lines sorted, since net/http appends
+// its own ones; without the Date; and without the chunk lengths.
 func raw(t *testing.T, addr, proto string, c call) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -164,7 +163,7 @@ func raw(t *testing.T, addr, proto string, c call) string {
 
 var boundary = regexp.MustCompile(`boundary="?([0-9a-zA-Z]{20,})`)
 
-// normalize takes out the boundary, which is random, and makes long texts short.
+// normalize removes the random boundary and shortens long texts.
 func normalize(s string) string {
 	if m := boundary.FindStringSubmatch(s); m != nil {
 		s = strings.ReplaceAll(s, m[1], "BOUNDARY")
@@ -175,7 +174,8 @@ func normalize(s string) string {
 	return s
 }
 
-// viaTransport sends a call with an http.Transport, and returns all that it tells.
+// viaTransport sends a call with an http.Transport, and returns everything that the
+// Transport says about the response.
 func viaTransport(t *testing.T, transport *http.Transport, addr string, c call) string {
 	t.Helper()
 	req, err := http.NewRequest(c.method, "http://"+addr+c.target, strings.NewReader(c.body))
@@ -199,8 +199,8 @@ func viaTransport(t *testing.T, transport *http.Transport, addr string, c call) 
 		res.Proto, res.Status, res.Header, dated, res.ContentLength, res.TransferEncoding, res.Close, res.Trailer, err, body))
 }
 
-// same checks that a client cannot tell a recorded answer from a direct one, and
-// that the handler cannot tell either.
+// same checks that neither a client nor the handler can tell a recorded response
+// from a direct one.
 func same(t *testing.T, calls []call) {
 	t.Helper()
 	transport := &http.Transport{DisableCompression: true}
@@ -241,15 +241,15 @@ func write(chunks ...string) http.HandlerFunc {
 			b := []byte(c)
 			note(r, fmt.Sprint(w.Write(b)))
 			if string(b) != c {
-				note(r, "its bytes were changed")
+				note(r, "Write changed the handler's bytes")
 			}
-			clear(b) // a Writer does not keep them
+			clear(b) // a Writer must not keep them
 		}
 	}
 }
 
-// set returns a handler that sets a header before h. Without values, the server
-// is not to set it either.
+// set returns a handler that sets a header before h. Without values, it keeps the
+// server from setting the header.
 func set(h http.Handler, name string, values ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header()[name] = values
@@ -267,7 +267,7 @@ func control(w http.ResponseWriter, r *http.Request) {
 	note(r, http.NewResponseController(w).Flush())
 }
 
-// steps returns a handler that does as each of them does.
+// steps returns a handler that calls handlers one after the other.
 func steps(handlers ...http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, h := range handlers {
@@ -399,8 +399,8 @@ func TestHeaders(t *testing.T) {
 	})
 }
 
-// A Content-Length that is no number is left out. The server may send it to a
-// client of HTTP/1.0, and tells no other in its place; that is not copied.
+// An invalid Content-Length is left out. The server can send it to an HTTP/1.0
+// client, without adding a valid one; that is not imitated.
 func TestInvalidLength(t *testing.T) {
 	transport := &http.Transport{DisableCompression: true}
 	defer transport.CloseIdleConnections()
@@ -462,8 +462,8 @@ func TestStatus(t *testing.T) {
 	calls = append(calls, call{name: "0 after 200", handler: steps(status(200), status(201))})
 	same(t, calls)
 
-	// An informational one is passed over. Directly it is sent, so the final answer
-	// alone is compared.
+	// The recorder ignores informational statuses. The server sends them, so only the
+	// final answers are compared.
 	for _, h := range []http.Handler{
 		steps(early, early, write("x")),
 		steps(early, status(404), write("x")),
@@ -517,7 +517,7 @@ func TestTrailers(t *testing.T) {
 		{name: "prefixed, no name", handler: steps(flush, late(http.TrailerPrefix, "1"))},
 		{name: "prefixed and declared", handler: steps(declare("X-A"), flush, write("x"), late(http.TrailerPrefix+"X-A", "1"), late("X-A", "2"))},
 	}
-	for i := range calls { // HEAD is below, since it has no trailer
+	for i := range calls { // not HEAD, which has no trailer and is tested below
 		calls[i].method = "GET"
 	}
 	calls = append(calls, call{name: "HEAD, flushed", handler: steps(declare("X-A"), flush, write("x"), late("X-A", "1")), method: "HEAD"})
@@ -608,7 +608,7 @@ func TestHelpers(t *testing.T) {
 	})
 }
 
-// echo answers with what there is to know of the request.
+// echo answers with everything it can find out about the request.
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	again, errAgain := r.Body.Read(make([]byte, 1))
@@ -656,7 +656,7 @@ func TestRequests(t *testing.T) {
 			fmt.Fprintf(w, "%d %v %s", n, err, b)
 		}), method: "POST", body: "0123456789"},
 	})
-	// In chunks, which the handler sees as the client has sent them.
+	// A chunked body: the handler sees the coding that the client used.
 	chunked := call{method: "POST", target: "/", header: []string{"Transfer-Encoding: chunked", "", "4", "body", "0", ""}}
 	addr, _ := start(t, direct(http.HandlerFunc(echo)))
 	addr2, _ := start(t, recorded(http.HandlerFunc(echo)))
@@ -664,8 +664,8 @@ func TestRequests(t *testing.T) {
 		t.Errorf("recorded:\n%s\n---- direct:\n%s", got, want)
 	}
 
-	// Past the limit the server's own writer closes the connection; this one is
-	// closed anyway.
+	// Above the limit the server's own writer closes the connection. Here raw closes
+	// it anyway.
 	c := call{name: "MaxBytesHandler", handler: http.MaxBytesHandler(http.HandlerFunc(echo), 9), method: "POST", target: "/", body: "0123456789"}
 	addr, _ = start(t, direct(c.handler))
 	addr2, _ = start(t, recorded(c.handler))
@@ -686,7 +686,7 @@ func TestReverseProxy(t *testing.T) {
 	upstream.Handle("/chunked", steps(write("<html>"), flush, write("b")))
 	upstream.Handle("/events", set(steps(write("data: a\n\n"), flush), "Content-Type", "text/event-stream"))
 	upstream.Handle("/trailers", steps(set(steps(), "Trailer", "X-Sum").ServeHTTP, write("x"), set(steps(), "X-Sum", "1").ServeHTTP))
-	// With a type: when a proxy flushes, and with that what it sniffs, is up to a timer.
+	// With a type, since a timer decides when a proxy flushes, and so what is sniffed.
 	upstream.Handle("/late-trailers", set(steps(flush, write("x"), set(steps(), http.TrailerPrefix+"X-Sum", "1").ServeHTTP), "Content-Type", "a/b"))
 	upstream.Handle("/500", steps(status(500), write("oops")))
 	upstream.Handle("/204", status(204))
@@ -711,13 +711,13 @@ func TestReverseProxy(t *testing.T) {
 	calls = append(calls,
 		call{name: "proxy POST", handler: proxy, method: "POST", target: "/echo?a=b", header: []string{"X-A: b"}, body: "body"},
 		call{name: "proxy POST without a body", handler: proxy, method: "POST", target: "/echo"},
-		call{name: "proxy to nobody", handler: dead},
+		call{name: "proxy to a dead upstream", handler: dead},
 	)
 	same(t, calls)
 }
 
-// What a form has put into files is removed, as the server does, but not before
-// the handler has returned.
+// The temporary files of a form are removed, as by the server, but not before the
+// handler has returned.
 func TestMultipartFiles(t *testing.T) {
 	var form bytes.Buffer
 	m := multipart.NewWriter(&form)
@@ -741,7 +741,7 @@ func TestMultipartFiles(t *testing.T) {
 			t.Error(err)
 		}
 		if n := files(); n != 1 {
-			t.Skipf("%d files; this system has them elsewhere", n)
+			t.Skipf("%d files; this system stores them elsewhere", n)
 		}
 		if r.URL.Path == "/panic" {
 			panic(http.ErrAbortHandler)
@@ -763,7 +763,7 @@ func TestMultipartFiles(t *testing.T) {
 	}
 }
 
-// A proxy that cannot pass all on panics, and what stopped it is told.
+// A proxy that cannot write the whole response panics. The client gets the reason.
 func TestReverseProxyGivesUp(t *testing.T) {
 	for _, test := range []struct {
 		upstream http.Handler
@@ -797,8 +797,9 @@ func TestReverseProxyGivesUp(t *testing.T) {
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 }
 
-// A HEAD that is asked for by GET has no body and claims none, and the connection
-// can be used on; a GET asked for by HEAD is as a handler that writes regardless.
+// The response to a HEAD, written as the answer to a GET, has no body and declares
+// none, so the connection stays usable. The response to a GET, written as the answer
+// to a HEAD, is like that of a handler that writes a body regardless.
 func TestOtherMethod(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -841,7 +842,7 @@ func TestOtherMethod(t *testing.T) {
 					t.Errorf("GET of a HEAD: %q, %v, length %d, close %v", body, err, res.ContentLength, res.Close)
 				}
 				if test.name != "own length" && test.name != "nothing" && res.Header.Get("Content-Type") == "" {
-					t.Errorf("GET of a HEAD has lost its Content-Type: %v", res.Header)
+					t.Errorf("GET of a HEAD lost its Content-Type: %v", res.Header)
 				}
 			}
 			if test.name == "own length" {
@@ -883,10 +884,10 @@ func TestUnsupported(t *testing.T) {
 			}
 		}
 		if _, ok := w.(http.Hijacker); ok {
-			t.Error("it pretends to be a Hijacker")
+			t.Error("the recorder implements http.Hijacker")
 		}
 		if _, ok := w.(http.Pusher); ok {
-			t.Error("it pretends to be a Pusher")
+			t.Error("the recorder implements http.Pusher")
 		}
 	}), "GET", ample)
 	if err != nil {
@@ -922,7 +923,7 @@ func TestUnsupported(t *testing.T) {
 	}
 }
 
-// Directly, the server breaks the connection off.
+// The server would close the connection.
 func TestBreaksOff(t *testing.T) {
 	for _, h := range []http.Handler{
 		set(write("abc"), "Content-Length", "10"),
@@ -994,7 +995,7 @@ func TestLimit(t *testing.T) {
 				if want := fmt.Sprintf("the response is too large; at most %d bytes are kept", limit); code != 500 || detail != want {
 					t.Errorf("limit %d: %d %q, want 500 %q", limit, code, detail, want)
 				}
-				// A proxy gives up so when its copy fails.
+				// A proxy panics like this when its copy fails.
 				if code, detail := x.Failure(http.ErrAbortHandler); code != 500 || !strings.Contains(detail, "too large") {
 					t.Errorf("limit %d, aborted: %d %q", limit, code, detail)
 				}
@@ -1003,7 +1004,7 @@ func TestLimit(t *testing.T) {
 		})
 	}
 
-	// The writer is told, and what is over the limit is not held.
+	// The handler's write fails, and nothing above the limit is held.
 	var writes []error
 	x, err := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for range 50 {
@@ -1060,7 +1061,7 @@ func TestFailure(t *testing.T) {
 	}
 }
 
-// What a handler leaves behind can write to nothing, before and after Release.
+// Goroutines that outlive their handler cannot write, before or after Release.
 func TestLeftBehind(t *testing.T) {
 	begin, end := make(chan struct{}), make(chan struct{})
 	x, err := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -1091,10 +1092,10 @@ func TestLeftBehind(t *testing.T) {
 	begin <- struct{}{}
 	<-begin
 	if !bytes.Equal(x.Response().Append(nil), kept) {
-		t.Error("a late write has changed the response")
+		t.Error("a late write changed the response")
 	}
 	x.Release()
-	x.Release() // twice does not give the memory to two
+	x.Release() // a second call must not put the memory into the pool again
 	if x.recorder.scratch != nil {
 		t.Error("the memory is still held")
 	}
@@ -1102,8 +1103,8 @@ func TestLeftBehind(t *testing.T) {
 	<-end
 }
 
-// Under the race detector: a goroutine writes while the handler returns, while the
-// response is read, and while its memory is used again.
+// A goroutine writes while the handler returns, while the response is read, and
+// while its memory is reused. The race detector would report a shared access.
 func TestLeftBehindRaces(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 200 {
@@ -1149,8 +1150,8 @@ func TestLeftBehindRaces(t *testing.T) {
 	wg.Wait()
 }
 
-// A copy outlives Release, however often the memory is used again, and responses
-// do not mix.
+// A copy stays valid after Release, however often the memory is reused, and
+// responses do not mix.
 func TestReuse(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range 8 {
@@ -1181,7 +1182,7 @@ func TestReuse(t *testing.T) {
 	wg.Wait()
 }
 
-// Handlers that change their Vary do not change that of others.
+// A handler that changes its Vary does not change that of others.
 func TestPresetIsNotShared(t *testing.T) {
 	for range 3 {
 		x, err := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -1197,8 +1198,8 @@ func TestPresetIsNotShared(t *testing.T) {
 	}
 }
 
-// Any number may write a response at once.
-func TestWriteAtOnce(t *testing.T) {
+// Goroutines can write the same response concurrently.
+func TestConcurrentWrite(t *testing.T) {
 	x, err := serve(set(write("text"), "X-A", "b"), "GET", ample)
 	if err != nil {
 		t.Fatal(err)
@@ -1209,7 +1210,7 @@ func TestWriteAtOnce(t *testing.T) {
 			for range 50 {
 				rec := httptest.NewRecorder()
 				x.Response().CopyHeader(rec.Header())
-				rec.Header()["X-A"][0] = "changed" // what was copied is the writer's own
+				rec.Header()["X-A"][0] = "changed" // must change only the copy
 				rec.Header().Add("Vary", "Accept")
 				x.Response().Write(rec, "GET")
 				if rec.Body.String() != "text" {

@@ -12,77 +12,77 @@ import (
 	"sync"
 )
 
-// ErrTooLarge is the error of a response that is over its bound.
+// ErrTooLarge is the error for a response above its limit.
 var ErrTooLarge = errors.New("the response is too large")
 
-// errEnded is what a write gets that comes when the handler has returned.
+// errEnded is the error of a write after the handler returned.
 var errEnded = errors.New("write to a response that has ended")
 
 // A recorder is the http.ResponseWriter of a handler that runs without a client.
 //
-// Flush is taken note of, since what is flushed has no Content-Length. An
-// informational status is passed over. What needs a connection, that is Hijack
-// and the other methods of an http.ResponseController, is not supported, and
-// says so to whoever asks.
+// It records a Flush, since a flushed response has no Content-Length. It ignores
+// informational statuses. It lacks the methods that need a connection, such as Hijack,
+// so that an http.ResponseController returns http.ErrNotSupported for them.
 type recorder struct {
 	ctx    context.Context // the request's
 	limit  int64
 	head   bool // the request was a HEAD
 	header http.Header
 
-	mu      sync.Mutex // protects the following fields from a handler that leaves goroutines behind
+	mu      sync.Mutex // protects the following fields: goroutines of the handler may outlive it
 	scratch *scratch
 	ended   bool
 	err     error    // why there is no response
-	status  int      // 0: not written yet
-	typed   bool     // the server would not look for a Content-Type
-	trailer []string // declared
-	length  int64    // declared; -1: not
+	status  int      // 0 until the header is written
+	typed   bool     // the server would not detect a Content-Type
+	trailer []string // the values of Trailer
+	length  int64    // the declared Content-Length; -1 if there is none
 	written int64
 	flushed bool
 
-	uncounted bool // the server would not tell the length by itself
-	overrun   bool // there was more than the declared length
+	uncounted bool // the server would not add a Content-Length
+	overrun   bool // the handler wrote more than the declared length
 }
 
-// A scratch has a response in the making. The handler never sees it, so it can be
-// used again.
+// A scratch holds a response that is being recorded. The handler has no reference
+// to it, so it can be pooled.
 type scratch Response
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// reusable is the size up to which a scratch is not given to the garbage
-// collector. It is more than most responses have.
-const reusable = 64 << 10
+// maxReusable is the size above which a scratch is not pooled. Most responses are
+// smaller.
+const maxReusable = 64 << 10
 
-// begin makes the recorder ready for a request with the given method. The body and
-// the header of the response may have limit bytes together. The handler finds the
-// header as preset, which it owns from here on.
+// begin prepares the recorder for a request with the given method. Header and body
+// of the response may have limit bytes in total. preset is the header that the
+// handler starts with; begin takes ownership of it. ctx is the request's context.
 func (r *recorder) begin(ctx context.Context, method string, limit int64, preset http.Header) {
 	r.ctx, r.limit, r.head, r.header, r.length = ctx, limit, method == http.MethodHead, preset, -1
 	r.scratch = scratches.Get().(*scratch)
-	r.scratch.head = append(r.scratch.head, 0, 0, 0) // for the flags and the status
+	r.scratch.head = append(r.scratch.head, 0, 0, 0) // room for the flags and the status
 }
 
-// Header returns the header, as the handler may change it until it is written.
+// Header returns the header map that the handler can change.
 func (r *recorder) Header() http.Header { return r.header }
 
-// CloseNotify implements http.CloseNotifier, since handlers from before contexts ask
-// for it, and some panic without. The channel gets a value when the request's context
-// ends.
+// CloseNotify implements http.CloseNotifier. Handlers that are older than contexts
+// ask for it, and some panic without it. The channel gets a value when the request's
+// context ends.
 func (r *recorder) CloseNotify() <-chan bool {
 	gone := make(chan bool, 1)
 	context.AfterFunc(r.ctx, func() { gone <- true })
 	return gone
 }
 
-// WriteHeader takes the header as it is now for that of the response.
+// WriteHeader records the status and the current header.
 func (r *recorder) WriteHeader(status int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.writeHeaderLocked(status)
 }
 
+// writeHeaderLocked does nothing if the header is written already.
 func (r *recorder) writeHeaderLocked(status int) {
 	if r.status != 0 || r.ended {
 		return
@@ -98,34 +98,43 @@ func (r *recorder) writeHeaderLocked(status int) {
 		r.err = errors.New("the handler switches protocols, which needs a connection")
 	}
 	for name, values := range r.header {
-		switch name {
-		case "Content-Type":
-			r.typed = true
-		case "Content-Encoding":
-			r.typed = r.typed || len(values) > 0 && values[0] != ""
-		case "Transfer-Encoding":
-			coded := len(values) > 0 && values[0] != ""
-			r.typed, r.uncounted = r.typed || coded, r.uncounted || coded
-		case "Content-Length":
-			r.uncounted = true
-			if len(values) > 0 {
-				n, err := strconv.ParseUint(values[0], 10, 63)
-				if err != nil {
-					continue // the server leaves it out too
-				}
-				r.length = int64(n)
-			}
-		case "Trailer":
-			r.trailer, r.uncounted = slices.Clone(values), true
-		default:
-			r.uncounted = r.uncounted || strings.HasPrefix(name, http.TrailerPrefix)
+		if r.noteFieldLocked(name, values) {
+			r.scratch.head = appendField(r.scratch.head, name, values)
 		}
-		r.scratch.head = appendField(r.scratch.head, name, values)
 	}
 	r.checkSizeLocked()
 }
 
-// checkSizeLocked holds the response against its bound.
+// noteFieldLocked notes what a field of the header means for the response, and
+// reports whether the server would send it.
+func (r *recorder) noteFieldLocked(name string, values []string) bool {
+	switch name {
+	case "Content-Type":
+		r.typed = true
+	case "Content-Encoding":
+		r.typed = r.typed || len(values) > 0 && values[0] != ""
+	case "Transfer-Encoding":
+		coded := len(values) > 0 && values[0] != ""
+		r.typed, r.uncounted = r.typed || coded, r.uncounted || coded
+	case "Content-Length":
+		r.uncounted = true
+		if len(values) > 0 {
+			n, err := strconv.ParseUint(values[0], 10, 63)
+			if err != nil {
+				return false
+			}
+			r.length = int64(n)
+		}
+	case "Trailer":
+		r.trailer, r.uncounted = slices.Clone(values), true
+	default:
+		r.uncounted = r.uncounted || strings.HasPrefix(name, http.TrailerPrefix)
+	}
+	return true
+}
+
+// checkSizeLocked reports whether there is still a response, and sets ErrTooLarge
+// if it is above its limit.
 func (r *recorder) checkSizeLocked() bool {
 	if r.err == nil && int64(len(r.scratch.head))+int64(len(r.scratch.body)) > r.limit {
 		r.err = ErrTooLarge
@@ -133,13 +142,13 @@ func (r *recorder) checkSizeLocked() bool {
 	return r.err == nil
 }
 
-// Write appends to the body. It returns what the server's ResponseWriter would:
-// http.ErrBodyNotAllowed for a status without a body, http.ErrContentLength for
-// more than the handler has declared; and ErrTooLarge beyond the bound.
+// Write appends to the body. It returns the errors of the server's ResponseWriter:
+// http.ErrBodyNotAllowed for a status without a body, and http.ErrContentLength
+// for more than the declared length. Above the limit it returns ErrTooLarge.
 func (r *recorder) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.writeHeaderLocked(http.StatusOK) // unless it is written
+	r.writeHeaderLocked(http.StatusOK)
 	switch {
 	case r.ended:
 		return 0, errEnded
@@ -150,11 +159,11 @@ func (r *recorder) Write(p []byte) (int, error) {
 	case !bodyAllowed(r.status):
 		return 0, http.ErrBodyNotAllowed
 	case r.overrun || r.length >= 0 && r.written+int64(len(p)) > r.length:
-		r.overrun = true // for good, or there would be a hole in the body
+		r.overrun = true // later writes fail too, or the body would have a hole
 		return 0, http.ErrContentLength
 	}
 	r.written += int64(len(p))
-	if s := r.scratch; r.head { // what the server would hold back is all that matters
+	if s := r.scratch; r.head { // only what the server would sniff matters
 		s.body = append(s.body, p[:min(len(p), buffered-len(s.body))]...)
 	} else {
 		if int64(len(s.head))+int64(len(s.body))+int64(len(p)) > r.limit {
@@ -166,17 +175,17 @@ func (r *recorder) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Flush takes note that the handler wants a client to see what is there.
+// Flush records that the handler flushed its response.
 func (r *recorder) Flush() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.writeHeaderLocked(http.StatusOK) // unless it is written
+	r.writeHeaderLocked(http.StatusOK)
 	r.sniffLocked()
 	r.flushed = true
 }
 
-// sniffLocked sets the Content-Type as the server does, by what is there when the
-// header is sent: at the first flush, or at the end.
+// sniffLocked sets the Content-Type as the server does when it sends the header, at
+// the first flush or at the end.
 func (r *recorder) sniffLocked() {
 	if r.flushed || r.typed || r.ended || len(r.scratch.body) == 0 {
 		return
@@ -185,20 +194,19 @@ func (r *recorder) sniffLocked() {
 	r.scratch.head = appendField(r.scratch.head, "Content-Type", []string{http.DetectContentType(r.scratch.body)})
 }
 
-// buffered is how much of a body the server holds back. If the handler has
-// returned before that, the server tells the length.
+// buffered is how much of a body the server buffers. If the handler returns before
+// the buffer is full, the server adds a Content-Length.
 const buffered = 2048
 
-// end returns the response when the handler has returned, or why there is none.
-// From then on the recorder takes nothing any more. The response is valid until
-// release.
+// end returns the response after the handler returned, or the reason why there is
+// none. Later writes to the recorder fail. The response is valid until release.
 func (r *recorder) end() (Response, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ended {
 		return Response{}, r.err
 	}
-	r.writeHeaderLocked(http.StatusOK) // unless it is written
+	r.writeHeaderLocked(http.StatusOK)
 	if r.err == nil && !r.head && r.length > r.written && bodyAllowed(r.status) {
 		r.err = fmt.Errorf("the response breaks off after %d of the %d bytes that the handler declared", r.written, r.length)
 	}
@@ -225,20 +233,20 @@ func (r *recorder) end() (Response, error) {
 	return Response(*s), nil
 }
 
-// release gives back the memory of the response.
+// release returns the memory of the response to the pool.
 func (r *recorder) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.scratch
 	r.scratch, r.ended = nil, true
-	if s != nil && cap(s.head)+cap(s.body) <= reusable {
+	if s != nil && cap(s.head)+cap(s.body) <= maxReusable {
 		s.head, s.body = s.head[:0], s.body[:0]
 		scratches.Put(s)
 	}
 }
 
-// appendTrailerLocked appends the fields of the trailer, with their values at the
-// end: those that the header has declared, and those with http.TrailerPrefix.
+// appendTrailerLocked appends the fields of the trailer with their final values:
+// those declared in the header, and those with http.TrailerPrefix.
 func (r *recorder) appendTrailerLocked() {
 	for _, names := range r.trailer {
 		for name := range strings.SplitSeq(names, ",") {
@@ -259,22 +267,22 @@ func bodyAllowed(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }
 
-// A Response is what a handler has answered, with status and header encoded: there
-// may be a great many of them, and in this form they are no work for the garbage
-// collector, and take a fifth of the memory of a map. It is only read, so any
-// number of goroutines may write it at once.
+// A Response is the response of a handler, with status and header encoded. There
+// can be very many of them: encoded, they cost the garbage collector nothing, and
+// need a fifth of the memory of a map. A Response is immutable, so it is safe for
+// concurrent use.
 //
-// application/http would do as well, but for a handler that takes out a field that
-// the server sets, or writes its name in its own way.
+// The encoding is not application/http, which cannot express a field that the
+// handler removed so that the server does not set it, and which normalizes names.
 type Response struct {
 	head []byte // flags, 2 bytes of status, the fields of the header and of the trailer
 	body []byte
 }
 
-// Size returns the number of bytes of Append, less 4.
+// Size returns the number of bytes that Append appends, minus 4.
 func (p Response) Size() int { return len(p.head) + len(p.body) }
 
-// Clone returns a copy in memory of its own.
+// Clone returns a copy that does not share memory with p.
 func (p Response) Clone() Response {
 	if p.head == nil {
 		return p
@@ -282,13 +290,13 @@ func (p Response) Clone() Response {
 	return Cut(p.Append(make([]byte, 0, 4+p.Size())))
 }
 
-// Append appends the response to b.
+// Append appends the encoded response to b.
 func (p Response) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(p.head)))
 	return append(append(b, p.head...), p.body...)
 }
 
-// Cut returns the Response that Append has made b of, without copying it.
+// Cut returns the Response that Append encoded in b. It does not copy b.
 func Cut(b []byte) Response {
 	if len(b) == 0 {
 		return Response{}
@@ -298,13 +306,13 @@ func Cut(b []byte) Response {
 }
 
 const (
-	wasFlushed = 1 << iota // before its end
+	wasFlushed = 1 << iota // the handler flushed it
 	wasHead                // the request was a HEAD
 )
 
-// appendField appends a field as its name and its values, each after its length.
-// No name has the length 0: that ends a list of fields. The server sends no field
-// without a name.
+// appendField appends the name of a field, the number of its values and the values,
+// each string preceded by its length. A length of 0 in place of a name ends a list
+// of fields, so appendField skips an empty name. The server would not send it.
 func appendField(b []byte, name string, values []string) []byte {
 	if name == "" {
 		return b
@@ -317,8 +325,8 @@ func appendField(b []byte, name string, values []string) []byte {
 	return b
 }
 
-// cutFields sets the list of fields at the beginning of b in h, and returns what
-// follows it. A field without values stands for one that the server is not to set.
+// cutFields sets the fields at the beginning of b in h, and returns the rest of b.
+// A field without values keeps the server from setting that field.
 func cutFields(b []byte, h http.Header) []byte {
 	number := func() int {
 		n, size := binary.Uvarint(b)
@@ -346,9 +354,9 @@ func cutFields(b []byte, h http.Header) []byte {
 // Status returns the status of the response.
 func (p Response) Status() int { return int(binary.LittleEndian.Uint16(p.head[1:])) }
 
-// CopyHeader sets the header of the response in h. What h says already of how the
-// answer depends on the request, and of other origins, stays: the response was made
-// for a request that may have come from another origin.
+// CopyHeader copies the header of the response to h. What h already says about how
+// the answer depends on the request, and about other origins, stays: the response
+// was made for a request that may have come from another origin.
 func (p Response) CopyHeader(h http.Header) {
 	vary, expose, origin := h["Vary"], h["Access-Control-Expose-Headers"], h["Access-Control-Allow-Origin"]
 	cutFields(p.head[3:], h)
@@ -359,7 +367,7 @@ func (p Response) CopyHeader(h http.Header) {
 	}
 }
 
-// join adds to the values of a list those that are not among them.
+// join adds those values to a list that it does not contain.
 func join(h http.Header, name string, values []string) {
 	for _, v := range values {
 		if !slices.Contains(h[name], v) {
@@ -368,9 +376,10 @@ func join(h http.Header, name string, values []string) {
 	}
 }
 
-// Write writes the response, whose header has been copied to w, as the answer to
-// a request with the given method. To a HEAD request there may be a Content-Length
-// without a body; asked for by GET, it is left out.
+// Write writes the response to w as the answer to a request with the given method.
+// Call CopyHeader with w's header first. A response to HEAD can have a
+// Content-Length without a body; Write leaves it out of the answer to any other
+// method.
 func (p Response) Write(w http.ResponseWriter, method string) {
 	flags := p.head[0]
 	trailer := make(http.Header)
@@ -380,7 +389,7 @@ func (p Response) Write(w http.ResponseWriter, method string) {
 	}
 	w.WriteHeader(p.Status())
 	if flags&wasFlushed != 0 {
-		http.NewResponseController(w).Flush() // where it can't, the length is told
+		http.NewResponseController(w).Flush() // if w can't flush, the server adds a Content-Length
 	}
 	if len(p.body) > 0 {
 		w.Write(p.body)

@@ -87,14 +87,14 @@ func TestCut(t *testing.T) {
 		t.Error("Cut copies the body")
 	}
 	if cap(p.head) != len(p.head) || cap(p.body) != len(p.body) {
-		t.Error("an append to one part would write over the next")
+		t.Error("an append to one part would overwrite the next")
 	}
 }
 
-// A play is what a handler does, read from bytes: any bytes are one.
-type play []byte
+// A script describes what a handler does. Any bytes are a valid script.
+type script []byte
 
-func (p *play) byte() byte {
+func (p *script) byte() byte {
 	if len(*p) == 0 {
 		return 0
 	}
@@ -103,14 +103,14 @@ func (p *play) byte() byte {
 	return c
 }
 
-func (p *play) text() string {
+func (p *script) text() string {
 	n := min(int(p.byte()), len(*p))
 	s := string((*p)[:n])
 	*p = (*p)[n:]
 	return s
 }
 
-func (p *play) values() []string {
+func (p *script) values() []string {
 	var values []string
 	for range p.byte() % 4 {
 		values = append(values, p.text())
@@ -118,8 +118,8 @@ func (p *play) values() []string {
 	return values
 }
 
-// perform does on w what the play says.
-func (p play) perform(w http.ResponseWriter, status int) {
+// run applies the script to w.
+func (p script) run(w http.ResponseWriter, status int) {
 	for len(p) > 0 {
 		switch p.byte() % 8 {
 		case 0:
@@ -142,24 +142,24 @@ func (p play) perform(w http.ResponseWriter, status int) {
 	}
 }
 
-// A witness is a plain ResponseWriter that says what a play comes to. It knows
-// what the server does from its documentation.
-type witness struct {
+// A model is a plain ResponseWriter that records the expected result of a script. It
+// follows the documentation of the server.
+type model struct {
 	header, sent http.Header
 	status       int
 	body         []byte
 	flushed      bool
 }
 
-func (w *witness) Header() http.Header { return w.header }
+func (w *model) Header() http.Header { return w.header }
 
-func (w *witness) WriteHeader(status int) {
+func (w *model) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
 		w.status, w.sent = status, w.header.Clone()
 	}
 }
 
-func (w *witness) Write(p []byte) (int, error) {
+func (w *model) Write(p []byte) (int, error) {
 	w.WriteHeader(200)
 	if w.status != 204 && w.status != 304 {
 		w.body = append(w.body, p...)
@@ -167,21 +167,21 @@ func (w *witness) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (w *witness) Flush() {
+func (w *model) Flush() {
 	w.WriteHeader(200)
 	w.sniff()
 	w.flushed = true
 }
 
-func (w *witness) sniff() {
+func (w *model) sniff() {
 	_, typed := w.sent["Content-Type"]
 	if !w.flushed && !typed && w.sent.Get("Content-Encoding") == "" && w.sent.Get("Transfer-Encoding") == "" && len(w.body) > 0 {
 		w.sent["Content-Type"] = []string{http.DetectContentType(w.body)}
 	}
 }
 
-// trailer returns the fields that are to be set after the body.
-func (w *witness) trailer() http.Header {
+// trailer returns the fields that are sent after the body.
+func (w *model) trailer() http.Header {
 	trailer := make(http.Header)
 	for _, line := range w.sent["Trailer"] {
 		for name := range strings.SplitSeq(line, ",") {
@@ -219,16 +219,16 @@ func FuzzResponse(f *testing.F) {
 		f.Add(uint16(999), true, []byte(seed))
 		f.Add(uint16(103), true, []byte(seed))
 	}
-	f.Fuzz(func(t *testing.T, status uint16, head bool, script []byte) {
+	f.Fuzz(func(t *testing.T, status uint16, head bool, data []byte) {
 		code := 100 + int(status)%900
-		if code == http.StatusSwitchingProtocols || bytes.Contains(bytes.ToLower(script), []byte("content-length")) {
-			return // have tests of their own
+		if code == http.StatusSwitchingProtocols || bytes.Contains(bytes.ToLower(data), []byte("content-length")) {
+			return // covered by other tests
 		}
 		method := "GET"
 		if head {
 			method = "HEAD"
 		}
-		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { play(script).perform(w, code) })
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { script(data).run(w, code) })
 		x, err := serve(h, method, ample)
 		if err != nil {
 			t.Fatal(err)
@@ -244,11 +244,11 @@ func FuzzResponse(f *testing.F) {
 			t.Errorf("%q becomes %q", b, again)
 		}
 
-		want := &witness{header: http.Header{"Vary": {"Prefer"}}}
-		play(script).perform(want, code)
+		want := &model{header: http.Header{"Vary": {"Prefer"}}}
+		script(data).run(want, code)
 		want.WriteHeader(200)
 		if _, ok := want.sent["Transfer-Encoding"]; ok && want.sent.Get("Transfer-Encoding") == "" {
-			return // one that says nothing keeps the recorder from sniffing, and no server
+			return // servers and recorders may differ in sniffing if it is empty
 		}
 		want.sniff()
 		rec := httptest.NewRecorder()
@@ -262,7 +262,7 @@ func FuzzResponse(f *testing.F) {
 		if rec.Code != want.status || !bytes.Equal(rec.Body.Bytes(), want.body) || rec.Flushed != want.flushed {
 			t.Errorf("%d %q, flushed %v; want %d %q, %v", rec.Code, rec.Body, rec.Flushed, want.status, want.body, want.flushed)
 		}
-		delete(want.sent, "") // which no server sends
+		delete(want.sent, "") // no server sends it
 		if !maps.EqualFunc(res.Header, want.sent, slices.Equal) {
 			t.Errorf("header %q, want %q", res.Header, want.sent)
 		}
@@ -271,10 +271,10 @@ func FuzzResponse(f *testing.F) {
 				t.Errorf("trailer %q: %q, want %q", name, got, values)
 			}
 		}
-		// Nothing else is set behind the body.
+		// Nothing else is set after the body.
 		for name, values := range rec.Header() {
 			if _, ok := want.trailer()[name]; !ok && !slices.Equal(values, want.sent[name]) && name != "Content-Length" {
-				t.Errorf("%q is %q behind the body, and was %q", name, values, want.sent[name])
+				t.Errorf("%q is %q after the body, and was %q before", name, values, want.sent[name])
 			}
 		}
 	})

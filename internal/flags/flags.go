@@ -1,4 +1,5 @@
-// Package flags has values of flags that are read strictly and say what they want.
+// Package flags provides flag values that parse strictly and whose errors say what
+// is allowed.
 package flags
 
 import (
@@ -7,13 +8,13 @@ import (
 	"time"
 )
 
-// A Boolean is set by true and false alone, or by a flag without a value. Package
-// flag's own takes t and 1 too.
+// A Boolean accepts only true and false, or a flag without a value. Package flag's
+// own boolean accepts t and 1 too.
 type Boolean bool
 
 func (b *Boolean) String() string { return strconv.FormatBool(bool(*b)) }
 
-// Set sets the Boolean from its text; any other is an error and changes nothing.
+// Set parses s. On an error it changes nothing.
 func (b *Boolean) Set(s string) error {
 	if s != "true" && s != "false" {
 		return errors.New("want true or false")
@@ -22,10 +23,11 @@ func (b *Boolean) Set(s string) error {
 	return nil
 }
 
-// IsBoolFlag lets the flag stand without a value.
+// IsBoolFlag tells package flag that the flag needs no value.
 func (b *Boolean) IsBoolFlag() bool { return true }
 
-// A Duration sets D to what is at least Least. Want says what that is.
+// A Duration sets D to a duration of at least Least. Want describes the allowed
+// values in errors.
 type Duration struct {
 	D     *time.Duration
 	Want  string
@@ -39,8 +41,7 @@ func (v *Duration) String() string {
 	return v.D.String()
 }
 
-// Set sets D from its text; a text that is no such duration is an error and changes
-// nothing.
+// Set parses s. On an error it changes nothing.
 func (v *Duration) Set(s string) error {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < v.Least {

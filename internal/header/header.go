@@ -1,5 +1,5 @@
-// Package header reads the request headers in which a client says how it wants
-// to be answered: Prefer, Idempotency-Key and Accept.
+// Package header parses the request headers that say how a client wants to be
+// answered: Prefer, Idempotency-Key and Accept.
 package header
 
 import (
@@ -11,25 +11,25 @@ import (
 	"time"
 )
 
-// MaxWait is the longest time that a client may ask an answer to wait. Many proxies
-// give up after 60 s, and so would win a race against an answer that comes then.
+// MaxWait is the longest time that a client can ask the server to wait before it
+// answers. Many proxies give up after 60 s, so a limit of 60 s would race with them.
 const MaxWait = 50 * time.Second
 
-// Prefer is what a client prefers (RFC 7240), as far as it concerns a queue.
+// Prefer holds the preferences of a client (RFC 7240) that concern a queue.
 type Prefer struct {
 	RespondAsync bool
-	Wait         time.Duration // at most MaxWait; -1 if not asked for
-	Rest         []string      // all other preferences, as they came
+	Wait         time.Duration // at most MaxWait; -1 if absent
+	Rest         []string      // all other preferences, unchanged
 }
 
-// ParsePrefer reads the lines of a Prefer header. The first instance of a
-// preference counts; what cannot be understood is ignored, as the RFC demands.
+// ParsePrefer parses the lines of a Prefer header. The first instance of a
+// preference counts, and invalid preferences are ignored, as the RFC requires.
 func ParsePrefer(lines []string) Prefer {
 	p := Prefer{Wait: -1}
 	if len(lines) == 0 {
 		return p
 	}
-	var async, wait bool // seen
+	var async, wait bool // whether the preference was seen
 	for element := range split(strings.Join(lines, ","), ',') {
 		name, value := preference(element)
 		switch {
@@ -48,8 +48,8 @@ func ParsePrefer(lines []string) Prefer {
 	return p
 }
 
-// Strip returns the request without the preferences that p has understood: behind
-// the handler may be another queue, which they were not meant for.
+// Strip returns the request without the preferences that p understood. The handler
+// may pass the request on to another queue, for which they were not meant.
 func (p Prefer) Strip(r *http.Request) *http.Request {
 	if r.Header["Prefer"] == nil {
 		return r
@@ -66,7 +66,7 @@ func (p Prefer) Strip(r *http.Request) *http.Request {
 // without parameters.
 func preference(element string) (name, value string) {
 	if element[0] == ';' {
-		return "", "" // parameters of nothing
+		return "", "" // parameters without a preference
 	}
 	for part := range split(element, ';') {
 		name, value, _ = strings.Cut(part, "=")
@@ -79,7 +79,7 @@ func preference(element string) (name, value string) {
 	return strings.ToLower(strings.Trim(name, " \t")), value
 }
 
-// parseSeconds reads whole seconds, and takes more than MaxWait for MaxWait.
+// parseSeconds parses whole seconds. It returns MaxWait for anything longer.
 func parseSeconds(s string) (time.Duration, bool) {
 	if s == "" {
 		return 0, false
@@ -94,8 +94,8 @@ func parseSeconds(s string) (time.Duration, bool) {
 	return seconds, true
 }
 
-// split yields the elements of a list, trimmed, without the empty ones. A
-// separator within quotes separates nothing.
+// split yields the non-empty elements of a list, trimmed. It does not split at a
+// separator within quotes.
 func split(list string, separator byte) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		begin, quoted := 0, false
@@ -112,26 +112,26 @@ func split(list string, separator byte) iter.Seq[string] {
 			case list[i] == '\\' && quoted:
 				i++
 				if i == len(list) {
-					i-- // nothing is escaped; the end is still to come
+					i-- // a trailing \ escapes nothing; the loop still has to see the end
 				}
 			}
 		}
 	}
 }
 
-// maxKey is the greatest length of an idempotency key in bytes.
+// maxKey is the maximum length of an idempotency key in bytes.
 const maxKey = 255
 
-// ParseKey reads the lines of an Idempotency-Key header: a quoted string, as in
-// a structured field (RFC 9651), or, since many clients send it so, a bare one.
-// Without lines the key is empty; an error says what was expected.
+// ParseKey parses the lines of an Idempotency-Key header: a quoted string, as in a
+// structured field (RFC 9651), or a bare one, since many clients send that. The
+// key is empty if there are no lines.
 func ParseKey(lines []string) (key string, err error) {
 	switch len(lines) {
 	case 0:
 		return "", nil
 	case 1:
 	default:
-		return "", errors.New("Idempotency-Key is given more than once; want one")
+		return "", errors.New("Idempotency-Key is given more than once; want it once")
 	}
 	key = strings.Trim(lines[0], " \t")
 	if strings.HasPrefix(key, `"`) {
@@ -150,14 +150,14 @@ func ParseKey(lines []string) (key string, err error) {
 	return key, nil
 }
 
-// unquote reads a string up to its closing quote. Parameters may follow.
+// unquote parses a string up to its closing quote. Parameters may follow.
 func unquote(s string) (string, error) {
 	var text []byte
 	for i := 0; i < len(s); i++ {
 		switch {
 		case s[i] == '"':
 			if rest := strings.TrimLeft(s[i+1:], " "); rest != "" && rest[0] != ';' {
-				return "", errors.New("Idempotency-Key goes on after its closing quote")
+				return "", errors.New("Idempotency-Key continues after its closing quote")
 			}
 			return string(text), nil
 		case s[i] == '\\':
@@ -172,7 +172,7 @@ func unquote(s string) (string, error) {
 }
 
 // AcceptsEvents reports whether the lines of an Accept header name
-// text/event-stream. A wildcard does not ask for a stream.
+// text/event-stream. A wildcard does not count, since ordinary clients send one.
 func AcceptsEvents(lines []string) bool {
 	for element := range split(strings.Join(lines, ","), ',') {
 		kind, _, _ := strings.Cut(element, ";")

@@ -38,7 +38,7 @@ func TestParsePrefer(t *testing.T) {
 		{[]string{`wait="10"`}, false, 10 * time.Second, nil},
 		{[]string{"return=minimal"}, false, none, []string{"return=minimal"}},
 
-		// The bound, and numbers that no integer holds.
+		// The bound, and numbers that overflow any integer.
 		{[]string{"wait=59"}, false, MaxWait, nil},
 		{[]string{"wait=49"}, false, 49 * time.Second, nil},
 		{[]string{"wait=50"}, false, MaxWait, nil},
@@ -49,7 +49,7 @@ func TestParsePrefer(t *testing.T) {
 		{[]string{"wait=" + strings.Repeat("9", 10_000)}, false, MaxWait, nil},
 		{[]string{"wait=" + strings.Repeat("0", 10_000) + "5"}, false, 5 * time.Second, nil},
 
-		// What is no number of seconds is no wait.
+		// Anything but a number of seconds is ignored.
 		{[]string{"wait"}, false, none, nil},
 		{[]string{"wait="}, false, none, nil},
 		{[]string{`wait=""`}, false, none, nil},
@@ -68,7 +68,7 @@ func TestParsePrefer(t *testing.T) {
 		{[]string{"wait=\u0661"}, false, none, nil},
 		{[]string{"wait==1"}, false, none, nil},
 
-		// An empty value is no value, any other is not understood.
+		// An empty value counts as no value; any other value is ignored.
 		{[]string{"respond-async="}, true, none, nil},
 		{[]string{`respond-async=""`}, true, none, nil},
 		{[]string{"respond-async=true"}, false, none, nil},
@@ -84,7 +84,7 @@ func TestParsePrefer(t *testing.T) {
 		{[]string{"foo; wait=5; respond-async"}, false, none, []string{"foo; wait=5; respond-async"}},
 		{[]string{`foo;x="a, wait=5", bar`}, false, none, []string{`foo;x="a, wait=5"`, "bar"}},
 
-		// Several, on one line or on more.
+		// Several preferences, on one line or on several.
 		{[]string{"respond-async, wait=10"}, true, 10 * time.Second, nil},
 		{[]string{"respond-async", "wait=10"}, true, 10 * time.Second, nil},
 		{[]string{"wait=10,respond-async"}, true, 10 * time.Second, nil},
@@ -113,7 +113,7 @@ func TestParsePrefer(t *testing.T) {
 		{[]string{`"`}, false, none, []string{`"`}},
 		{[]string{`foo="", wait=5`}, false, 5 * time.Second, []string{`foo=""`}},
 
-		// Not preferences at all.
+		// No preferences at all.
 		{[]string{"=5, wait=1"}, false, time.Second, nil},
 		{[]string{";, wait=1"}, false, time.Second, nil},
 		{[]string{"\x00\xff, wait=1"}, false, time.Second, []string{"\x00\xff"}},
@@ -186,7 +186,7 @@ func TestParseKey(t *testing.T) {
 		{[]string{`"abc" ; p="q"`}, "abc", ""},
 		{[]string{`"abc";`}, "abc", ""},
 		{[]string{"8e03978e-40d5-43dd-bc93-6894a57f9324"}, "8e03978e-40d5-43dd-bc93-6894a57f9324", ""},
-		{[]string{"a,b"}, "a,b", ""}, // bare ones are taken as they are
+		{[]string{"a,b"}, "a,b", ""}, // a bare key is taken literally
 		{[]string{`a"b`}, `a"b`, ""},
 		{[]string{`a\b`}, `a\b`, ""},
 		{[]string{`ab"`}, `ab"`, ""},
@@ -209,11 +209,11 @@ func TestParseKey(t *testing.T) {
 		{[]string{`"abc\`}, "", `has a \ before`},
 		{[]string{`"\`}, "", `has a \ before`},
 		{[]string{`"a\bc"`}, "", `has a \ before`},
-		{[]string{`"abc"d`}, "", "goes on after"},
-		{[]string{`"abc" d`}, "", "goes on after"},
-		{[]string{`"a", "b"`}, "", "goes on after"},
-		{[]string{`"a""b"`}, "", "goes on after"},
-		{[]string{"\"abc\"\t;p"}, "", "goes on after"}, // RFC 9651 knows spaces only
+		{[]string{`"abc"d`}, "", "continues after"},
+		{[]string{`"abc" d`}, "", "continues after"},
+		{[]string{`"a", "b"`}, "", "continues after"},
+		{[]string{`"a""b"`}, "", "continues after"},
+		{[]string{"\"abc\"\t;p"}, "", "continues after"}, // RFC 9651 allows only spaces
 
 		{[]string{"a\tb"}, "", "not printable ASCII"},
 		{[]string{"\"a\tb\""}, "", "not printable ASCII"},
@@ -251,7 +251,7 @@ func TestAcceptsEvents(t *testing.T) {
 		{true, []string{"text/html;q=0, text/event-stream"}},
 		{true, []string{"text/event-stream, text/html;q=0"}},
 
-		// A wildcard, or something alike, asks for no stream.
+		// A wildcard, or a similar type, does not ask for a stream.
 		{false, []string{"*/*"}},
 		{false, []string{"text/*"}},
 		{false, []string{"*/*, application/json"}},
@@ -294,8 +294,8 @@ func TestAcceptsEvents(t *testing.T) {
 	}
 }
 
-// lines cuts a list at the commas outside of quotes, and says whether the last
-// quote is closed. It is written otherwise than split, to find its mistakes.
+// lines splits a list at the commas outside quotes, and reports whether the last
+// quote is closed. It is written differently from split, to find its mistakes.
 func lines(list string) (lines []string, closed bool) {
 	begin, closed := 0, true
 	for _, at := range commaOrQuoted.FindAllStringIndex(list, -1) {
@@ -337,7 +337,7 @@ func FuzzPrefer(f *testing.F) {
 			t.Errorf("the rest of %+v gives %+v", p, again)
 		}
 
-		// What comes first counts, and what is unknown changes nothing.
+		// The first instance counts, and unknown preferences change nothing.
 		if got, want := ParsePrefer([]string{"Wait=7 ,respond-async;x", value}), (Prefer{true, 7 * time.Second, p.Rest}); !reflect.DeepEqual(got, want) {
 			t.Errorf("after wait=7: %+v, want %+v", got, want)
 		}
@@ -353,8 +353,8 @@ func FuzzPrefer(f *testing.F) {
 			}
 		}
 
-		// Every element is in one place: a preference of ours, no preference, or the
-		// rest. What begins with a parameter may be taken for either of the last two.
+		// Every element is one of our preferences, no preference, or in the rest. An
+		// element that begins with a parameter may be either of the last two.
 		malformed := func(element string) bool { return strings.HasPrefix(element, ";") }
 		var rest []string
 		for _, element := range several {
@@ -401,7 +401,7 @@ func FuzzKey(f *testing.F) {
 	f.Fuzz(func(t *testing.T, value string) {
 		key, err := ParseKey([]string{value})
 
-		// What RFC 9651 says, and that a value without quotes is its own key.
+		// The rules of RFC 9651, but a value without quotes is its own key.
 		want := strings.Trim(value, " \t")
 		if strings.HasPrefix(want, `"`) {
 			if m := quoted.FindStringSubmatch(want); m != nil {
@@ -422,7 +422,7 @@ func FuzzKey(f *testing.F) {
 			}
 		}
 		if _, err := ParseKey([]string{value, value}); err == nil {
-			t.Error("two keys are accepted")
+			t.Error("two keys were accepted")
 		}
 	})
 }
@@ -460,7 +460,7 @@ func FuzzAccept(f *testing.F) {
 			return
 		}
 		if accepts {
-			t.Error("accepts what is not named")
+			t.Error("accepts events that are not named")
 		}
 		for element, want := range map[string]bool{
 			events: true, events + ";q=0.001": true, events + " ; x=\"\\\"\" ; Q=1": true,
@@ -470,7 +470,7 @@ func FuzzAccept(f *testing.F) {
 				t.Errorf("before: %s is %v", element, got)
 			}
 			if got := AcceptsEvents([]string{value, element}); closed && got != want {
-				t.Errorf("behind: %s is %v", element, got)
+				t.Errorf("after: %s is %v", element, got)
 			}
 		}
 	})

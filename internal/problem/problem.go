@@ -1,5 +1,5 @@
-// Package problem answers HTTP requests with problem details (RFC 9457). It
-// differs from http.Error in that a program can read the answer.
+// Package problem answers HTTP requests with problem details (RFC 9457). Unlike
+// the text that http.Error writes, a program can parse them.
 package problem
 
 import (
@@ -14,13 +14,13 @@ import (
 	"strings"
 )
 
-// Write answers with a problem of the type about:blank, so that its title is the
-// status phrase. detail says what happened and what was expected; it goes to the
-// client and must not tell of internals.
+// Write answers with a problem of type about:blank, whose title is the status
+// phrase. detail says what happened and what was expected. The client sees it, so
+// it must not reveal internals.
 func Write(w http.ResponseWriter, status int, detail string) { write(w, status, detail, 0) }
 
-// Gone answers with 410 that there never will be what was asked for. If cause is
-// not 0, it is the status that told so to whoever waited for it.
+// Gone answers with 410: what was asked for will never exist. If cause is not 0, it
+// is the status that answered the request that waited for it.
 func Gone(w http.ResponseWriter, detail string, cause int) { write(w, http.StatusGone, detail, cause) }
 
 func write(w http.ResponseWriter, status int, detail string, cause int) {
@@ -42,7 +42,7 @@ func write(w http.ResponseWriter, status int, detail string, cause int) {
 	w.Write(body)
 }
 
-// NotAllowed answers a request whose method is none of those in allow.
+// NotAllowed answers a request whose method is not in allow.
 func NotAllowed(w http.ResponseWriter, r *http.Request, allow string) {
 	w.Header().Set("Allow", allow)
 	Write(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here; want "+allow)
@@ -60,12 +60,12 @@ func Unless(stopping func() bool, next http.Handler) http.Handler {
 	})
 }
 
-// ReadBody returns the body of a request, or answers it and returns false: with
-// 413 if the body has more than limit bytes, and with 400 if it breaks off. It
-// leaves the request with a body that can be read again, so that handlers behind
-// each other need no request of their own.
+// ReadBody returns the body of a request. It answers 413 if the body has more than
+// limit bytes, and 400 if it cannot be read completely; ok is then false. ReadBody
+// leaves the request with a body that can be read again, so that wrapped handlers can
+// call it too.
 func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
-	tooLarge := r.ContentLength > limit // said before a client that expects 100 Continue sends it
+	tooLarge := r.ContentLength > limit // refused before a client that waits for 100 Continue sends it
 	var err error
 	switch held, ok := r.Body.(*Body); {
 	case tooLarge:
@@ -82,7 +82,7 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 	case tooLarge:
 		Write(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is too large; want at most %d bytes", limit))
 	case err != nil:
-		Write(w, http.StatusBadRequest, "the body could not be read to its end")
+		Write(w, http.StatusBadRequest, "the body could not be read completely")
 	default:
 		r.Body = NewBody(body)
 		return body, true
@@ -90,10 +90,10 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 	return nil, false
 }
 
-// Unmarshal reads body as one JSON object and stores the value of each name where
-// fields says. Names that are not in fields, in other capitals or given twice, null,
-// and whatever follows the object are errors: json.Unmarshal takes them, and nobody
-// means them. The error says what is wrong.
+// Unmarshal parses body as one JSON object and stores the value of each name in the
+// variable that fields points to. Unlike json.Unmarshal, it rejects names that are
+// unknown, differ in case or occur twice, null, and data after the object: all of
+// these are mistakes of the client. The error says what is wrong.
 func Unmarshal(body []byte, fields map[string]any) error {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return errors.New("the body is empty")
@@ -119,12 +119,8 @@ func Unmarshal(body []byte, fields map[string]any) error {
 			return fmt.Errorf("%s is given twice", name)
 		}
 		given[name] = true
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
-			return errors.New("the body is not JSON")
-		}
-		if string(value) == "null" || json.Unmarshal(value, field) != nil {
-			return fmt.Errorf("%s cannot be %.40s", name, value)
+		if err := decodeField(dec, name, field); err != nil {
+			return err
 		}
 	}
 	if _, err := dec.Token(); err != nil {
@@ -136,16 +132,26 @@ func Unmarshal(body []byte, fields map[string]any) error {
 	return nil
 }
 
-// small is the length up to which a request's word for its length is taken. To
-// allocate more before it has come would let clients that send nothing hold
-// memory.
+func decodeField(dec *json.Decoder, name string, field any) error {
+	var value json.RawMessage
+	if err := dec.Decode(&value); err != nil {
+		return errors.New("the body is not JSON")
+	}
+	if string(value) == "null" || json.Unmarshal(value, field) != nil {
+		return fmt.Errorf("%s cannot be %.40s", name, value)
+	}
+	return nil
+}
+
+// small is the greatest Content-Length for which a buffer is allocated at once. If
+// longer bodies were trusted, clients that send nothing could hold memory.
 const small = 4 << 10
 
-// readShort reads to the end, or beyond limit: before the end the server does not
-// notice a client that leaves. The length is what the client has said. It need not
-// be that of a body which somebody has put in the place of the client's.
+// readShort reads until EOF, or beyond limit. It needs to see EOF, since the server
+// notices a disconnect only after it. length is a hint: it is the client's
+// Content-Length, and a middleware may have replaced the body.
 func readShort(from io.Reader, length int, limit int64) ([]byte, error) {
-	data := make([]byte, 0, length+1) // one more, to see the end
+	data := make([]byte, 0, length+1) // one more, to see EOF
 	for int64(len(data)) <= limit {
 		if len(data) == cap(data) {
 			data = append(data, 0)[:len(data)]
@@ -162,13 +168,13 @@ func readShort(from io.Reader, length int, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// A Body is the body of a request in memory.
+// A Body is a request body in memory.
 type Body struct {
 	data []byte
 	read int
 }
 
-// NewBody returns a Body that has data, which must not be changed any more.
+// NewBody returns a Body that reads data. The caller must not modify data afterward.
 func NewBody(data []byte) *Body { return &Body{data: data} }
 
 func (b *Body) Read(p []byte) (int, error) {
@@ -182,9 +188,9 @@ func (b *Body) Read(p []byte) (int, error) {
 
 func (b *Body) Close() error { return nil }
 
-// unwrap returns the server's own ResponseWriter. To no other does a
-// MaxBytesReader tell that the connection is to be closed, so that the server
-// gives a client that is still sending the time to read its answer.
+// unwrap returns the server's own ResponseWriter. A MaxBytesReader can tell only
+// that one to close the connection. The server then gives a client that is still
+// sending time to read its answer.
 func unwrap(w http.ResponseWriter) http.ResponseWriter {
 	for {
 		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
@@ -195,13 +201,12 @@ func unwrap(w http.ResponseWriter) http.ResponseWriter {
 	}
 }
 
-// Mux returns a handler that serves with mux and answers with a problem where
-// mux has no route: 405 with Allow if the path has one for another method, else
-// 404.
+// Mux returns a handler that serves with mux, and answers with a problem if mux has
+// no route: 405 with Allow if there is a route for another method, else 404.
 func Mux(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h, pattern := mux.Handler(r)
-		if pattern != "" && !asked(r.URL.Path, pattern) {
+		if pattern != "" && !matches(r.URL.Path, pattern) {
 			h, pattern = http.NotFoundHandler(), ""
 		}
 		switch {
@@ -213,33 +218,34 @@ func Mux(mux *http.ServeMux) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
-		// What mux would say is asked for its status and its Allow header.
-		said := NewDiscard()
-		h.ServeHTTP(said, r)
-		if said.Status == http.StatusMethodNotAllowed {
-			NotAllowed(w, r, said.Header().Get("Allow"))
+		// mux answers into a Discard, for the status and the Allow header.
+		d := NewDiscard()
+		h.ServeHTTP(d, r)
+		if d.Status == http.StatusMethodNotAllowed {
+			NotAllowed(w, r, d.Header().Get("Allow"))
 			return
 		}
 		Write(w, http.StatusNotFound, "nothing is served at this path; GET / tells what is")
 	})
 }
 
-// asked reports whether path is what pattern stands for. For a path that only could
-// be made so, mux would redirect, and a POST would come back as something else.
-func asked(asked, pattern string) bool {
+// matches reports whether urlPath itself matches pattern. If only its cleaned form
+// does, mux would redirect, and clients repeat a redirected POST as a GET.
+func matches(urlPath, pattern string) bool {
 	_, route, _ := strings.Cut(pattern, "/")
 	fixed, _, _ := strings.Cut(route, "{")
-	clean := path.Clean(asked)
-	return strings.HasPrefix(asked, "/"+fixed) && (asked == clean || asked == clean+"/")
+	clean := path.Clean(urlPath)
+	return strings.HasPrefix(urlPath, "/"+fixed) && (urlPath == clean || urlPath == clean+"/")
 }
 
-// A Discard is a ResponseWriter that keeps the status and the header alone.
+// A Discard is a ResponseWriter that keeps the status and the header, and discards
+// the body.
 type Discard struct {
-	Status int // 200 until another one is written
+	Status int // 200 until WriteHeader is called
 	header http.Header
 }
 
-// NewDiscard returns a Discard to which nothing was written.
+// NewDiscard returns an empty Discard.
 func NewDiscard() *Discard {
 	return &Discard{Status: http.StatusOK, header: make(http.Header)}
 }

@@ -12,7 +12,7 @@ import (
 	"testing/iotest"
 )
 
-// details reads an answer that has to be a problem with the status.
+// details returns the detail of an answer, which must be a problem with the status.
 func details(t *testing.T, res *http.Response, status int) (detail string) {
 	t.Helper()
 	body, err := io.ReadAll(res.Body)
@@ -45,7 +45,7 @@ func details(t *testing.T, res *http.Response, status int) (detail string) {
 func TestWrite(t *testing.T) {
 	for _, detail := range []string{"plain", `{"quoted": "\n"}`, "<script>", "\x00\xff", ""} {
 		rec := httptest.NewRecorder()
-		rec.Header().Set("Content-Type", "text/html") // what the handler may have begun
+		rec.Header().Set("Content-Type", "text/html") // as a handler may have set it
 		Write(rec, http.StatusTeapot, detail)
 		if body := rec.Body.String(); !strings.HasSuffix(body, "}\n") || strings.Count(body, "\n") != 1 {
 			t.Errorf("%q is not one line", body)
@@ -91,8 +91,8 @@ func TestReadBody(t *testing.T) {
 	}
 }
 
-// Handlers behind each other read one body: whoever has it whole leaves it so
-// for the next, however it came.
+// Wrapped handlers can each read the body: a handler that reads it completely
+// leaves it complete for the next one, however it arrived.
 func TestReadBodyAgain(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -109,7 +109,7 @@ func TestReadBodyAgain(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			const limit = 100_000
-			// In pieces, as from a network.
+			// In pieces, as from a network connection.
 			r := httptest.NewRequest("POST", "/", iotest.HalfReader(strings.NewReader(test.body)))
 			r.ContentLength = test.length
 			rec := httptest.NewRecorder()
@@ -119,7 +119,7 @@ func TestReadBodyAgain(t *testing.T) {
 					t.Fatalf("%d bytes, %v; want %d", len(body), ok, len(test.body))
 				}
 			}
-			// Handlers that know nothing of ReadBody read it as any other.
+			// Handlers that don't use ReadBody can read the body as usual.
 			if err := iotest.TestReader(r.Body, []byte(test.body)); err != nil {
 				t.Error(err)
 			}
@@ -127,7 +127,7 @@ func TestReadBodyAgain(t *testing.T) {
 				t.Error(err)
 			}
 			if n, err := r.Body.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-				t.Errorf("behind its end: %d, %v", n, err)
+				t.Errorf("read after the end: %d, %v", n, err)
 			}
 			if rec.Body.Len() > 0 || len(rec.Header()) > 0 {
 				t.Errorf("answered %v %q", rec.Header(), rec.Body)
@@ -136,7 +136,7 @@ func TestReadBodyAgain(t *testing.T) {
 				t.Errorf("length %d, want %d", r.ContentLength, test.length)
 			}
 
-			// Over a second limit it is refused, as if it came anew.
+			// A second, smaller limit applies to it as to a new body.
 			if test.length > 1 {
 				rec := httptest.NewRecorder()
 				if body, ok := ReadBody(rec, r, test.length-1); ok || body != nil {
@@ -148,8 +148,8 @@ func TestReadBodyAgain(t *testing.T) {
 	}
 }
 
-// What someone has read is gone, and the rest is the body, for whoever comes next
-// as well.
+// If part of the body has been read already, the rest is the body, for later
+// readers too.
 func TestReadBodyPart(t *testing.T) {
 	for _, length := range []int64{10, -1} {
 		r := httptest.NewRequest("POST", "/", strings.NewReader("0123456789"))
@@ -162,7 +162,7 @@ func TestReadBodyPart(t *testing.T) {
 		}
 		for range 2 {
 			if body, ok := ReadBody(httptest.NewRecorder(), r, 10); !ok || string(body) != "456789" {
-				t.Errorf("%q, %v; want what was left", body, ok)
+				t.Errorf("%q, %v; want the rest", body, ok)
 			}
 		}
 		if b, err := io.ReadAll(r.Body); string(b) != "456789" || err != nil {
@@ -171,8 +171,8 @@ func TestReadBodyPart(t *testing.T) {
 	}
 }
 
-// A middleware has put a body in the place of the client's, say an unpacked one:
-// the length that the client has said is not its length.
+// A middleware may replace the body, say with a decompressed one. Its length then
+// differs from the Content-Length.
 func TestReadBodyReplaced(t *testing.T) {
 	for _, said := range []int64{0, 1, 9, 10, 11, 19, 20} {
 		for _, n := range []int{0, 1, 9, 10, 19, 20, 21, 5000} {
@@ -194,7 +194,7 @@ func TestReadBodyReplaced(t *testing.T) {
 	}
 }
 
-// A refused body leaves nothing that a handler could take for it.
+// A refused body is not kept, so that no handler takes a part for the whole.
 func TestReadBodyRefused(t *testing.T) {
 	r := httptest.NewRequest("POST", "/", strings.NewReader("0123456789"))
 	r.ContentLength = -1
@@ -202,11 +202,11 @@ func TestReadBodyRefused(t *testing.T) {
 		t.Error("the body was accepted")
 	}
 	if _, ok := r.Body.(*Body); ok {
-		t.Error("a body was left")
+		t.Error("the refused body was kept")
 	}
 }
 
-// Two bodies of the same bytes are read each for itself.
+// Two bodies over the same bytes are read independently.
 func TestNewBody(t *testing.T) {
 	data := []byte("0123456789")
 	one, two := NewBody(data), NewBody(data)
@@ -221,12 +221,12 @@ func TestNewBody(t *testing.T) {
 	}
 }
 
-// wrapped hides net/http's writer, as a middleware's does.
+// wrapped hides net/http's ResponseWriter, as a middleware does.
 type wrapped struct{ http.ResponseWriter }
 
 func (w wrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Whoever sends too much gets an answer, and then the connection is closed.
+// A client that sends too much gets an answer, and then the connection is closed.
 func TestReadBodyCloses(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, ok := ReadBody(wrapped{wrapped{w}}, r, 10); ok {
@@ -234,7 +234,7 @@ func TestReadBodyCloses(t *testing.T) {
 		}
 	}))
 	defer s.Close()
-	// Without a length, and small enough for the server to read what is left.
+	// Without a length, and short enough for the server to read the rest.
 	res, err := s.Client().Post(s.URL, "text/plain", struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 1000))})
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-// Package proctest starts main.go as it is shipped, for tests.
+// Package proctest builds and starts the shipped main.go in tests.
 package proctest
 
 import (
@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Patience bounds whatever is waited for.
+// Patience is the longest time to wait for anything.
 const Patience = 30 * time.Second
 
 var binary struct {
@@ -23,7 +23,8 @@ var binary struct {
 	err       error
 }
 
-// Main runs the tests and removes what Build has made. It is what TestMain calls.
+// Main runs the tests and removes the program that Build built. Call it from
+// TestMain.
 func Main(m *testing.M) {
 	code := m.Run()
 	if binary.dir != "" {
@@ -32,8 +33,8 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// Build returns the path of the program, with the race detector if the tests have
-// it. It builds once.
+// Build returns the path of the program. It builds the program once, with the race
+// detector if the tests have it.
 func Build(t *testing.T) string {
 	t.Helper()
 	binary.once.Do(func() {
@@ -66,18 +67,18 @@ func Build(t *testing.T) string {
 	return binary.path
 }
 
-// A Process is a command that a test has started, and ends with it.
+// A Process is a command that a test started. It is killed when the test ends.
 type Process struct {
 	Cmd   *exec.Cmd
-	Ended chan struct{} // closed when it has ended and its log is complete
+	Ended chan struct{} // closed when the process has ended and its log is complete
 
 	t     *testing.T
-	mu    sync.Mutex
+	mu    sync.Mutex // protects log
 	log   []byte
-	lines chan struct{} // has room for one; there is more in log
+	lines chan struct{} // has room for one; receives when log has grown
 }
 
-// Launch starts a command with env as its environment, besides the PATH.
+// Launch starts a command. Its environment is env and the PATH.
 func Launch(t *testing.T, env []string, name string, args ...string) *Process {
 	t.Helper()
 	p := &Process{t: t, Cmd: exec.Command(name, args...), Ended: make(chan struct{}), lines: make(chan struct{}, 1)}
@@ -107,7 +108,7 @@ func Launch(t *testing.T, env []string, name string, args ...string) *Process {
 	return p
 }
 
-// Write appends to the log. It is where the process writes to.
+// Write appends to the log. The process's output goes there.
 func (p *Process) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	p.log = append(p.log, b...)
@@ -119,26 +120,26 @@ func (p *Process) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Text returns what the process has written so far.
+// Text returns the output of the process so far.
 func (p *Process) Text() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return string(p.log)
 }
 
-// Addr waits until the server listens, and returns where.
+// Addr waits until the server listens, and returns its address.
 func (p *Process) Addr() string {
 	p.t.Helper()
 	return p.AwaitLog(regexp.MustCompile(` addr=(\S+) `))
 }
 
-// Admin waits until the operator's listener listens, and returns where.
+// Admin waits until the admin server listens, and returns its address.
 func (p *Process) Admin() string {
 	p.t.Helper()
 	return p.AwaitLog(regexp.MustCompile(` dashboard url=http://(\S+)/`))
 }
 
-// AwaitLog waits for a line in the log and returns the expression's last group.
+// AwaitLog waits until the log matches line, and returns its last submatch.
 func (p *Process) AwaitLog(line *regexp.Regexp) string {
 	p.t.Helper()
 	late := time.After(Patience)

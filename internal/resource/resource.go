@@ -63,7 +63,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method == http.MethodDelete {
-		h.cancel(w, j)
+		h.cancel(w, r, j)
 		return
 	}
 	if !nested && r.Method == http.MethodGet && header.AcceptsEvents(r.Header["Accept"]) {
@@ -82,7 +82,25 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Add("Vary", "Accept")
 	setApplied(w, Applied(false, wait))
-	h.show(w, j, http.StatusOK, h.Store.View(j))
+	v := h.Store.View(j)
+	h.show(w, j, http.StatusOK, v)
+	h.shown(r, j, v.State)
+}
+
+// shown notes that the client of r knows how the job has ended. Where there is a
+// response, that is not all: a client that polls comes for it next.
+func (h *Handler) shown(r *http.Request, j *store.Job, s store.State) {
+	if s.Ended() && s != store.Done {
+		h.read(r, j)
+	}
+}
+
+// read notes that the client of r has what there is to read of the job, as far as
+// that can be told. The server ends the context when it cannot write.
+func (h *Handler) read(r *http.Request, j *store.Job) {
+	if r.Method != http.MethodHead && r.Context().Err() == nil {
+		h.Store.Read(j)
+	}
 }
 
 func notFound(w http.ResponseWriter) {
@@ -195,6 +213,7 @@ func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, a
 			h.setRetryAfter(w)
 		}
 		problem.Write(w, v.Status, v.Detail)
+		h.read(r, j)
 		return
 	}
 	h.answer(w, r, j, applied, v)
@@ -217,6 +236,7 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, j *store.Job, a
 		setApplied(w, applied)
 		w.Header().Set("Job-State", string(v.State)) // after the handler's own, if it has one
 		v.Response.Write(w, r.Method)
+		h.read(r, j)
 	default:
 		setApplied(w, applied)
 		setState(w, v.State)
@@ -225,6 +245,7 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, j *store.Job, a
 			cause = v.Status
 		}
 		problem.Gone(w, v.Detail, cause)
+		h.read(r, j)
 	}
 }
 
@@ -311,10 +332,11 @@ func marshal(v any) []byte {
 func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
 // cancel answers where the job stands after it has been canceled.
-func (h *Handler) cancel(w http.ResponseWriter, j *store.Job) {
+func (h *Handler) cancel(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	switch v := h.Store.Cancel(j); v.State {
 	case store.Canceled:
 		h.show(w, j, http.StatusOK, v)
+		h.shown(r, j, v.State)
 	case store.Queued, store.Running: // its handler has yet to notice
 		h.show(w, j, http.StatusAccepted, v)
 	default:
@@ -377,7 +399,11 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 			told = n
 			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, marshal(h.represent(j.ID, v)))
 		}
-		if err := send(text); err != nil || v.State.Ended() {
+		if err := send(text); err != nil {
+			return
+		}
+		if v.State.Ended() {
+			h.shown(r, j, v.State)
 			return
 		}
 		select {

@@ -841,3 +841,59 @@ func TestResourcePathsAreIndependent(t *testing.T) {
 		t.Errorf("%d", rec.Code)
 	}
 }
+
+// What a client has when it knows all that there is: the response, or else how the
+// job has ended.
+func TestRead(t *testing.T) {
+	for _, test := range []struct {
+		state, method, below string
+		header               []string
+		read                 bool
+	}{
+		{"queued", "GET", "", nil, false},
+		{"running", "GET", "/response", nil, false},
+		{"done", "GET", "", nil, false}, // who polls comes for the response next
+		{"done", "GET", "", []string{"Accept", "text/event-stream"}, false},
+		{"done", "DELETE", "", nil, false},
+		{"done", "HEAD", "/response", nil, false},
+		{"done", "GET", "/response", nil, true},
+		{"failed", "HEAD", "", nil, false},
+		{"failed", "GET", "", nil, true},
+		{"failed", "GET", "/response", nil, true},
+		{"failed", "GET", "", []string{"Accept", "text/event-stream"}, true},
+		{"dropped", "GET", "", []string{"Prefer", "wait=5"}, true},
+		{"canceled", "DELETE", "", nil, true},
+	} {
+		f := newFixture()
+		j := f.in(t, test.state)
+		ended := f.Store.Stats().Kept
+		if n := f.Store.Stats().Unread; n != ended {
+			t.Errorf("%s: %d unread at first, want %d", test.state, n, ended)
+		}
+		f.do(test.method, urlOf(j)+test.below, test.header...)
+		f.do(test.method, urlOf(j)+test.below, test.header...)
+		want := ended
+		if test.read {
+			want = 0
+		}
+		if n := f.Store.Stats().Unread; n != want {
+			t.Errorf("%s %s%s %q of a job that is %s: %d unread, want %d", test.method, urlOf(j), test.below, test.header, test.state, n, want)
+		}
+	}
+	// A client that has waited for its job has the end too, whatever it is.
+	for _, state := range []string{"done", "failed", "dropped", "canceled"} {
+		f := newFixture()
+		f.Result(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil), f.in(t, state), "")
+		if n := f.Store.Stats().Unread; n != 0 {
+			t.Errorf("the result of a job that is %s: %d unread, want 0", state, n)
+		}
+	}
+	// A client that has left has read nothing.
+	f := newFixture()
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	f.doContext(ctx, "GET", urlOf(f.in(t, "done"))+"/response")
+	if n := f.Store.Stats().Unread; n != 1 {
+		t.Errorf("a client has left: %d unread, want 1", n)
+	}
+}

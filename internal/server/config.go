@@ -33,6 +33,7 @@ type Config struct {
 	Overflow   holdfast.Overflow // what happens beyond that
 	JobTimeout time.Duration     // 0: none
 	Drain      time.Duration     // time to stop; 0: without limit
+	Linger     time.Duration     // of that, for ended jobs to be read
 	MaxBody    int64             // bytes
 	MaxConns   int               // open connections
 	LogJobs    bool              // log each job that has ended
@@ -80,6 +81,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"overflow", "OVERFLOW", &overflow{&c.Overflow}, "block", "when all that is taken, apply `policy` block, reject or drop-oldest"},
 		{"job-timeout", "JOB_TIMEOUT", &flags.Duration{D: &c.JobTimeout, Want: wantDuration}, "0", "cancel a job that runs for longer than `d`; 0 never does"},
 		{"drain", "DRAIN_TIMEOUT", &flags.Duration{D: &c.Drain, Want: wantDuration}, "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
+		{"linger", "LINGER", &flags.Duration{D: &c.Linger, Want: wantDuration}, "1s", "after the last job go on answering for at most `d`, within -drain, while ended jobs are unread"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
 		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
 		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`, and half of -retain-bytes; a job with a larger one fails"},

@@ -38,6 +38,8 @@ func settings() []setting {
 			func(c Config) any { return c.JobTimeout }, time.Duration(0), 1500 * time.Millisecond, 90 * time.Minute},
 		{"drain", "DRAIN_TIMEOUT", "0", "1ns", []string{"-1ns", "30", "∞"}, "a duration of 0 or more, such as 500ms",
 			func(c Config) any { return c.Drain }, 30 * time.Second, time.Duration(0), time.Nanosecond},
+		{"linger", "LINGER", "0", "1m", []string{"-1s", "1", "never"}, "a duration of 0 or more, such as 500ms",
+			func(c Config) any { return c.Linger }, time.Second, time.Duration(0), time.Minute},
 		{"max-body", "MAX_BODY", "1", "64KiB", []string{"0", "-1", "0KiB", "1kb", "1MB", "1.5MiB", "MiB", "1 MiB", "8589934592GiB", "9223372036854775808"}, "a size of at least 1 byte, such as 65536, 64KiB",
 			func(c Config) any { return c.MaxBody }, int64(1 << 20), int64(1), int64(64 << 10)},
 		{"max-conns", "MAX_CONNS", "1", fmt.Sprint(most), []string{"0", "-1", fmt.Sprint(most + 1), "all"}, fmt.Sprintf("a whole number from 1 to %d", most),

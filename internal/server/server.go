@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/logline"
 	"holdfast/internal/problem"
 )
 
@@ -41,6 +42,8 @@ type Server struct {
 	below      []below
 	maxConns   int
 	log        *slog.Logger
+	linger     time.Duration
+	unread     func() int // nil if there is nothing to linger for
 
 	stopping atomic.Bool
 	active   atomic.Int64 // requests in handlers
@@ -70,7 +73,7 @@ func (s *Server) listening(h http.Handler, timeout time.Duration) *http.Server {
 		MaxHeaderBytes:    64 << 10,
 		// The server's own answer to OPTIONS * reads a body, and past prompt.
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ErrorLog:                     slog.NewLogLogger(logline.Seldom(s.log.Handler()), slog.LevelWarn),
 	}
 }
 
@@ -86,6 +89,10 @@ func (s *Server) Admin(h http.Handler) {
 	}), adminTimeout)
 	s.admin.IdleTimeout = adminIdle
 }
+
+// Linger makes Run go on answering when the last job has ended: for d, but no longer
+// than until unread returns 0. It must be called before Run.
+func (s *Server) Linger(d time.Duration, unread func() int) { s.linger, s.unread = d, unread }
 
 // Stopping reports whether Run has begun to stop.
 func (s *Server) Stopping() bool { return s.stopping.Load() }
@@ -231,8 +238,9 @@ func (w *promptWriter) Unhurried() (hurry func()) { return func() {} }
 
 // Run serves on public, and on admin unless that is nil, until ctx ends or serving
 // the public fails, then stops: at once it is no longer ready and accepts no work;
-// until the jobs have ended, or for drain if that is not 0, it goes on answering;
-// then the connections are closed, the operator's last. The error is nil if
+// until the jobs have ended, or for drain if that is not 0, it goes on answering,
+// and after that while it lingers; then the connections are closed, the operator's
+// last. The error is nil if
 // everything that was accepted has ended by itself.
 func (s *Server) Run(ctx context.Context, public, admin net.Listener, drain time.Duration) error {
 	var serving error
@@ -261,15 +269,20 @@ func (s *Server) Run(ctx context.Context, public, admin net.Listener, drain time
 		why = "stopping, since serving failed"
 	case <-ctx.Done():
 	}
-	s.stopping.Store(true)
-	s.log.Info(why, "drain", drain)
+	return errors.Join(serving, s.stop(why, drain))
+}
 
+// stop is the second half of Run.
+func (s *Server) stop(why string, drain time.Duration) error {
+	s.stopping.Store(true)
 	limit, cancel := context.WithCancel(context.Background())
 	if drain > 0 {
 		limit, cancel = context.WithTimeout(context.Background(), drain)
 	}
 	defer cancel()
+	s.log.Info(why, "drain", drain)
 	report, err := s.dispatcher.Shutdown(limit)
+	s.awaitReaders(limit)
 
 	// Requests outside the pool have the rest of the time.
 	answers := limit
@@ -285,6 +298,29 @@ func (s *Server) Run(ctx context.Context, public, admin net.Listener, drain time
 		}
 		s.http.Close()
 	}
-	s.log.Info("stopped", "finished", report.Finished, "cut_off", report.Running, "never_started", len(report.NeverStarted), "requests_cut_off", cut)
-	return errors.Join(serving, err)
+	unread := 0
+	if s.unread != nil {
+		unread = s.unread()
+	}
+	s.log.Info("stopped", "finished", report.Finished, "cut_off", report.Running, "never_started", len(report.NeverStarted), "requests_cut_off", cut, "unread", unread)
+	return err
+}
+
+// lookAgain is how often a server that lingers looks whether the last job was read.
+// A poll needs nothing in the store that every job would pay for.
+const lookAgain = 10 * time.Millisecond
+
+// awaitReaders lingers, but not beyond limit.
+func (s *Server) awaitReaders(limit context.Context) {
+	limit, cancel := context.WithTimeout(limit, s.linger)
+	defer cancel()
+	again := time.NewTicker(lookAgain)
+	defer again.Stop()
+	for s.unread != nil && s.unread() > 0 {
+		select {
+		case <-again.C:
+		case <-limit.Done():
+			return
+		}
+	}
 }

@@ -122,6 +122,8 @@ func serve(t *testing.T, c Config, routes map[string]http.HandlerFunc) *fixture 
 	mux := http.NewServeMux()
 	s := New(f.d, mux, c, log)
 	f.s = s
+	s.Linger(c.Linger, func() int { return jobs.Stats().Unread })
+	mux.Handle("/jobs/", jobs)
 	mux.Handle("POST /aaa", s.Work(Sleep(c.MaxBody, jobs.Sync)))
 	mux.Handle("POST /bbb", s.Work(Sleep(c.MaxBody, jobs.Async)))
 	for pattern, h := range routes {
@@ -389,7 +391,7 @@ func TestStopping(t *testing.T) {
 			t.Error(err)
 		}
 		f.at("stopped", 35*time.Second)
-		if log := f.log.String(); strings.Count(log, "msg=\"job ended\"") != 3 || !strings.HasSuffix(log, "finished=3 cut_off=0 never_started=0 requests_cut_off=0\n") {
+		if log := f.log.String(); strings.Count(log, "msg=\"job ended\"") != 3 || !strings.HasSuffix(log, "finished=3 cut_off=0 never_started=0 requests_cut_off=0 unread=3\n") {
 			t.Errorf("want three jobs run:\n%s", log)
 		}
 		if _, _, err := f.l.dial(); err == nil {
@@ -460,8 +462,58 @@ func TestDrain(t *testing.T) {
 				if test.text != "" && !strings.Contains(fmt.Sprint(err), test.text) {
 					t.Errorf("error %v, want %q in it", err, test.text)
 				}
-				if log := f.log.String(); !strings.Contains(log, "msg=stopped "+test.stopped+"\n") {
+				if log := f.log.String(); !strings.Contains(log, "msg=stopped "+test.stopped+" unread=") {
 					t.Errorf("want %s:\n%s", test.stopped, log)
+				}
+			})
+		})
+	}
+}
+
+// After the last job the server goes on answering, for as long as something that has
+// ended is unread, and no longer than -linger and -drain allow.
+func TestLinger(t *testing.T) {
+	const job = 10 * time.Second // that the jobs take, one after the other
+	response := func(f *fixture, id string) { f.dial().do(200, "GET", "/jobs/"+id+"/response", "") }
+	state := func(f *fixture, id string) { f.dial().do(200, "GET", "/jobs/"+id, "") }
+	for _, test := range []struct {
+		name   string
+		config Config
+		read   func(f *fixture, id string) // of both jobs, two seconds after the end of the last
+		ends   time.Duration               // after the end of the last
+		unread int
+	}{
+		{"nobody reads", Config{Linger: 5 * time.Second, Drain: time.Minute}, nil, 5 * time.Second, 2},
+		{"the responses", Config{Linger: 5 * time.Second, Drain: time.Minute}, response, 2 * time.Second, 0},
+		{"without a drain limit", Config{Linger: time.Hour}, response, 2 * time.Second, 0},
+		{"the state is not the response", Config{Linger: 5 * time.Second, Drain: time.Minute}, state, 5 * time.Second, 2},
+		{"within the drain", Config{Linger: time.Hour, Drain: 2*job + 3*time.Second}, nil, 3 * time.Second, 2},
+		{"no linger", Config{Drain: time.Minute}, nil, 0, 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				test.config.Workers, test.config.Queue = 1, 9
+				f := serve(t, test.config, nil)
+				var ids []string
+				for range 2 {
+					a := f.dial().do(202, "POST", "/bbb", sleepFor(int(job.Seconds())))
+					ids = append(ids, a.id())
+				}
+				f.stop()
+				time.Sleep(2*job + 2*time.Second)
+				for _, id := range ids {
+					if test.read != nil {
+						test.read(f, id)
+					}
+				}
+				if err := <-f.ended; err != nil {
+					t.Error(err)
+				}
+				if test.ends >= 2*time.Second {
+					f.at("stopped", 2*job+test.ends)
+				}
+				if log := f.log.String(); !strings.Contains(log, fmt.Sprintf(" requests_cut_off=0 unread=%d\n", test.unread)) {
+					t.Errorf("want unread=%d:\n%s", test.unread, log)
 				}
 			})
 		})

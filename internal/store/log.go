@@ -20,6 +20,7 @@ type log struct {
 	first  uint32   // the number of the first chunk
 	front  int      // where in it the oldest record begins
 	bytes  int64    // that the records take
+	unread int      // records without the mark of read
 
 	large map[ID]exchange.Response // those that are objects of their own, since so they need no copy
 }
@@ -57,6 +58,7 @@ type header struct {
 	id      ID
 	ended   time.Duration
 	claimed bool
+	wasRead bool
 	key     Key
 	length  int   // in its chunk
 	size    int64 // that it takes in all
@@ -74,11 +76,17 @@ var states = []State{Queued, Running, Done, Failed, Canceled, Dropped}
 const (
 	endedAt   = 16 + 2*8    // the place of its end,
 	stateAt   = endedAt + 8 // of its state,
-	claimedAt = stateAt + 1 + 2
-	lengthsAt = claimedAt + 1 + 32 // and of its lengths: detail, response, and those of the request
+	marksAt   = stateAt + 1 + 2
+	lengthsAt = marksAt + 1 + 32 // and of its lengths: detail, response, and those of the request
 	fixedSize = lengthsAt + 2*4 + 3
 	indexSize = 2 * (16 + 8) // a map is at most half empty, nearly always
 	claimSize = 256          // the Claim, and its place in a map
+)
+
+// The marks of a record. One that was read is the only thing in a log that changes.
+const (
+	markClaimed = 1 << iota
+	markRead
 )
 
 // add appends a record and returns its outcome as it lies in the log. A response of
@@ -113,11 +121,11 @@ func (l *log) add(r record) Outcome {
 	}
 	b = append(b, state)
 	b = binary.LittleEndian.AppendUint16(b, uint16(r.outcome.Status))
-	claimed := byte(0)
+	marks := byte(0)
 	if r.claimed {
-		claimed = 1
+		marks = markClaimed
 	}
-	b = append(append(b, claimed), r.key[:]...)
+	b = append(append(b, marks), r.key[:]...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(r.outcome.Detail)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(response))
 	b = append(b, byte(len(r.request.Method)), byte(len(r.request.Target)), byte(len(r.request.Route)))
@@ -129,6 +137,7 @@ func (l *log) add(r record) Outcome {
 	}
 	l.chunks[last] = b
 	l.bytes += r.size()
+	l.unread++
 	return r.outcome
 }
 
@@ -151,8 +160,8 @@ func (l *log) decode(b []byte) (r record) {
 	}
 	r.outcome.State = states[b[stateAt]]
 	r.outcome.Status = int(binary.LittleEndian.Uint16(b[stateAt+1:]))
-	r.claimed = b[claimedAt] != 0
-	copy(r.key[:], b[claimedAt+1:])
+	r.claimed = b[marksAt]&markClaimed != 0
+	copy(r.key[:], b[marksAt+1:])
 	detail, response, request := lengths(b)
 	b = b[fixedSize:]
 	text := func(n int) (s string) {
@@ -174,8 +183,8 @@ func (l *log) decode(b []byte) (r record) {
 func (l *log) header(b []byte) (h header) {
 	copy(h.id[:], b)
 	h.ended = time.Duration(binary.LittleEndian.Uint64(b[endedAt:]))
-	h.claimed = b[claimedAt] != 0
-	copy(h.key[:], b[claimedAt+1:])
+	h.claimed, h.wasRead = b[marksAt]&markClaimed != 0, b[marksAt]&markRead != 0
+	copy(h.key[:], b[marksAt+1:])
 	h.length = lengthOf(b)
 	h.size = int64(h.length + indexSize)
 	if _, response, _ := lengths(b); response > 0 {
@@ -212,6 +221,19 @@ func (l *log) find(id ID) (record, bool) {
 	return l.decode(l.chunks[at.chunk-l.first][at.offset:]), true
 }
 
+// read marks the record with an id, if there is one.
+func (l *log) read(id ID) {
+	at, ok := l.index[id]
+	if !ok {
+		return
+	}
+	marks := &l.chunks[at.chunk-l.first][at.offset+marksAt]
+	if *marks&markRead == 0 {
+		*marks |= markRead
+		l.unread--
+	}
+}
+
 // oldest returns the header of the record that was added first, if there is one.
 func (l *log) oldest() (header, bool) {
 	if len(l.index) == 0 {
@@ -225,6 +247,9 @@ func (l *log) drop(r header) {
 	delete(l.index, r.id)
 	delete(l.large, r.id)
 	l.bytes -= r.size
+	if !r.wasRead {
+		l.unread--
+	}
 	l.front += r.length
 	if l.front == len(l.chunks[0]) && (len(l.chunks) > 1 || len(l.index) == 0) {
 		l.chunks[0] = nil

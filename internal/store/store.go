@@ -127,13 +127,13 @@ type Request struct {
 	Route  string // the pattern that it matched, "" if there is none
 }
 
-// RequestOf returns the description of r.
+// RequestOf returns the description of r, cut as in a record.
 func RequestOf(r *http.Request) Request {
 	target := r.RequestURI // as the client sent it, whatever prefix is stripped since
 	if !strings.HasPrefix(target, "/") {
 		target = r.URL.RequestURI()
 	}
-	return Request{r.Method, target, r.Pattern}
+	return Request{r.Method, target, r.Pattern}.cut()
 }
 
 // cut returns r with fields that are bounded, since a record keeps them: the
@@ -403,6 +403,14 @@ func (s *Store) Cancel(j *Job) View {
 	return s.View(j)
 }
 
+// Read says that a client has what there is to read of a job that has ended: the
+// response if it is Done, else how it has ended.
+func (s *Store) Read(j *Job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept.read(j.ID)
+}
+
 // keepLocked takes a job that has ended into the log. Its key stays with it only if
 // it has run: a repeat of a request that came to nothing is a new job, not the old
 // one that will never run.
@@ -475,6 +483,7 @@ type Stats struct {
 	Open                   int // accepted and not ended
 	Kept                   int
 	Bytes                  int64
+	Unread                 int           // of those that are kept
 	ByAge, ByJobs, ByBytes uint64        // evicted
 	Reach                  time.Duration // what ended less long ago than that is still there
 }
@@ -486,7 +495,7 @@ func (s *Store) Stats() Stats {
 	defer s.mu.Unlock()
 	s.evictLocked(now)
 	st := Stats{
-		Open: len(s.open) - s.pending, Kept: len(s.kept.index), Bytes: s.kept.bytes,
+		Open: len(s.open) - s.pending, Kept: len(s.kept.index), Bytes: s.kept.bytes, Unread: s.kept.unread,
 		ByAge: s.byAge, ByJobs: s.byJobs, ByBytes: s.byBytes,
 		Reach: s.bounds.Age,
 	}

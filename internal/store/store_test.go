@@ -238,6 +238,11 @@ func TestRequestIsCut(t *testing.T) {
 	if got := s.View(j).Request; got != want {
 		t.Errorf("%+v", got)
 	}
+	r := httptest.NewRequest(strings.Repeat("M", 1000), "/"+strings.Repeat("é", 1000), nil)
+	r.Pattern = strings.Repeat("r", 1000)
+	if got := RequestOf(r); got != want {
+		t.Errorf("RequestOf: %+v", got)
+	}
 	before := s.Stats().Bytes
 	s.End(j, Outcome{State: Failed})
 	if got := lookup(t, s, j).Request; got != want {
@@ -498,6 +503,7 @@ type model struct {
 	jobs   []*modelJob // all that ever were
 	kept   []*modelJob // in the order of their ends
 	bytes  int64
+	unread int
 
 	byAge, byJobs, byBytes uint64
 	last                   time.Time // when the last evicted one had ended
@@ -507,6 +513,7 @@ type modelJob struct {
 	job     *Job
 	state   State
 	gone    bool
+	read    bool
 	ended   time.Time
 	started time.Time
 	size    int64
@@ -529,6 +536,9 @@ func (m *model) evict(now time.Time) {
 		}
 		j.gone = true
 		m.bytes -= j.size
+		if !j.read {
+			m.unread--
+		}
 		m.last = j.ended
 		m.kept = m.kept[1:]
 	}
@@ -537,6 +547,7 @@ func (m *model) evict(now time.Time) {
 func (m *model) keep(j *modelJob, now time.Time) {
 	m.kept = append(m.kept, j)
 	m.bytes += j.size
+	m.unread++
 	m.evict(now)
 }
 
@@ -655,7 +666,16 @@ func simulate(t *testing.T, r *rand.Rand, steps int) {
 			m.keep(j, time.Now())
 		}
 
-		want := Stats{Open: len(open), Kept: len(m.kept), Bytes: m.bytes, ByAge: m.byAge, ByJobs: m.byJobs, ByBytes: m.byBytes, Reach: m.bounds.Age}
+		if len(m.jobs) > 0 && r.IntN(2) == 0 { // one that may be open, read already, or forgotten
+			j := m.jobs[max(0, len(m.jobs)-1-r.IntN(90))]
+			s.Read(j.job)
+			if j.state.Ended() && !j.gone && !j.read {
+				j.read = true
+				m.unread--
+			}
+		}
+
+		want := Stats{Open: len(open), Kept: len(m.kept), Bytes: m.bytes, Unread: m.unread, ByAge: m.byAge, ByJobs: m.byJobs, ByBytes: m.byBytes, Reach: m.bounds.Age}
 		if !m.last.IsZero() {
 			want.Reach = min(want.Reach, time.Since(m.last))
 		}

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// The program is started by itself to be one of the servers.
+// The load tool starts itself as one of the servers.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "serve" {
 		fmt.Fprintln(os.Stderr, serve(os.Args[2], os.Args[3]))
@@ -52,7 +52,7 @@ func TestAll(t *testing.T) {
 		_, err = text.Token()
 	}
 	if !errors.Is(err, io.EOF) {
-		t.Errorf("the chart is no XML: %v", err)
+		t.Errorf("the chart is not XML: %v", err)
 	}
 }
 
@@ -80,7 +80,7 @@ func TestLossIsFound(t *testing.T) {
 
 func TestNoRoom(t *testing.T) {
 	if err := room(t.TempDir(), 1<<50); err == nil {
-		t.Error("there is room for 2^50 files")
+		t.Error("room reported for 2^50 files")
 	}
 }
 

@@ -1,8 +1,8 @@
-// Load sends payloads, each with a number of its own, to the example and to two
-// servers that do the same work in the ways that the article began with: a goroutine
-// for each payload, and one consumer behind one channel. It stops each with SIGTERM
-// after the last answer and counts what is stored, once with a folder and once with
-// an object store that takes its time. It prints Markdown tables and draws a chart.
+// Load sends numbered payloads to the example and to two servers that do the same work
+// like the first versions in the article: with a goroutine for each payload, and with
+// one consumer of one channel. It stops each server with SIGTERM after the last answer
+// and counts the stored payloads, first with a folder, then with a slow object store. It
+// prints Markdown tables and draws a chart.
 package main
 
 import (
@@ -15,12 +15,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"syscall"
 	"time"
 )
 
-// A variant is a way to do the work, with what its rows say.
+// A variant is a way to do the work, with the title of its rows.
 type variant struct{ name, title string }
 
 var variants = []variant{
@@ -35,15 +34,15 @@ func main() {
 		log.Fatal(serve(os.Args[2], os.Args[3]))
 	}
 	var p plan
-	flag.StringVar(&p.program, "program", "", "`path` of the example, built")
+	flag.StringVar(&p.program, "program", "", "`path` of the built example")
 	flag.StringVar(&p.variant, "variant", "all", "run holdfast, goroutines, consumer or all")
-	flag.IntVar(&p.folder.count, "count", 1_000_000, "send `n` payloads to the folder, one in a request")
-	flag.DurationVar(&p.folder.limit, "timeout", 5*time.Minute, "and stop after this time, whatever has been sent")
+	flag.IntVar(&p.folder.count, "count", 1_000_000, "send `n` payloads to the folder, one per request")
+	flag.DurationVar(&p.folder.limit, "timeout", 5*time.Minute, "stop sending to the folder after this time")
 	flag.IntVar(&p.slow.count, "slow-count", 20_000, "send `n` payloads to the slow store")
-	flag.DurationVar(&p.slow.limit, "slow-timeout", 30*time.Second, "and stop after this time")
-	flag.DurationVar(&p.upload, "upload", 50*time.Millisecond, "the slow store takes this time for an upload")
-	connections := flag.Int("connections", 64, "over `n` connections")
-	chartPath := flag.String("chart", "", "draw a chart to this `path`")
+	flag.DurationVar(&p.slow.limit, "slow-timeout", 30*time.Second, "stop sending to the slow store after this time")
+	flag.DurationVar(&p.upload, "upload", 50*time.Millisecond, "time that the slow store takes for an upload")
+	connections := flag.Int("connections", 64, "send over `n` connections")
+	chartPath := flag.String("chart", "", "write a chart to this `path`")
 	flag.Parse()
 	p.folder.connections, p.slow.connections = *connections, *connections
 	if min(p.folder.count, p.slow.count, *connections) < 1 {
@@ -67,42 +66,47 @@ func main() {
 	}
 }
 
-// A plan is what to run, and the loads for the two stores.
+// A plan says which variants to run, and the loads for the two stores.
 type plan struct {
 	program, variant string
 	folder, slow     load
-	upload           time.Duration // that the slow store takes
+	upload           time.Duration // in the slow store
 }
 
-// A group has the results of one store.
+// A group holds the results for one store.
 type group struct {
 	title   string
 	results []result
 }
 
-// run returns what it has found, and an error if the example lost a payload or
-// stored it twice.
-func (p plan) run(ctx context.Context) (groups []group, err error) {
-	chosen := slices.Clone(variants)
-	if p.variant != "all" {
-		chosen = slices.DeleteFunc(chosen, func(v variant) bool { return v.name != p.variant })
+func (p plan) chosen() ([]variant, error) {
+	if p.variant == "all" {
+		return variants, nil
 	}
-	if len(chosen) == 0 {
-		return nil, fmt.Errorf("-variant %q; want holdfast, goroutines, consumer or all", p.variant)
+	for _, v := range variants {
+		if v.name == p.variant {
+			return []variant{v}, nil
+		}
+	}
+	return nil, fmt.Errorf("-variant %q; want holdfast, goroutines, consumer or all", p.variant)
+}
+
+// run returns the results, and an error if the example lost a payload or stored it
+// twice.
+func (p plan) run(ctx context.Context) (groups []group, err error) {
+	chosen, err := p.chosen()
+	if err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "payload-load-")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { // all at the end: after that some file systems are slow for minutes
+	defer func() { // only at the end: deleting slows down some file systems for minutes
 		log.Print("removing the files")
 		os.RemoveAll(dir)
 	}()
 	if err := room(dir, len(chosen)*p.folder.count); err != nil {
-		return nil, err
-	}
-	self, err := os.Executable()
-	if err != nil {
 		return nil, err
 	}
 	groups = []group{
@@ -113,39 +117,52 @@ func (p plan) run(ctx context.Context) (groups []group, err error) {
 	for g, l := range []load{p.folder, p.slow} {
 		for _, v := range chosen {
 			log.Printf("%s: %s", groups[g].title, v.title)
-			folder := filepath.Join(dir, v.name)
-			where := []string{"-folder", folder}
-			var store *slowStore
-			if g == 1 {
-				store = newSlowStore(l.count, p.upload)
-				where = []string{"-s3", store.url()}
-			}
-			command := []string{self, "serve", v.name, where[1]}
-			if v.name == "holdfast" {
-				command = append([]string{p.program, "-addr", "127.0.0.1:0"}, where...)
-			}
-			r, latency, err := run(ctx, l, command...)
-			var stored tally
-			if store != nil {
-				stored = store.close()
-			} else if err == nil {
-				stored, err = count(folder, l.count)
-			}
+			r, strange, err := p.measure(ctx, v, l, filepath.Join(dir, v.name), g == 1)
 			if err != nil {
 				return groups, fmt.Errorf("%s: %w", v.title, err)
 			}
-			r.title = v.title
-			r.against(stored, latency)
 			groups[g].results = append(groups[g].results, r)
-			if stored.strange > 0 {
-				faults = append(faults, fmt.Errorf("%s: stored %d things that were not sent", v.title, stored.strange))
+			if strange > 0 {
+				faults = append(faults, fmt.Errorf("%s: stored %d things that were not sent", v.title, strange))
 			}
 			if v.name == "holdfast" && (r.lost > 0 || r.twice > 0) {
-				faults = append(faults, errors.New("the example does not have every payload that it has accepted, once"))
+				faults = append(faults, errors.New("the example did not store every accepted payload exactly once"))
 			}
 		}
 	}
 	return groups, errors.Join(faults...)
+}
+
+// measure runs one variant with the folder, or with a slow store. It also returns how
+// many things the variant stored that were not sent.
+func (p plan) measure(ctx context.Context, v variant, l load, folder string, slow bool) (r result, strange int, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return r, 0, err
+	}
+	where := []string{"-folder", folder}
+	var store *slowStore
+	if slow {
+		store = newSlowStore(l.count, p.upload)
+		where = []string{"-s3", store.url()}
+	}
+	command := append([]string{p.program, "-addr", "127.0.0.1:0"}, where...)
+	if v.name != "holdfast" {
+		command = []string{self, "serve", v.name, where[1]}
+	}
+	r, latency, err := run(ctx, l, command...)
+	var stored tally
+	if store != nil {
+		stored = store.close()
+	} else if err == nil {
+		stored, err = count(folder, l.count)
+	}
+	if err != nil {
+		return r, 0, err
+	}
+	r.title = v.title
+	r.against(stored, latency)
+	return r, stored.strange, nil
 }
 
 func (g group) print() {
@@ -156,7 +173,7 @@ func (g group) print() {
 	}
 }
 
-// short writes a duration in milliseconds.
+// short formats a duration in milliseconds.
 func short(d time.Duration) string {
 	if d < 10*time.Millisecond {
 		return fmt.Sprintf("%.1f ms", d.Seconds()*1000)

@@ -19,51 +19,41 @@ import (
 	"time"
 )
 
-// A load is what is sent in one run.
+// A load describes what one run sends.
 type load struct {
 	count       int // payloads
 	connections int
 	limit       time.Duration
 }
 
-// A result is what one run has found.
+// A result holds the measurements of one run.
 type result struct {
 	title         string
 	answered      int // with 2xx
 	took          time.Duration
 	p50, p99, max time.Duration // of the answers with 2xx
-	peak          float64       // bytes of memory, 0 if the system does not tell
-	ended         string        // how the process did
+	peak          float64       // bytes of memory; 0 if unknown
+	ended         string        // how the process ended
 	lost, twice   int           // payloads: answered with 2xx and not stored; stored more than once
 }
 
 func (r result) rate() float64 { return float64(r.answered) / r.took.Minutes() }
 
-const stopLimit = 2 * time.Minute // for a process to end after SIGTERM
+const stopLimit = 2 * time.Minute // from SIGTERM to the end of a process
 
-// run starts a server, loads it and stops it. latency has for each payload how long
-// the answer took that accepted it, or 0.
+// run starts a server, sends it a load and stops it. latency has the time to the 2xx
+// answer for each payload, or 0 if there was none.
 func run(ctx context.Context, l load, command ...string) (r result, latency []time.Duration, err error) {
-	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID=load", "AWS_SECRET_ACCESS_KEY=load", "AWS_REGION=us-east-1")
-	out, err := cmd.StderrPipe()
+	cmd, addr, logged, err := start(command)
 	if err != nil {
 		return r, nil, err
 	}
-	if err := cmd.Start(); err != nil {
-		return r, nil, err
-	}
-	addr, logged := make(chan string, 1), make(chan struct{})
-	go func() {
-		defer close(logged)
-		follow(out, addr)
-	}()
 	peak, ended := make(chan float64, 1), make(chan struct{})
 	go func() { peak <- watch(cmd.Process.Pid, ended) }()
 	stop := func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		kill := time.AfterFunc(stopLimit, func() { cmd.Process.Kill() })
-		<-logged // it is gone, and with it the pipe
+		<-logged // before Wait, which closes the pipe
 		cmd.Wait()
 		kill.Stop()
 		close(ended)
@@ -85,17 +75,43 @@ func run(ctx context.Context, l load, command ...string) (r result, latency []ti
 	if ctx.Err() != nil {
 		return r, nil, ctx.Err()
 	}
-	accepted := slices.DeleteFunc(slices.Clone(sent.latency), func(d time.Duration) bool { return d == 0 })
+	err = r.setLatency(sent.latency)
+	return r, sent.latency, err
+}
+
+// start starts a server. It sends the server's address to addr, and closes logged when
+// the server has ended.
+func start(command []string) (cmd *exec.Cmd, addr chan string, logged chan struct{}, err error) {
+	cmd = exec.Command(command[0], command[1:]...)
+	cmd.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID=load", "AWS_SECRET_ACCESS_KEY=load", "AWS_REGION=us-east-1")
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, nil, err
+	}
+	addr, logged = make(chan string, 1), make(chan struct{})
+	go func() {
+		defer close(logged)
+		follow(out, addr)
+	}()
+	return cmd, addr, logged, nil
+}
+
+// setLatency sets the fields that describe the 2xx answers.
+func (r *result) setLatency(latency []time.Duration) error {
+	accepted := slices.DeleteFunc(slices.Clone(latency), func(d time.Duration) bool { return d == 0 })
 	if len(accepted) == 0 {
-		return r, nil, fmt.Errorf("no payload was accepted; the process: %s", r.ended)
+		return fmt.Errorf("no payload was accepted; the process: %s", r.ended)
 	}
 	slices.Sort(accepted)
 	last := len(accepted) - 1
 	r.answered, r.p50, r.p99, r.max = len(accepted), accepted[last/2], accepted[last*99/100], accepted[last]
-	return r, sent.latency, nil
+	return nil
 }
 
-// against compares what is stored with what was answered.
+// against compares the stored payloads with the answered ones.
 func (r *result) against(stored tally, latency []time.Duration) {
 	for n, times := range stored.times {
 		if times == 0 && latency[n] > 0 {
@@ -107,7 +123,7 @@ func (r *result) against(stored tally, latency []time.Duration) {
 	}
 }
 
-// follow passes on what a server logs. Its first line says where it listens.
+// follow forwards the first lines of a server's log, and sends its address to addr.
 func follow(from io.Reader, addr chan<- string) {
 	listens := regexp.MustCompile(` addr=(\S+)`)
 	lines := bufio.NewScanner(from)
@@ -115,14 +131,14 @@ func follow(from io.Reader, addr chan<- string) {
 		switch m := listens.FindStringSubmatch(lines.Text()); {
 		case m != nil:
 			addr <- m[1]
-		case n < 20: // of a crash the rest would be the stacks of all goroutines
+		case n < 20: // after a crash, the stacks of all goroutines follow
 			log.Print("  ", lines.Text())
 		}
 	}
 	io.Copy(io.Discard, from)
 }
 
-// watch returns the most memory that a process has had, as Linux counts it.
+// watch returns the peak memory of a process. It works on Linux only.
 func watch(pid int, ended <-chan struct{}) (peak float64) {
 	highest := regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -141,14 +157,14 @@ func watch(pid int, ended <-chan struct{}) (peak float64) {
 	}
 }
 
-// sent keeps for each payload how long the answer took that accepted it, or 0.
+// sent records the time to the 2xx answer for each payload, or 0.
 type sent struct {
 	latency []time.Duration
-	next    atomic.Int64 // payload to send
-	failed  sync.Once    // to tell of one failure, not of all
+	next    atomic.Int64 // the next payload to send
+	failed  sync.Once    // logs only the first failure
 }
 
-// all sends until everything is answered, or ctx ends, or the server is gone.
+// all sends until every payload has an answer, ctx ends, or the server is gone.
 func (s *sent) all(ctx context.Context, addr string, l load) {
 	var connections sync.WaitGroup
 	for range l.connections {
@@ -171,8 +187,8 @@ func (s *sent) all(ctx context.Context, addr string, l load) {
 	connections.Wait()
 }
 
-// some sends over one connection, until that fails or nothing is left. It speaks
-// HTTP by hand: what the client costs, the server does not get.
+// some sends over one connection until it fails or nothing is left. It writes HTTP by
+// hand, to leave as much CPU time as possible to the server.
 func (s *sent) some(conn net.Conn) error {
 	from := bufio.NewReader(conn)
 	var body, request []byte

@@ -16,9 +16,8 @@ import (
 	"holdfast/examples/payload/store"
 )
 
-// serve is a server without a pool. It stores as the example does, and as the
-// article's it has nothing that stops it in order: what it holds when the signal
-// comes is gone.
+// serve runs a server without a pool. It stores payloads as the example does. Like the
+// article's servers it has no graceful shutdown: a signal loses what it holds.
 func serve(variant, where string) error {
 	folder, s3 := where, ""
 	if strings.Contains(where, "://") {
@@ -47,10 +46,21 @@ func serve(variant, where string) error {
 		}()
 		accept = func(data []byte) { queue <- data }
 	}
-	http.HandleFunc("POST /payload", func(w http.ResponseWriter, r *http.Request) {
+	http.HandleFunc("POST /payload", receive(accept))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	log.Printf("payload addr=%s", l.Addr())
+	return http.Serve(l, nil)
+}
+
+// receive returns a handler that calls accept with each payload.
+func receive(accept func(data []byte)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		var collection struct{ Data []json.RawMessage }
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&collection); err != nil {
-			http.Error(w, "the body is no collection of payloads", http.StatusBadRequest)
+			http.Error(w, "the body is not a collection of payloads", http.StatusBadRequest)
 			return
 		}
 		for _, data := range collection.Data {
@@ -58,11 +68,5 @@ func serve(variant, where string) error {
 		}
 		w.WriteHeader(http.StatusAccepted)
 		fmt.Fprintf(w, "{\"accepted\":%d}\n", len(collection.Data))
-	})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
 	}
-	log.Printf("payload addr=%s", l.Addr())
-	return http.Serve(l, nil)
 }

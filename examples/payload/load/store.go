@@ -15,13 +15,13 @@ import (
 	"time"
 )
 
-// format is the payload with a number.
+// format formats the payload with a number.
 const format = `{"n":%d}`
 
-// A tally says what is in a store.
+// A tally counts the contents of a store.
 type tally struct {
-	times   []uint8 // that each payload is there, at most 2
-	strange int     // that are not exactly a payload that was sent
+	times   []uint8 // how often each payload is stored, at most 2
+	strange int     // contents that are not exactly a payload that was sent
 }
 
 func (t *tally) add(payload string) {
@@ -34,8 +34,7 @@ func (t *tally) add(payload string) {
 	t.times[n] = min(t.times[n]+1, 2)
 }
 
-// count reads every file below folder, but for those that have not been written to
-// their end.
+// count reads every file below folder, except incomplete ones.
 func count(folder string, payloads int) (tally, error) {
 	t := tally{times: make([]uint8, payloads)}
 	err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
@@ -49,13 +48,13 @@ func count(folder string, payloads int) (tally, error) {
 	return t, err
 }
 
-// room returns an error if a folder has no room for so many small files.
+// room returns an error if a folder has no room for the given number of small files.
 func room(folder string, files int) error {
 	var s syscall.Statfs_t
 	if err := syscall.Statfs(folder, &s); err != nil {
 		return err
 	}
-	const reserve = 1.2 // for the folders that they are in, and for others
+	const reserve = 1.2 // room for the folders, and for other programs
 	if need := float64(files) * reserve; s.Files > 0 && float64(s.Ffree) < need {
 		return fmt.Errorf("%s has room for %d files; want %.0f, or another TMPDIR", folder, s.Ffree, need)
 	}
@@ -65,11 +64,11 @@ func room(folder string, files int) error {
 	return nil
 }
 
-// slowPlaces is how many uploads a slowStore works at; the others wait.
+// slowPlaces is the number of uploads that a slowStore serves at once; others wait.
 const slowPlaces = 100
 
-// A slowStore is as much of an object store as uploads need. It knows what was
-// uploaded, and keeps none of it.
+// A slowStore implements as much of an object store as uploads need. It counts the
+// uploads but does not store them.
 type slowStore struct {
 	server *httptest.Server
 	places chan struct{}
@@ -87,14 +86,14 @@ func newSlowStore(payloads int, upload time.Duration) *slowStore {
 
 func (s *slowStore) url() string { return s.server.URL + "/bucket" }
 
-// signed finds the payload in a body that is signed in chunks: the length of the
-// first one, its signature, and so many bytes.
+// signed matches a body that is signed in chunks: the length of the first chunk, its
+// signature, and the rest.
 var signed = regexp.MustCompile(`(?s)^([0-9a-f]+);chunk-signature=[0-9a-f]+\r\n(.*)$`)
 
 func (s *slowStore) put(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
 	if r.Method != http.MethodPut || err != nil {
-		return // it exists, is all that is asked of the bucket
+		return // with 200: the client only asks whether the bucket exists
 	}
 	select {
 	case s.places <- struct{}{}:
@@ -104,7 +103,7 @@ func (s *slowStore) put(w http.ResponseWriter, r *http.Request) {
 	late := time.After(s.upload)
 	select {
 	case <-late:
-	case <-r.Context().Done(): // as if the time went into the transfer
+	case <-r.Context().Done(): // an upload that ends during its transfer is not stored
 	}
 	<-s.places
 	if r.Context().Err() != nil {
@@ -121,7 +120,7 @@ func (s *slowStore) put(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("ETag", `"1"`)
 }
 
-// close ends the store and returns what is in it.
+// close stops the store and returns what was uploaded.
 func (s *slowStore) close() tally {
 	s.server.Close()
 	return s.stored

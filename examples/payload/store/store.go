@@ -1,4 +1,4 @@
-// Package store keeps payloads: in a folder, or in an S3-compatible object store.
+// Package store stores payloads in a folder or in an S3-compatible object store.
 package store
 
 import (
@@ -15,15 +15,15 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
-// A Store keeps data under names. Its methods may be called by any number of
-// goroutines at once.
+// A Store stores data under names. It is safe for concurrent use.
 type Store interface {
-	// Put stores data whole or not at all. An error does not say that nothing is
-	// stored; the same may be put again, one after the other.
+	// Put stores data completely or not at all. After an error the data may be stored
+	// or not. Calling Put again with the same name and data is harmless, but not at the
+	// same time.
 	Put(ctx context.Context, name string, data []byte) error
 }
 
-// Open returns the bucket at the URL s3, or if that is empty the folder at path.
+// Open opens the bucket at the URL s3, or the folder at path if s3 is empty.
 func Open(ctx context.Context, path, s3 string) (Store, error) {
 	if s3 != "" {
 		return OpenS3(ctx, s3)
@@ -31,11 +31,10 @@ func Open(ctx context.Context, path, s3 string) (Store, error) {
 	return OpenFolder(path)
 }
 
-// A Folder keeps each payload in a file. Its methods may be called by any number of
-// goroutines at once.
+// A Folder stores each payload in a file. It is safe for concurrent use.
 type Folder struct{ root *os.Root }
 
-// OpenFolder returns the Folder at path, and makes it if it is not there.
+// OpenFolder opens the Folder at path, and creates it if necessary.
 func OpenFolder(path string) (*Folder, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, err
@@ -44,13 +43,13 @@ func OpenFolder(path string) (*Folder, error) {
 	return &Folder{root}, err
 }
 
-// Put writes the file of a name, which has at least 3 characters. The first two
-// are the folder that it is in, since no one folder should have a million files.
-// No name leads out of the Folder.
+// Put writes data to the file with a name of at least 3 characters. The first two
+// name a subfolder, so that no folder has a million files. No name can refer to a
+// file outside the Folder.
 //
-// A file is there whole or not at all, also if the process is killed; that can
-// leave a file behind that ends in .part. It is not synced, which would take longer
-// than all else: a machine that loses power can lose the files of the last seconds.
+// A file appears complete or not at all. If the process is killed, a file that ends
+// in .part can remain. Put does not sync, which would take longer than everything
+// else, so a power failure can lose the files of the last seconds.
 func (f *Folder) Put(_ context.Context, name string, data []byte) error {
 	if len(name) < 3 {
 		return fmt.Errorf("name %q; want at least 3 characters", name)
@@ -59,7 +58,7 @@ func (f *Folder) Put(_ context.Context, name string, data []byte) error {
 	file, part := folder+"/"+name, folder+"/"+name+".part"
 	err := f.root.WriteFile(part, data, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		f.root.Mkdir(folder, 0o700) // unless somebody else was faster
+		f.root.Mkdir(folder, 0o700) // another goroutine may have created it
 		err = f.root.WriteFile(part, data, 0o600)
 	}
 	if err == nil {
@@ -71,29 +70,29 @@ func (f *Folder) Put(_ context.Context, name string, data []byte) error {
 	return err
 }
 
-// An S3 keeps each payload in an object of one bucket, private as long as the bucket
-// is. Its methods may be called by any number of goroutines at once.
+// An S3 stores each payload as an object in a bucket. Objects are as private as the
+// bucket. It is safe for concurrent use.
 type S3 struct {
 	client *minio.Client
 	bucket string
 }
 
-// OpenS3 returns the S3 of a bucket that exists, at http(s)://host[:port]/bucket.
-// The credentials are in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if there is
-// one, AWS_SESSION_TOKEN; the region is in AWS_REGION, or the server is asked.
+// OpenS3 opens an existing bucket at http(s)://host[:port]/bucket. It takes the
+// credentials from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the optional
+// AWS_SESSION_TOKEN, and the region from AWS_REGION or else from the server.
 func OpenS3(ctx context.Context, address string) (*S3, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" {
-		return nil, errors.New("address of the object store; want http(s)://host[:port]/bucket, and the credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+		return nil, errors.New("invalid address of the object store; want http(s)://host[:port]/bucket, and credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 	}
 	transport, err := minio.DefaultTransport(u.Scheme == "https")
 	if err != nil {
 		return nil, err
 	}
-	transport.MaxIdleConnsPerHost = transport.MaxIdleConns // all go to one host
+	transport.MaxIdleConnsPerHost = transport.MaxIdleConns // there is only one host
 	client, err := minio.New(u.Host, &minio.Options{
 		Creds: credentials.NewEnvAWS(), Secure: u.Scheme == "https", Region: os.Getenv("AWS_REGION"),
-		Transport: transport, MaxRetries: 1, // who calls Put tries again
+		Transport: transport, MaxRetries: 1, // the caller of Put retries
 	})
 	if err != nil {
 		return nil, err
@@ -106,7 +105,7 @@ func OpenS3(ctx context.Context, address string) (*S3, error) {
 	return &S3{client, bucket}, err
 }
 
-// Put writes the object of a name. An object store makes it appear whole.
+// Put writes an object. Object stores make it appear completely or not at all.
 func (s *S3) Put(ctx context.Context, name string, data []byte) error {
 	_, err := s.client.PutObject(ctx, s.bucket, name, bytes.NewReader(data), int64(len(data)),
 		minio.PutObjectOptions{ContentType: "application/octet-stream"})

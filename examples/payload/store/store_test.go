@@ -53,7 +53,7 @@ func TestNoNameLeadsOutOfTheFolder(t *testing.T) {
 		}
 	}
 	for path := range tree(t, outside) {
-		t.Errorf("there is %s", path)
+		t.Errorf("unexpected file %s", path)
 	}
 }
 
@@ -81,7 +81,7 @@ func TestPutFromManySides(t *testing.T) {
 		delete(got, path)
 	}
 	if len(got) > 0 {
-		t.Errorf("there is more: %v", got)
+		t.Errorf("unexpected files: %v", got)
 	}
 }
 
@@ -105,7 +105,7 @@ func TestFileAppearsWhole(t *testing.T) {
 			info, err = os.Stat(path(i))
 		}
 		if err != nil || info.Size() != int64(len(data)) {
-			t.Fatalf("file %d: %v, %v; want it to appear with all of its bytes", i, info, err)
+			t.Fatalf("file %d: %v, %v; want it to appear complete", i, info, err)
 		}
 	}
 }
@@ -120,7 +120,7 @@ func TestFailureLeavesNothing(t *testing.T) {
 		t.Error("stored; want an error")
 	}
 	if got := tree(t, dir); len(got) > 0 {
-		t.Errorf("there is %v", got)
+		t.Errorf("unexpected files %v", got)
 	}
 }
 

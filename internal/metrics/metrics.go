@@ -1,0 +1,191 @@
+// Package metrics is the table of what a holdfast.Dispatcher and a holdfast.Jobs
+// export to Prometheus. Package admin writes it as text with the standard library
+// alone, and contrib/prometheus hands it to a registry: with one table, a dashboard
+// or an alert works with either.
+package metrics
+
+import (
+	"time"
+
+	"holdfast"
+	"holdfast/histogram"
+)
+
+// A Snapshot is what one scrape exports. All figures of a dispatcher are of one
+// moment, so that
+//
+//	jobs accepted = jobs queued + jobs running + the sum of jobs ended
+//
+// holds in every scrape.
+type Snapshot struct {
+	Dispatcher holdfast.Stats
+	Jobs       *holdfast.JobsStats // nil if there is no Jobs
+}
+
+// Take returns the snapshot of d and, unless it is nil, of jobs.
+func Take(d *holdfast.Dispatcher, jobs *holdfast.Jobs) *Snapshot {
+	s := &Snapshot{Dispatcher: d.Stats()}
+	if jobs != nil {
+		s.Jobs = new(jobs.Stats())
+	}
+	return s
+}
+
+// A Kind is the type of a metric. Its text is what a TYPE line says.
+type Kind string
+
+const (
+	Counter   Kind = "counter"
+	Gauge     Kind = "gauge"
+	Histogram Kind = "histogram"
+)
+
+// A Family is one metric: a sample for each value of its label, or a single sample
+// if Label is empty.
+type Family struct {
+	Name    string
+	Kind    Kind
+	Help    string
+	Label   string
+	Samples func(*Snapshot) []Sample
+}
+
+// A Sample is one value of a Family.
+type Sample struct {
+	LabelValue string // "" if the family has no label
+	Value      float64
+	Histogram  *histogram.Histogram // in place of Value if the Kind is Histogram
+}
+
+// Families returns the table, without the metrics of a Jobs unless jobs is true.
+// Its elements do not change.
+func Families(jobs bool) []Family {
+	if !jobs {
+		return table[:ofDispatcher:ofDispatcher]
+	}
+	return table
+}
+
+// In table the metrics of a dispatcher come first, ofDispatcher of them.
+var (
+	table        = append(dispatcherFamilies(), jobsFamilies()...)
+	ofDispatcher = len(dispatcherFamilies())
+)
+
+func dispatcherFamilies() []Family {
+	type stats = holdfast.Stats
+	single := func(name string, kind Kind, help string, value func(*stats) float64) Family {
+		return Family{"holdfast_" + name, kind, help, "", func(s *Snapshot) []Sample {
+			return []Sample{{Value: value(&s.Dispatcher)}}
+		}}
+	}
+	timing := func(name, help string, of func(*stats) *histogram.Histogram) Family {
+		return Family{"holdfast_" + name, Histogram, help, "", func(s *Snapshot) []Sample {
+			return []Sample{{Histogram: of(&s.Dispatcher)}}
+		}}
+	}
+	return []Family{
+		single("jobs_accepted_total", Counter, "Jobs accepted.", func(s *stats) float64 { return float64(s.Accepted) }),
+		{"holdfast_jobs_ended_total", Counter, "Jobs ended, by outcome.", "outcome", outcomes},
+		single("jobs_queued", Gauge, "Jobs waiting for a worker.", func(s *stats) float64 { return float64(s.Queued) }),
+		single("jobs_running", Gauge, "Jobs running.", func(s *stats) float64 { return float64(s.Running) }),
+		single("workers", Gauge, "Workers, busy and idle.", func(s *stats) float64 { return float64(s.Workers) }),
+		single("queue_places", Gauge, "Places in the queue.", func(s *stats) float64 { return float64(s.Queue) }),
+		{"holdfast_overflow_policy", Gauge, "1 for the policy that applies when the queue is full, 0 for the others.", "policy", policies},
+		single("queue_oldest_age_seconds", Gauge, "Age of the job that has been queued the longest, 0 if none is queued.", func(s *stats) float64 { return s.OldestAge.Seconds() }),
+		single("submits_blocked", Gauge, "Submits waiting for a place in the queue.", func(s *stats) float64 { return float64(s.Blocked) }),
+		{"holdfast_submits_refused_total", Counter, "Submits refused, by reason.", "reason", refusals},
+		single("submits_gave_up_total", Counter, "Submits whose context ended before they were accepted, as when a client leaves.", func(s *stats) float64 { return float64(s.RefusedGone) }),
+		timing("job_wait_seconds", "Time from acceptance to start of started jobs.", func(s *stats) *histogram.Histogram { return &s.Wait }),
+		timing("job_run_seconds", "Time from start to end of ended jobs that had started.", func(s *stats) *histogram.Histogram { return &s.Run }),
+	}
+}
+
+func jobsFamilies() []Family {
+	type stats = holdfast.JobsStats
+	single := func(name string, help string, value func(*stats) float64) Family {
+		return Family{"holdfast_" + name, Gauge, help, "", func(s *Snapshot) []Sample {
+			return []Sample{{Value: value(s.Jobs)}}
+		}}
+	}
+	return []Family{
+		single("open_jobs", "Jobs accepted over HTTP that have not ended.", func(s *stats) float64 { return float64(s.Open) }),
+		single("kept_jobs", "Ended jobs that can still be read.", func(s *stats) float64 { return float64(s.Kept) }),
+		single("kept_bytes", "Estimated memory of kept jobs.", func(s *stats) float64 { return float64(s.KeptBytes) }),
+		single("unread_jobs", "Kept jobs that no client has read.", func(s *stats) float64 { return float64(s.Unread) }),
+		{"holdfast_evicted_jobs_total", Counter, "Ended jobs evicted, by the limit that they exceeded.", "cause", evictions},
+		single("reach_seconds", "How far back kept jobs reach: a job that ended more recently is still kept.", func(s *stats) float64 { return s.Reach.Seconds() }),
+	}
+}
+
+func outcomes(s *Snapshot) []Sample {
+	st := &s.Dispatcher
+	return []Sample{
+		labeled(holdfast.StateSucceeded.String(), st.Succeeded),
+		labeled(holdfast.StateFailed.String(), st.Failed),
+		labeled(holdfast.StatePanicked.String(), st.Panicked),
+		labeled(holdfast.StateCanceled.String(), st.Canceled),
+		labeled(holdfast.StateDropped.String(), st.Dropped),
+		labeled(holdfast.StateAbandoned.String(), st.Abandoned),
+	}
+}
+
+func policies(s *Snapshot) (samples []Sample) {
+	for _, policy := range []holdfast.Overflow{holdfast.Block, holdfast.Reject, holdfast.DropOldest} {
+		var applies uint64
+		if policy == s.Dispatcher.Overflow {
+			applies = 1
+		}
+		samples = append(samples, labeled(policy.String(), applies))
+	}
+	return samples
+}
+
+func refusals(s *Snapshot) []Sample {
+	st := &s.Dispatcher
+	return []Sample{
+		labeled("full", st.RefusedFull),
+		labeled("closed", st.RefusedClosed),
+		labeled("nested", st.RefusedNested),
+	}
+}
+
+func evictions(s *Snapshot) []Sample {
+	return []Sample{
+		labeled("age", s.Jobs.EvictedAge),
+		labeled("jobs", s.Jobs.EvictedJobs),
+		labeled("bytes", s.Jobs.EvictedBytes),
+	}
+}
+
+func labeled(value string, n uint64) Sample {
+	return Sample{LabelValue: value, Value: float64(n)}
+}
+
+// A Bucket counts the durations that do not exceed its bound.
+type Bucket struct {
+	Bound float64 // in seconds
+	Count uint64
+}
+
+// bounds are the bounds of the exported buckets, from 8 µs to 73 minutes, each
+// twice the previous one. They are a nanosecond below a power of two, where a
+// bucket of histogram.Histogram ends, so that the counts are exact. Rounder bounds
+// would read better, but count some durations in the wrong bucket. So would native
+// histograms, whose bounds are powers of two of a second.
+var bounds = func() (b []time.Duration) {
+	for exp := 13; exp <= 42; exp++ {
+		b = append(b, 1<<exp-1)
+	}
+	return b
+}()
+
+// Buckets returns the buckets to export of h, without the last one that counts
+// everything.
+func Buckets(h *histogram.Histogram) []Bucket {
+	buckets := make([]Bucket, 0, len(bounds))
+	for _, bound := range bounds {
+		buckets = append(buckets, Bucket{bound.Seconds(), h.CountUpTo(bound)})
+	}
+	return buckets
+}
