@@ -99,7 +99,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 		j.OnEnd = func(id store.ID, v store.View) {
 			defer func() {
 				if v := recover(); v != nil {
-					d.logPanic("JobsConfig.OnEnd", &PanicError{Value: v, Stack: debug.Stack()})
+					d.logPanic("JobsConfig.OnEnd", &PanicError{Value: v, Stack: debug.Stack()}, nil)
 				}
 			}()
 			cfg.OnEnd(infoOf(id, v))

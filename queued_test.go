@@ -625,3 +625,28 @@ func TestWrappedAbortHandler(t *testing.T) {
 		hasOneWorker(t, "bare", d)
 	})
 }
+
+// Without the request in a panic's record, the record cannot be matched with the job
+// whose client reads "the handler panicked"; with the whole id, whoever reads the log
+// could read and cancel the job.
+func TestPanicRecordNamesTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, log := buildLogged(t, Config{Workers: 1, Queue: 1})
+		jobs := mustJobs(t, d, JobsConfig{})
+		h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boom") })
+		id := ID(accepted(t, ask(t.Context(), jobs.Async(h), "POST", "/work?n=1", "", "X-Request-Id: r-7")))
+		synctest.Wait()
+		for _, want := range []string{"job.method=POST", `job.target="/work?n=1"`, "job.id=" + id.Short(), "job.request_id=r-7"} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("no %s in %s", want, log)
+			}
+		}
+		if strings.Contains(log.String(), string(id)) {
+			t.Errorf("the whole id in %s", log)
+		}
+		ask(t.Context(), jobs.Queued(h), "PUT", "/"+strings.Repeat("x", 10_000), "")
+		if text := log.String(); !strings.Contains(text, "job.method=PUT") || strings.Contains(text, strings.Repeat("x", 300)) {
+			t.Errorf("want the method, and the target cut: %s", text)
+		}
+	})
+}

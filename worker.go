@@ -3,6 +3,8 @@ package holdfast
 import (
 	"net/http"
 	"runtime/debug"
+
+	"holdfast/internal/lazy"
 )
 
 // A worker is one goroutine that runs one job at a time.
@@ -64,7 +66,7 @@ func (w *worker) run() {
 		if v := recover(); v != nil {
 			err := &PanicError{Value: v, Stack: debug.Stack()}
 			w.outcome = outcome{state: StatePanicked, err: err}
-			w.d.logPanic("job", err)
+			w.d.logPanic("job", err, w.job.job)
 		}
 	}()
 	ctx := w.d.ctx
@@ -80,11 +82,19 @@ func (w *worker) run() {
 	}
 }
 
-// logPanic logs a panic. http.ErrAbortHandler is no fault: it ends a request. The
-// logger's handler and the value's methods are code of others too, and may panic.
-func (d *Dispatcher) logPanic(what string, err *PanicError) {
-	if err.Value != http.ErrAbortHandler {
-		defer func() { recover() }()
-		d.log.Error("holdfast: "+what+" panicked", "panic", err.Value, "stack", string(err.Stack))
+// logPanic logs a panic, and what is known of the request that j comes from, if any.
+// http.ErrAbortHandler is no fault: it ends a request. The logger's handler and the
+// value's methods are code of others too, and may panic.
+func (d *Dispatcher) logPanic(what string, err *PanicError, j *Job) {
+	if err.Value == http.ErrAbortHandler {
+		return
 	}
+	defer func() { recover() }()
+	log := d.log
+	if j != nil {
+		if about := j.context.Value(lazy.AboutKey{}); about != nil {
+			log = log.With("job", about)
+		}
+	}
+	log.Error("holdfast: "+what+" panicked", "panic", err.Value, "stack", string(err.Stack))
 }

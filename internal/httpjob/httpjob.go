@@ -6,6 +6,7 @@ package httpjob
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -105,7 +106,7 @@ func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 		defer x.Release()
 		accepted, started := time.Now(), time.Time{}
 		hurry := resource.Unhurried(w, r)
-		end, err := j.Queue.Do(r.Context(), l.Run, func(ctx context.Context) error {
+		end, err := j.Queue.Do(withAbout{r.Context(), newAbout(r, store.ID{})}, l.Run, func(ctx context.Context) error {
 			started = time.Now()
 			x.Capture(h, p.Strip(r), body, j.MaxResponse)
 			return x.Serve(ctx)
@@ -203,7 +204,8 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, l Limits, body []byte, ke
 	x := &execution{jobs: j}
 	x.record = store.NewJob(store.NewID(), x, store.RequestOf(r))
 	x.exchange.Capture(h, r, body, j.MaxResponse)
-	x.job = j.Queue.NewJob(context.WithValue(lazy.Values(r.Context()), IDKey{}, x.record.ID), l.Run, x.run, x.ended)
+	about := newAbout(r, x.record.ID)
+	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, l.Run, x.run, x.ended)
 	// It is known before it is accepted, so no job can have ended before it is known.
 	j.Store.Add(x.record, claim)
 	defer j.Store.Withdraw(x.record) // unless it is accepted
@@ -212,6 +214,50 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, l Limits, body []byte, ke
 	}
 	return x.record, j.Store.Accept(x.record)
 }
+
+// withAbout is the context of a request that becomes a job.
+type withAbout struct {
+	context.Context
+	about *about
+}
+
+func (c withAbout) Value(key any) any {
+	switch key {
+	case lazy.AboutKey{}:
+		return c.about
+	case IDKey{}:
+		if c.about.id != (store.ID{}) {
+			return c.about.id
+		}
+	}
+	return c.Context.Value(key)
+}
+
+// about is what a log says of a request. The id is cut to what opens no job.
+type about struct {
+	id        store.ID // zero for a job that nobody can look up
+	request   store.Request
+	requestID string
+}
+
+func newAbout(r *http.Request, id store.ID) *about {
+	return &about{id: id, request: store.RequestOf(r), requestID: r.Header.Get("X-Request-Id")}
+}
+
+// LogValue implements slog.LogValuer.
+func (a *about) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("method", a.request.Method), slog.String("target", cut(a.request.Target))}
+	if a.id != (store.ID{}) {
+		attrs = append(attrs, slog.String("id", a.id.Short()))
+	}
+	if a.requestID != "" {
+		attrs = append(attrs, slog.String("request_id", cut(a.requestID)))
+	}
+	return slog.GroupValue(attrs...)
+}
+
+// cut bounds what a client has sent and a log repeats.
+func cut(s string) string { return s[:min(len(s), 200)] }
 
 // An execution is a request that is a job.
 type execution struct {

@@ -27,6 +27,10 @@ type Context struct {
 // OwnerKey is the key of the innermost owner among the values of a context.
 type OwnerKey struct{}
 
+// AboutKey is the key of what a log should say of a job, among the values of its
+// context.
+type AboutKey struct{}
+
 // made is what can end.
 type made struct {
 	context.Context
