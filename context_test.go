@@ -334,11 +334,16 @@ func TestG8ChildrenOfAJobsContext(t *testing.T) {
 				children = append(children, child, late)
 				return nil
 			}
-			d.Do(bg, fn)
-			d.Do(context.WithValue(bg, ctxKey("k"), 1), fn)
-			mustSubmit(t, d, fn).Wait(bg)
-			d.Go(context.WithValue(bg, ctxKey("k"), 1), fn)
-			synctest.Wait()
+			values := context.WithValue(bg, ctxKey("k"), 1)
+			for _, submit := range []func(){
+				func() { d.Do(bg, fn) },
+				func() { d.Do(values, fn) },
+				func() { mustSubmit(t, d, fn) },
+				func() { d.Go(values, fn) },
+			} {
+				submit()
+				synctest.Wait() // the AfterFuncs of one job are no goroutines of the next
+			}
 			if after.Load() != 4 {
 				t.Errorf("%d of 4 AfterFuncs have run", after.Load())
 			}

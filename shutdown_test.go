@@ -229,7 +229,7 @@ func TestG12TwoCalls(t *testing.T) {
 }
 
 // Wrong error at stop, "context canceled" instead of "stopped": pond. A blocked
-// submitter is not told of a cancellation that is not its own.
+// submitter gets no cancellation that is not its own.
 func TestTrapWrongErrorAtStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, ctx := range []context.Context{bg, expired} {
