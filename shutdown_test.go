@@ -212,6 +212,11 @@ func TestG12TwoCalls(t *testing.T) {
 			if time.Since(start) != time.Second {
 				t.Errorf("limits %v: cut off after %v", limits, time.Since(start))
 			}
+			for range 20 { // a later end of a context cuts nothing off, though the job still runs
+				if again, _ := d.Shutdown(expired); again.Running != 1 || again.Finished != 0 || len(again.NeverStarted) != 3 {
+					t.Errorf("again: %+v", again)
+				}
+			}
 			time.Sleep(24 * time.Hour)
 			if later, err := d.Shutdown(bg); later.Running != 1 || later.Finished != 0 || len(later.NeverStarted) != 3 || err == nil {
 				t.Errorf("later: %+v, %v", later, err)
