@@ -523,3 +523,17 @@ type watching struct {
 }
 
 func (w watching) Value(key any) any { w.value(); return w.Context.Value(key) }
+
+// A job that ended in time has not run past its deadline, also if its context is first
+// asked when that has passed.
+func TestG8ContextOfAJobThatEndedInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, Config{Workers: 1, Queue: 1, JobTimeout: time.Minute})
+		var kept context.Context
+		mustSubmit(t, d, func(c context.Context) error { kept = c; return nil }).Wait(bg)
+		time.Sleep(time.Hour)
+		if err, cause := kept.Err(), context.Cause(kept); err != context.Canceled || cause != context.Canceled {
+			t.Errorf("%v, %v; want context canceled", err, cause)
+		}
+	})
+}

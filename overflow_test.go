@@ -565,3 +565,11 @@ func FuzzOverflow(f *testing.F) {
 		}
 	})
 }
+
+// No value of Overflow stands for the policy of the dispatcher.
+func TestG4GreatestUnknownPolicy(t *testing.T) {
+	d := build(t, sized(1, 1))
+	if err := d.With(Overflow(255)).Go(bg, nop); err == nil || !strings.Contains(err.Error(), "Overflow(255)") {
+		t.Errorf("%v", err)
+	}
+}
