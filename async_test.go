@@ -531,7 +531,7 @@ func TestPreferWait(t *testing.T) {
 		expectProblem(t, rec, 500, "panicked", "")
 		hasHeader(t, rec, "Job-State", "failed")
 		hasHeader(t, rec, "Preference-Applied", "wait=5")
-		// Who leaves while it waits loses the answer, not the job.
+		// A client that leaves while it waits loses the answer, not the job.
 		ctx, leave := context.WithCancel(t.Context())
 		go func() { time.Sleep(time.Second); leave() }()
 		id := accepted(t, ask(ctx, f.Async(sleeps), "POST", "/", "10s", "Prefer: wait=60"))

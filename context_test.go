@@ -334,11 +334,16 @@ func TestG8ChildrenOfAJobsContext(t *testing.T) {
 				children = append(children, child, late)
 				return nil
 			}
-			d.Do(bg, fn)
-			d.Do(context.WithValue(bg, ctxKey("k"), 1), fn)
-			mustSubmit(t, d, fn).Wait(bg)
-			d.Go(context.WithValue(bg, ctxKey("k"), 1), fn)
-			synctest.Wait()
+			values := context.WithValue(bg, ctxKey("k"), 1)
+			for _, submit := range []func(){
+				func() { d.Do(bg, fn) },
+				func() { d.Do(values, fn) },
+				func() { mustSubmit(t, d, fn) },
+				func() { d.Go(values, fn) },
+			} {
+				submit()
+				synctest.Wait() // the AfterFuncs of one job are no goroutines of the next
+			}
 			if after.Load() != 4 {
 				t.Errorf("%d of 4 AfterFuncs have run", after.Load())
 			}
@@ -518,3 +523,17 @@ type watching struct {
 }
 
 func (w watching) Value(key any) any { w.value(); return w.Context.Value(key) }
+
+// A job that ended in time has not run past its deadline, also if its context is first
+// asked when that has passed.
+func TestG8ContextOfAJobThatEndedInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, Config{Workers: 1, Queue: 1, JobTimeout: time.Minute})
+		var kept context.Context
+		mustSubmit(t, d, func(c context.Context) error { kept = c; return nil }).Wait(bg)
+		time.Sleep(time.Hour)
+		if err, cause := kept.Err(), context.Cause(kept); err != context.Canceled || cause != context.Canceled {
+			t.Errorf("%v, %v; want context canceled", err, cause)
+		}
+	})
+}

@@ -352,3 +352,48 @@ func TestIDInALog(t *testing.T) {
 		}
 	}
 }
+
+// An OnEnd that ends its goroutine, or blocks, at a shutdown keeps nobody else from
+// returning from Shutdown.
+func TestOnEndExitsAtShutdown(t *testing.T) {
+	for name, workers := range map[string]int{"paused": 0, "cut off": 1} {
+		synctest.Test(t, func(t *testing.T) {
+			d, _ := buildLogged(t, Config{Workers: workers, Queue: 3})
+			jobs := mustJobs(t, d, JobsConfig{OnEnd: func(JobInfo) { runtime.Goexit() }})
+			stubborn := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(time.Hour) })
+			var ids []string
+			for range 3 {
+				ids = append(ids, accepted(t, post(jobs.Async(stubborn), "")))
+				synctest.Wait()
+			}
+			ctx, cancel := context.WithTimeout(bg, time.Minute)
+			defer cancel()
+			returned := make(chan error, 2)
+			go func() { _, err := d.Shutdown(ctx); returned <- err }()
+			synctest.Wait()
+			go func() { _, err := d.Shutdown(bg); returned <- err }()
+			time.Sleep(2 * time.Minute)
+			if len(returned) == 0 {
+				t.Errorf("%s: no Shutdown has returned a minute after the limit", name)
+			}
+			for _, id := range ids[workers:] {
+				if i, _ := jobs.Lookup(ID(id)); i.State != "canceled" {
+					t.Errorf("%s: an abandoned job is %s", name, i.State)
+				}
+			}
+			time.Sleep(time.Hour)
+		})
+	}
+}
+
+// A JobInfo that is logged as a whole shows no whole id.
+func TestJobInfoInALog(t *testing.T) {
+	info := JobInfo{ID: "abcdefghijklmnopqrstuvwxyz", Method: "POST", State: "done"}
+	for _, format := range logFormats {
+		var out strings.Builder
+		slog.New(format(&out, nil)).Info("ended", "job", info)
+		if strings.Contains(out.String(), "abcdefghi") {
+			t.Errorf("logged %s", out.String())
+		}
+	}
+}

@@ -333,3 +333,101 @@ func TestForeignPanicsOverHTTP(t *testing.T) {
 		}
 	})
 }
+
+// The job of Do, and of Queued over HTTP, is attached to its caller's context. The
+// worker must survive what that context does when the job ends, whether the job has
+// asked for a context of its own or not.
+func TestG9ForeignContextOfDo(t *testing.T) {
+	eachContext(t, func(t *testing.T, name string, c *foreignContext, d *Dispatcher) {
+		for _, asked := range []bool{false, true} {
+			c.armed.Store(false)
+			go func() {
+				defer func() { recover() }() // the caller's own calls of its context
+				d.Do(c, func(ctx context.Context) error {
+					if asked {
+						ctx.Err()
+					}
+					time.Sleep(time.Second) // Do waits
+					c.armed.Store(true)
+					return nil
+				})
+			}()
+			time.Sleep(time.Minute)
+			if st := d.Stats(); st.Running != 0 || st.Accepted != ended(st) {
+				t.Errorf("%s: %s", name, brief(st))
+			}
+		}
+	})
+}
+
+// The same at the end of the caller's context, and at a shutdown that is cut off.
+func TestG9ForeignContextOfDoThatEnds(t *testing.T) {
+	for name, misdeed := range misdeeds {
+		for _, method := range []string{"Deadline", "Done", "Err", "Value"} {
+			for _, stop := range []bool{false, true} {
+				synctest.Test(t, func(t *testing.T) {
+					d := build(t, Config{Workers: 12, Queue: 2, Logger: quiet})
+					ctx, cancel := context.WithCancel(bg)
+					c := &foreignContext{ctx, method, misdeed, new(atomic.Bool)}
+					var others []*Job
+					for range 10 {
+						others = append(others, mustSubmit(t, d, untilCanceled))
+					}
+					go func() {
+						defer func() { recover() }()
+						d.Do(c, func(ctx context.Context) error {
+							ctx.Err()
+							time.Sleep(time.Second)
+							c.armed.Store(true)
+							time.Sleep(time.Minute)
+							return nil
+						})
+					}()
+					time.Sleep(2 * time.Second)
+					if stop {
+						go func() {
+							defer func() { recover() }()
+							d.Shutdown(expired)
+						}()
+						synctest.Wait()
+						time.Sleep(10 * time.Second)
+						for _, j := range others {
+							if j.State() != StateCanceled {
+								t.Errorf("%s %s: another job is %v after the shutdown was cut off", method, name, j.State())
+								break
+							}
+						}
+					}
+					cancel()
+					time.Sleep(time.Hour)
+					for _, j := range others {
+						j.Cancel()
+					}
+					synctest.Wait()
+					if st := d.Stats(); st.Running != 0 || st.Accepted != ended(st) {
+						t.Errorf("%s %s: %s", method, name, brief(st))
+					}
+				})
+			}
+		}
+	}
+}
+
+// A middleware's context under Queued.
+func TestG9ForeignContextOfQueued(t *testing.T) {
+	eachContext(t, func(t *testing.T, name string, c *foreignContext, d *Dispatcher) {
+		h := mustJobs(t, d, JobsConfig{}).Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Context().Err()
+			time.Sleep(time.Second)
+			c.armed.Store(true)
+		}))
+		go func() {
+			defer func() { recover() }()
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(c, "POST", "/", nil))
+		}()
+		time.Sleep(time.Minute)
+		if st := d.Stats(); st.Running != 0 || st.Accepted != ended(st) {
+			t.Errorf("%s: %s", name, brief(st))
+		}
+	})
+}

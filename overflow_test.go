@@ -127,6 +127,36 @@ func TestG4LeavingMeetsAcceptance(t *testing.T) {
 	})
 }
 
+// The same, made to happen: the submitter is let in after its context has ended and
+// before it can say that it leaves.
+func TestG4AcceptanceStands(t *testing.T) {
+	for range 200 {
+		d := build(t, sized(1, 0))
+		open := make(gate)
+		mustGo(t, d, open.pass)
+		ctx, cancel := context.WithCancel(bg)
+		ran := make(chan struct{})
+		told := make(chan error)
+		go func() { told <- d.Go(ctx, func(context.Context) error { close(ran); return nil }) }()
+		eventually(t, "it waits", func() bool { return d.Stats().Blocked == 1 })
+		d.lock()
+		cancel()
+		for range 100 { // the submitter wants the lock
+			runtime.Gosched()
+		}
+		due := d.resizeLocked(2)
+		d.mu.Unlock()
+		wake(due)
+		err := <-told
+		<-ran
+		close(open)
+		d.Shutdown(bg)
+		if err != nil {
+			t.Fatalf("the job was accepted, and Go returned %v", err)
+		}
+	}
+}
+
 // A newcomer must not take the place that is meant for a waiting submitter.
 func TestG4NewcomersDoNotPass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -534,4 +564,12 @@ func FuzzOverflow(f *testing.F) {
 			t.Fatalf("%q gives %v, which gives %q, %v", text, o, back, err)
 		}
 	})
+}
+
+// No value of Overflow stands for the policy of the dispatcher.
+func TestG4GreatestUnknownPolicy(t *testing.T) {
+	d := build(t, sized(1, 1))
+	if err := d.With(Overflow(255)).Go(bg, nop); err == nil || !strings.Contains(err.Error(), "Overflow(255)") {
+		t.Errorf("%v", err)
+	}
 }

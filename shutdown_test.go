@@ -212,6 +212,11 @@ func TestG12TwoCalls(t *testing.T) {
 			if time.Since(start) != time.Second {
 				t.Errorf("limits %v: cut off after %v", limits, time.Since(start))
 			}
+			for range 20 { // a later end of a context cuts nothing off, though the job still runs
+				if again, _ := d.Shutdown(expired); again.Running != 1 || again.Finished != 0 || len(again.NeverStarted) != 3 {
+					t.Errorf("again: %+v", again)
+				}
+			}
 			time.Sleep(24 * time.Hour)
 			if later, err := d.Shutdown(bg); later.Running != 1 || later.Finished != 0 || len(later.NeverStarted) != 3 || err == nil {
 				t.Errorf("later: %+v, %v", later, err)
@@ -229,7 +234,7 @@ func TestG12TwoCalls(t *testing.T) {
 }
 
 // Wrong error at stop, "context canceled" instead of "stopped": pond. A blocked
-// submitter is not told of a cancellation that is not its own.
+// submitter gets no cancellation that is not its own.
 func TestTrapWrongErrorAtStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, ctx := range []context.Context{bg, expired} {

@@ -431,7 +431,7 @@ func (s *simulation) check(before Stats) Stats {
 		s.fail("G13: blocked submitter beside a free place: %s", brief(st))
 	}
 
-	// Who has been accepted, who waits. A call of Do that has not returned and
+	// Which calls have been accepted, and which wait. A call of Do that has not returned and
 	// not started may be either; one that returned with its context's error may
 	// have been either.
 	var accepted, unclear, waiting, unstarted int
