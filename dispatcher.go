@@ -160,7 +160,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		queue:      make(chan entry, cfg.Queue+cfg.Queue/4+1),
 		stats:      Stats{Queue: cfg.Queue, Overflow: cfg.Overflow},
 	}
-	d.Submitter = Submitter{d, byDefault}
+	d.Submitter.d = d
 	d.finished = sync.OnceFunc(func() { close(d.over) })
 	if d.log == nil {
 		d.log = slog.Default()
@@ -174,12 +174,13 @@ func New(cfg Config) (*Dispatcher, error) {
 // under the dispatcher's policy, others are made by [Dispatcher.With].
 type Submitter struct {
 	d        *Dispatcher
+	own      bool // it has a policy of its own
 	overflow Overflow
 }
 
 // With returns a Submitter that submits to d under policy o. It costs nothing. An
 // unknown policy makes every submit return an error.
-func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, o} }
+func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, true, o} }
 
 // Go submits fn and returns once it is accepted, nil, or is not: [ErrQueueFull],
 // [ErrClosed], [ErrNested] or, if ctx ended first, ctx.Err(). Only under [Block]
@@ -253,11 +254,11 @@ func (s Submitter) do(ctx context.Context, j *Job) error {
 // free, ctx ends or the dispatcher is closed.
 func (s Submitter) submit(ctx context.Context, e entry) error {
 	d, policy := s.d, s.overflow
-	if policy != byDefault && !policy.known() {
+	if !policy.known() {
 		return fmt.Errorf("holdfast: %v is not an overflow policy", policy)
 	}
 	gone := ctx.Err()
-	nested := policy != Reject && d.owns(ctx)
+	nested := d.owns(ctx)
 	now := d.now()
 
 	var dropped *Job
@@ -274,6 +275,9 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 		d.acceptLocked(e, now)
 		d.dispatchLocked(now)
 	default:
+		if !s.own {
+			policy = d.stats.Overflow
+		}
 		dropped, waiting, err = d.overflowLocked(e, policy, nested, now)
 	}
 	d.mu.Unlock()

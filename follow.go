@@ -52,6 +52,13 @@ type JobInfo struct {
 	Run  time.Duration // from Started to Ended; 0 if it has not started and ended
 }
 
+// LogValue returns the fields with the id cut as by [ID.Short].
+func (i JobInfo) LogValue() slog.Value {
+	type fields JobInfo // without this method
+	i.ID = ID(i.ID.Short())
+	return slog.AnyValue(fields(i))
+}
+
 func infoOf(id store.ID, v store.View) JobInfo {
 	i := JobInfo{
 		ID: idOf(id), Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,

@@ -148,7 +148,7 @@ func untilCanceled(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 // under returns what submits to d under a policy, that of d if there is none.
 func under(d *Dispatcher, overflow []Overflow) Submitter {
 	if len(overflow) == 0 {
-		return Submitter{d, byDefault}
+		return d.Submitter
 	}
 	return d.With(overflow[0])
 }

@@ -328,21 +328,3 @@ func TestTrapFinishedJobsKept(t *testing.T) {
 	runtime.KeepAlive(handles)
 	runtime.KeepAlive(d)
 }
-
-// Done may be called when the job has ended and its waiters have not been woken yet:
-// the channel is closed, and the worker lives.
-func TestG5DoneBetweenTheEndAndTheWaking(t *testing.T) {
-	d := build(t, sized(0, 1))
-	j := &Job{d: d, parent: bg}
-	d.lock()
-	j.endLocked(StateCanceled, context.Canceled)
-	d.mu.Unlock()
-	done := j.Done()
-	if !isClosed(done) {
-		t.Error("Done is open after the end")
-	}
-	j.notify()
-	if !isClosed(j.Done()) {
-		t.Error("Done is open")
-	}
-}

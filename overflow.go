@@ -22,8 +22,6 @@ const (
 	// queued, it returns ErrQueueFull. It fits where only the newest work matters.
 	// Whoever waits for the dropped job gets ErrDropped.
 	DropOldest
-
-	byDefault Overflow = 1<<8 - 1 // the policy of the dispatcher
 )
 
 var overflowNames = []string{"block", "reject", "drop-oldest"}
@@ -81,9 +79,6 @@ func (d *Dispatcher) SetOverflow(o Overflow) error {
 // results is not nil: a job that was dropped for e, which was accepted; a submitter
 // that has to wait; an error. If all are nil, e was accepted.
 func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now int64) (dropped *Job, waiting *submitter, err error) {
-	if policy == byDefault {
-		policy = d.stats.Overflow
-	}
 	switch {
 	case policy == DropOldest && d.stats.Queued > 0:
 		oldest, _ := d.discardLocked(StateDropped, ErrDropped)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 )
 
 // ErrClosed is returned by a submit, also by one that already waits for a place, and
@@ -76,9 +77,7 @@ func (d *Dispatcher) endAdmission() {
 	d.dispatchLocked(d.now())
 	d.mu.Unlock()
 
-	for _, j := range abandoned {
-		j.notify()
-	}
+	notify(abandoned)
 	go func() {
 		d.running.Wait()
 		d.finished()
@@ -106,10 +105,24 @@ func (d *Dispatcher) cutOff(err error) {
 	d.mu.Unlock()
 
 	d.cancel(errStopped)
-	for _, j := range abandoned {
-		j.notify()
-	}
+	notify(abandoned)
 	d.finished()
+}
+
+// notify notifies jobs that were abandoned. What it calls is code of others: one that
+// calls runtime.Goexit must not keep the other jobs, and Shutdown, from going on.
+func notify(jobs []*Job) {
+	for len(jobs) > 0 {
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for len(jobs) > 0 {
+				j := jobs[0]
+				jobs = jobs[1:]
+				j.notify()
+			}
+		})
+		wg.Wait()
+	}
 }
 
 // abandonLocked empties the queue. The caller notifies the jobs.

@@ -34,7 +34,7 @@ type AboutKey struct{}
 // made is what can end.
 type made struct {
 	context.Context
-	cancel context.CancelCauseFunc
+	end func(cause error)
 }
 
 // Values returns a context with the values of ctx: of a Context the parent. Through
@@ -79,7 +79,7 @@ func (c *Context) parent() context.Context {
 }
 
 // Cancel ends the context with a cause.
-func (c *Context) Cancel(cause error) { c.make().cancel(cause) }
+func (c *Context) Cancel(cause error) { c.make().end(cause) }
 
 // End ends the context for good, and costs little if nobody has asked for it.
 func (c *Context) End() {
@@ -88,7 +88,7 @@ func (c *Context) End() {
 	m := c.made.Load()
 	c.mu.Unlock()
 	if m != nil {
-		m.cancel(context.Canceled)
+		m.end(context.Canceled)
 	}
 }
 
@@ -97,30 +97,43 @@ func (c *Context) make() *made {
 	if m := c.made.Load(); m != nil {
 		return m
 	}
-	m := c.new() // without the lock: the parent's methods are code of others
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	m := c.new(ended) // without the lock: the parent's methods are code of others
+
 	c.mu.Lock()
 	first := c.made.Load()
 	if first == nil {
 		first = m
 		c.made.Store(m)
 	}
-	ended := c.ended
+	ended = c.ended
 	c.mu.Unlock()
 	if ended || first != m { // another goroutine was faster
-		m.cancel(context.Canceled)
+		m.end(context.Canceled)
 	}
 	return first
 }
 
-func (c *Context) new() *made {
+// new returns what can end. A job that has ended has no deadline any more.
+func (c *Context) new(ended bool) *made {
 	ctx, cancel := context.WithCancelCause(c.parent())
+	m, stop := &made{Context: ctx}, func() {}
+	if !c.Limit.IsZero() && !ended {
+		m.Context, stop = context.WithDeadline(ctx, c.Limit)
+	}
+	// To cancel calls methods of the parent, which are code of others: whoever ends a
+	// job must survive it if they panic.
+	end := func(cause error) {
+		defer func() { recover() }()
+		cancel(cause)
+		stop()
+	}
+	unlink := context.AfterFunc(c.Stop, func() { end(context.Cause(c.Stop)) })
+	m.end = func(cause error) { end(cause); unlink() }
 	if c.Stop.Err() != nil {
-		cancel(context.Cause(c.Stop)) // AfterFunc would take a moment
+		end(context.Cause(c.Stop)) // AfterFunc would take a moment
 	}
-	unlink := context.AfterFunc(c.Stop, func() { cancel(context.Cause(c.Stop)) })
-	if c.Limit.IsZero() {
-		return &made{ctx, func(cause error) { cancel(cause); unlink() }}
-	}
-	late, stop := context.WithDeadline(ctx, c.Limit)
-	return &made{late, func(cause error) { cancel(cause); stop(); unlink() }}
+	return m
 }
