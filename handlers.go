@@ -3,7 +3,6 @@ package holdfast
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -89,6 +88,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 		return nil, fmt.Errorf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, which is %d", cfg.RetainBytes, cfg.MaxResponse)
 	}
 	j := &httpjob.Jobs{Queue: queue{d}, MaxResponse: cfg.MaxResponse}
+	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
 	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
 	// Once a shutdown is over or was cut off, nobody need wait for a job.
 	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: d.retryAfter, Stop: d.over}
@@ -218,21 +218,6 @@ func (j *Job) end() (httpjob.End, error) {
 var ends = [...]httpjob.End{
 	StateSucceeded: httpjob.Succeeded, StateFailed: httpjob.Failed, StatePanicked: httpjob.Panicked,
 	StateCanceled: httpjob.Canceled, StateDropped: httpjob.Dropped, StateAbandoned: httpjob.Abandoned,
-}
-
-// Refusal says to a client why its request has not run.
-func (queue) Refusal(err error) (detail string, again bool) {
-	switch {
-	case errors.Is(err, ErrQueueFull):
-		return "the queue is full; try again later", true
-	case errors.Is(err, ErrDropped):
-		return "the request gave its place in a full queue to a newer one; try again later", true
-	case errors.Is(err, ErrClosed), errors.Is(err, ErrAbandoned):
-		return "the server is shutting down", false
-	case errors.Is(err, ErrNested):
-		return "the request comes from a job of the same queue, which would wait for itself", false
-	}
-	return "the request ended before it was accepted", false // its client has left; nobody reads this
 }
 
 // retryAfter returns the whole seconds after which the present queue will have been

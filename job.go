@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"holdfast/internal/enum"
 	"holdfast/internal/lazy"
 )
 
@@ -25,14 +26,10 @@ const (
 	StateAbandoned              // still queued when Shutdown was cut off; never ran
 )
 
+var stateNames = []string{"queued", "running", "succeeded", "failed", "panicked", "canceled", "dropped", "abandoned"}
+
 // String returns the state's name in lower case.
-func (s State) String() string {
-	names := []string{"queued", "running", "succeeded", "failed", "panicked", "canceled", "dropped", "abandoned"}
-	if int(s) >= len(names) {
-		return fmt.Sprintf("State(%d)", uint8(s))
-	}
-	return names[s]
-}
+func (s State) String() string { return enum.String(s, "State", stateNames) }
 
 // Ended reports whether s is one of the states that end a job.
 func (s State) Ended() bool { return s > StateRunning }

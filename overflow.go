@@ -5,7 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+
+	"holdfast/internal/enum"
 )
 
 // Overflow says what a submit does when every place is taken.
@@ -29,12 +30,7 @@ var overflowNames = []string{"block", "reject", "drop-oldest"}
 func (o Overflow) known() bool { return int(o) < len(overflowNames) }
 
 // String returns "block", "reject" or "drop-oldest".
-func (o Overflow) String() string {
-	if !o.known() {
-		return fmt.Sprintf("Overflow(%d)", uint8(o))
-	}
-	return overflowNames[o]
-}
+func (o Overflow) String() string { return enum.String(o, "Overflow", overflowNames) }
 
 // MarshalText returns the policy's name. An unknown policy is an error.
 func (o Overflow) MarshalText() ([]byte, error) {
@@ -47,11 +43,11 @@ func (o Overflow) MarshalText() ([]byte, error) {
 // UnmarshalText sets the policy from its name. Any other text is an error and
 // changes nothing.
 func (o *Overflow) UnmarshalText(text []byte) error {
-	i := slices.Index(overflowNames, string(text))
-	if i < 0 {
+	policy, ok := enum.Parse[Overflow](text, overflowNames)
+	if !ok {
 		return fmt.Errorf("holdfast: overflow policy %q; want block, reject or drop-oldest", text)
 	}
-	*o = Overflow(i)
+	*o = policy
 	return nil
 }
 

@@ -29,10 +29,25 @@ type Queue interface {
 
 	// Do submits run and returns when it has ended, or was refused.
 	Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (End, error)
+}
 
-	// Refusal says to a client why its request has not run, and whether it makes sense
-	// to try again.
-	Refusal(error) (detail string, again bool)
+// Refusals are the errors for which a request has not run.
+type Refusals struct{ Full, Dropped, Closed, Abandoned, Nested error }
+
+// explain says to a client why its request has not run, and whether it makes sense to
+// try again.
+func (r Refusals) explain(err error) (detail string, again bool) {
+	switch {
+	case errors.Is(err, r.Full):
+		return "the queue is full; try again later", true
+	case errors.Is(err, r.Dropped):
+		return "the request gave its place in a full queue to a newer one; try again later", true
+	case errors.Is(err, r.Closed), errors.Is(err, r.Abandoned):
+		return "the server is shutting down", false
+	case errors.Is(err, r.Nested):
+		return "the request comes from a job of the same queue, which would wait for itself", false
+	}
+	return "the request ended before it was accepted", false // its client has left; nobody reads this
 }
 
 // A Job is a function that is to run on a worker.
@@ -69,6 +84,7 @@ type Limits struct {
 // Jobs turns requests into jobs.
 type Jobs struct {
 	Queue       Queue
+	Refusals    Refusals
 	Store       *store.Store
 	Resource    *resource.Handler
 	MaxResponse int64                      // bytes
@@ -319,7 +335,7 @@ func outcome(x *exchange.Exchange, end End, err error) store.Outcome {
 
 // refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {
-	detail, again := j.Queue.Refusal(err)
+	detail, again := j.Refusals.explain(err)
 	if again {
 		w.Header().Set("Retry-After", strconv.Itoa(j.Resource.RetryAfter()))
 	}
