@@ -311,6 +311,9 @@ func TestEvents(t *testing.T) {
 		if n := f.h.streams.Load(); n != 0 {
 			t.Errorf("%d streams are counted as open", n)
 		}
+		if got := f.do("HEAD", "/events", "").Header().Get("X-Accel-Buffering"); got != "no" {
+			t.Errorf("X-Accel-Buffering is %q, want no: nginx would send the events in bursts", got)
+		}
 	})
 }
 
