@@ -278,7 +278,7 @@ func (w *pipeWriter) Header() http.Header { return w.header }
 func (w *pipeWriter) WriteHeader(int)     {}
 func (w *pipeWriter) Flush()              {}
 
-// A proxy that buffers would hold each event back until it has enough of them.
+// nginx would send the events in bursts.
 func TestEventsAreNotBuffered(t *testing.T) {
 	f := newFixture(t, holdfast.Config{Workers: 1}, nil)
 	if got := f.do("HEAD", "/events", "").Header().Get("X-Accel-Buffering"); got != "no" {

@@ -106,6 +106,7 @@ func (d *description) statuses() []string {
 // anywhere has the names of the responses that belong to no operation, so that no
 // operation lists them.
 var anywhere = map[int]string{
+	http.StatusForbidden:          "CrossSite",
 	http.StatusNotFound:           "UnknownPath",
 	http.StatusMethodNotAllowed:   "MethodNotAllowed",
 	http.StatusServiceUnavailable: "TooManyConnections",
@@ -182,7 +183,7 @@ func (d *description) checkAnswer(r *http.Request, a *answer) (seen string, wron
 	if response == nil {
 		if path == nil && a.status == http.StatusNotFound ||
 			path != nil && operation == nil && a.status == http.StatusMethodNotAllowed ||
-			a.status == http.StatusServiceUnavailable {
+			a.status == http.StatusForbidden || a.status == http.StatusServiceUnavailable {
 			seen = anywhere[a.status]
 			response = d.model.Components.Responses.GetOrZero(seen)
 		}

@@ -182,6 +182,10 @@ func fixed(t *testing.T, d *description, seen *record) {
 	c.must(404, "GET", "/jobs", "")
 	c.must(404, "GET", "//healthz", "") // not redirected either
 	c.must(404, "DELETE", unknown, "")
+	for _, target := range []string{"/aaa", "/bbb", "/", "/nowhere"} {
+		c.must(403, "POST", target, brief, "Origin: https://elsewhere.example")
+	}
+	c.must(403, "DELETE", unknown, "", "Sec-Fetch-Site: cross-site")
 }
 
 // work tests the immediate answers of /aaa and /bbb.
@@ -190,11 +194,11 @@ func work(t *testing.T, d *description, seen *record) {
 	c.must(200, "POST", "/aaa", brief)
 	c.must(200, "POST", "/aaa", brief, "Content-Type: application/x-www-form-urlencoded")
 	c.must(200, "POST", "/aaa", ` { "sleep_time" : 0 } `, "Prefer: wait=5", "Prefer: unheard-of")
-	c.must(200, "POST", "/aaa", brief, "Prefer: respond-async, wait=60")
+	c.must(200, "POST", "/aaa", brief, "Prefer: respond-async, wait=50")
 	c.must(202, "POST", "/aaa", brief, async)
 	c.must(202, "POST", "/aaa", endless, "Prefer: respond-async, wait=0")
 	c.must(202, "POST", "/aaa", endless, "Prefer: respond-async, wait=1")
-	c.must(200, "POST", "/bbb", brief, "Prefer: wait=60")
+	c.must(200, "POST", "/bbb", brief, "Prefer: wait=50")
 	c.must(200, "POST", "/bbb", brief, "Prefer: wait=1000")
 	c.must(202, "POST", "/bbb", brief)
 	c.must(202, "POST", "/bbb", brief, async)
@@ -253,12 +257,24 @@ func jobs(t *testing.T, d *description, seen *record) {
 		}
 	}
 
+	third := c.accepted("/bbb", endless, "Idempotency-Key: third")
+	for range 2 {
+		c.must(200, "DELETE", third, "")
+	}
+	c.state(third, "canceled")
+	if again := c.accepted("/bbb", endless, "Idempotency-Key: third"); again == third {
+		t.Errorf("the key of %s, which never ran, is not free", third)
+	} else {
+		c.must(200, "DELETE", again, "")
+	}
+
 	// Canceling a job ends its event stream and its waiting requests.
 	var waiting sync.WaitGroup
-	for _, more := range []struct{ target, key, job string }{{"/aaa", "second", queued}, {"/bbb", "first", running}} {
+	for _, more := range []struct{ target, key, job string }{{"/bbb", "first", running}, {"/aaa", "second", queued}} {
+		c.state(more.job, "running")
 		flowing := make(chan struct{})
 		waiting.Go(func() {
-			c.must(410, "POST", more.target, endless, "Prefer: respond-async, wait=60", "Idempotency-Key: "+more.key)
+			c.must(410, "POST", more.target, endless, "Prefer: respond-async, wait=50", "Idempotency-Key: "+more.key)
 		})
 		waiting.Go(func() {
 			r, err := http.NewRequest("GET", c.url+more.job, nil)
@@ -285,16 +301,12 @@ func jobs(t *testing.T, d *description, seen *record) {
 		})
 		<-flowing
 		time.Sleep(50 * time.Millisecond) // so that the POST very likely waits; if not, it gets 410 too
-		if more.job == queued {
-			c.must(200, "DELETE", more.job, "")
-		} else {
-			c.cancelRunning(more.job)
-		}
+		c.cancelRunning(more.job)
 		c.state(more.job, "canceled")
 		c.must(200, "DELETE", more.job, "")
 	}
 	waiting.Wait()
-	for _, job := range []string{running, queued} {
+	for _, job := range []string{running, queued, third} {
 		ended(c, job, 410)
 	}
 	for try := 0; ; try++ {
@@ -309,7 +321,7 @@ func jobs(t *testing.T, d *description, seen *record) {
 	}
 
 	done := c.accepted("/bbb", brief)
-	c.must(200, "GET", done+"/response", "", "Prefer: wait=60")
+	c.must(200, "GET", done+"/response", "", "Prefer: wait=50")
 	c.state(done, "done")
 	ended(c, done, 200)
 	c.must(409, "DELETE", done, "")
@@ -333,22 +345,22 @@ func ended(c client, job string, status int) {
 // late tests jobs that exceed their timeout.
 func late(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen, "-job-timeout", "100ms")
-	c.must(504, "POST", "/aaa", endless, "Prefer: respond-async, wait=60")
-	c.must(504, "POST", "/bbb", endless, "Prefer: wait=60")
+	c.must(504, "POST", "/aaa", endless, "Prefer: respond-async, wait=50")
+	c.must(504, "POST", "/bbb", endless, "Prefer: wait=50")
 	job := c.accepted("/bbb", endless)
 	c.state(job, "failed")
-	ended(c, job, 504)
+	ended(c, job, 410)
 	c.must(409, "DELETE", job, "")
 }
 
 // tooLarge tests jobs whose response is too large.
 func tooLarge(t *testing.T, d *description, seen *record) {
 	c, _ := via(t, d, seen, "-max-response", "8")
-	c.must(500, "POST", "/aaa", brief, "Prefer: respond-async, wait=60")
-	c.must(500, "POST", "/bbb", brief, "Prefer: wait=60")
+	c.must(500, "POST", "/aaa", brief, "Prefer: respond-async, wait=50")
+	c.must(500, "POST", "/bbb", brief, "Prefer: wait=50")
 	job := c.accepted("/bbb", brief)
 	c.state(job, "failed")
-	ended(c, job, 500)
+	ended(c, job, 410)
 }
 
 // full tests a full queue that refuses.
@@ -372,6 +384,23 @@ func dropped(t *testing.T, d *description, seen *record) {
 	c.state(second, "dropped")
 	ended(c, second, 410)
 	c.must(409, "DELETE", second, "")
+
+	// Who has waited with the request is told to try again.
+	for _, target := range []string{"/aaa", "/bbb"} {
+		told := make(chan *answer, 1)
+		go func() { told <- c.send("POST", target, endless, "Prefer: respond-async, wait=50") }()
+		var a *answer
+		for a == nil {
+			c.accepted("/bbb", endless) // in its place, once it is there
+			select {
+			case a = <-told:
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+		if a.status != 503 || a.header.Get("Retry-After") == "" || a.header.Get("Job-State") != "dropped" {
+			t.Errorf("%s: %d %v", target, a.status, a.header)
+		}
+	}
 }
 
 // stopping tests a server that is shutting down and still has a job.

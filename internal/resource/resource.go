@@ -41,25 +41,8 @@ func ParseBase(s string) (string, error) {
 
 // ServeHTTP answers requests for Path{id} and Path{id}/response.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	rest, ok := strings.CutPrefix(r.URL.Path, h.Path)
-	id, below, nested := strings.Cut(rest, "/")
-	if !ok || nested && below != "response" {
-		notFound(w)
-		return
-	}
-	// The method comes before the id: the answer to a wrong one must not depend
-	// on whether there is such a job.
-	methods := []string{"GET", "HEAD", "DELETE"}
-	if nested {
-		methods = methods[:2]
-	}
-	if !slices.Contains(methods, r.Method) {
-		problem.NotAllowed(w, r, strings.Join(methods, ", "))
-		return
-	}
-	j, ok := h.Store.Lookup(id)
+	j, nested, ok := h.find(w, r)
 	if !ok {
-		notFound(w)
 		return
 	}
 	if r.Method == http.MethodDelete {
@@ -101,6 +84,31 @@ func (h *Handler) read(r *http.Request, j *store.Job) {
 	if r.Method != http.MethodHead && r.Context().Err() == nil {
 		h.Store.Read(j)
 	}
+}
+
+// find returns the job that a request is for, and whether it is for the response
+// below it, or answers the request and returns false.
+func (h *Handler) find(w http.ResponseWriter, r *http.Request) (j *store.Job, nested, ok bool) {
+	rest, ok := strings.CutPrefix(r.URL.Path, h.Path)
+	id, below, nested := strings.Cut(rest, "/")
+	if !ok || nested && below != "response" {
+		notFound(w)
+		return nil, false, false
+	}
+	// The method comes before the id: the answer to a wrong one must not depend
+	// on whether there is such a job.
+	methods := []string{"GET", "HEAD", "DELETE"}
+	if nested {
+		methods = methods[:2]
+	}
+	if !slices.Contains(methods, r.Method) {
+		problem.NotAllowed(w, r, strings.Join(methods, ", "))
+		return nil, false, false
+	}
+	if j, ok = h.Store.Lookup(id); !ok {
+		notFound(w)
+	}
+	return j, nested, ok
 }
 
 func notFound(w http.ResponseWriter) {
@@ -365,14 +373,13 @@ func rank(s store.State) int {
 // present one to the last. A client that comes back for more than the last one
 // gets 204, which tells it to stay away.
 func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
-	changed := h.Store.Changed(j)
 	v := h.Store.View(j)
 	told, err := strconv.Atoi(r.Header.Get("Last-Event-ID"))
 	if err != nil || told < 0 || told > rank(v.State) {
 		told = 0
 	}
 	setState(w, v.State)
-	w.Header().Set("Vary", "Accept")
+	w.Header().Add("Vary", "Accept")
 	if v.State.Ended() && told == rank(v.State) {
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -380,6 +387,11 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold the events back to the end
 	w.WriteHeader(http.StatusOK)
+	h.stream(w, r, j, told)
+}
+
+// stream sends the events of a job whose ranks are higher than told.
+func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, told int) {
 	hurry := Unhurried(w, r)
 	defer hurry()
 	send := func(text string) error {
@@ -394,6 +406,8 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
 	for {
+		changed := h.Store.Changed(j)
+		v := h.Store.View(j)
 		var text string
 		if n := rank(v.State); n > told {
 			told = n
@@ -417,7 +431,5 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 		case <-h.Stop:
 			return
 		}
-		changed = h.Store.Changed(j)
-		v = h.Store.View(j)
 	}
 }

@@ -279,6 +279,24 @@ func TestResponse(t *testing.T) {
 	checkHeader(t, "done", rec.Header(), map[string]string{"Job-State": "done", "X-Handler": "yes", "X-Many": "1|2", "Cache-Control": "max-age=60", "Vary": "Prefer", "Content-Type": "text/plain; charset=utf-8", "Preference-Applied": ""})
 }
 
+// What an outer handler has said that the answer varies by stays.
+func TestVaryIsAddedTo(t *testing.T) {
+	f := newFixture()
+	j := f.in(t, "done")
+	for _, accept := range []string{"", "text/event-stream"} {
+		for _, target := range []string{urlOf(j), urlOf(j) + "/response"} {
+			rec := httptest.NewRecorder()
+			rec.Header().Set("Vary", "Origin")
+			r := httptest.NewRequest("GET", target, nil)
+			r.Header.Set("Accept", accept)
+			f.ServeHTTP(rec, r)
+			if vary := rec.Header()["Vary"]; !slices.Contains(vary, "Origin") || len(vary) < 2 {
+				t.Errorf("%s, Accept %q: Vary is %q, want Origin in it, and more", target, accept, vary)
+			}
+		}
+	}
+}
+
 func TestHead(t *testing.T) {
 	f := newFixture()
 	server := httptest.NewServer(f)

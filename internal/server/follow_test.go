@@ -165,3 +165,27 @@ func (p *process) memory() int64 {
 	kib, _ := strconv.ParseInt(string(found[1]), 10, 64)
 	return kib
 }
+
+// All URLs that a client is given begin with the public one, and the routes stay.
+func TestPublicURL(t *testing.T) {
+	t.Parallel()
+	p := start(t, "-public-url", "https://host/queue/")
+	for _, target := range []string{"/aaa", "/bbb"} {
+		a := p.must(202, "POST", target, sleepFor(0), "Prefer: respond-async", "Origin: https://host")
+		path := "/jobs/" + a.id()
+		url := "https://host/queue" + path
+		for name, want := range map[string]string{"Location": url, "Operation-Location": url, "Content-Location": url + "/response"} {
+			if got := a.header.Get(name); got != want {
+				t.Errorf("%s: %s is %q, want %q", target, name, got, want)
+			}
+		}
+		a = p.must(200, "GET", path, "", "Prefer: wait=50")
+		for _, want := range []string{`"url":"` + url + `"`, `"response_url":"` + url + `/response"`, `"resourceLocation":"` + url + `/response"`} {
+			if !strings.Contains(a.body, want) {
+				t.Errorf("%s: %s, want %s in it", target, a.body, want)
+			}
+		}
+		p.must(404, "GET", "/queue"+path, "")
+	}
+	p.must(403, "POST", "/bbb", sleepFor(0), "Origin: https://other")
+}

@@ -14,33 +14,42 @@ import (
 // page anywhere could queue work in the name of whoever looks at it, though not see
 // the answer. A page of an origin in c.CORSOrigins may do what one of the server's own
 // could: send any request, with credentials, and read the answer. A page of any other
-// may not send what changes something. Who is no browser is not concerned.
+// may not send what changes something. Clients that are no browsers are not concerned.
 func crossOrigin(c Config, next http.Handler) http.Handler {
-	listed := strings.FieldsFunc(c.CORSOrigins, func(r rune) bool { return r == ',' })
+	var listed []string
+	if c.CORSOrigins != "" {
+		listed = strings.Split(c.CORSOrigins, ",")
+	}
+	trusted := slices.Clone(listed)
+	if u, err := url.Parse(c.PublicURL); err == nil && u.Host != "" {
+		if own, ok := parseOrigin(u.Scheme + "://" + u.Host); ok {
+			trusted = append(trusted, own) // a proxy may have sent its own Host
+		}
+	}
 	protection := http.NewCrossOriginProtection()
-	trust := func(origin string) {
+	for _, origin := range trusted {
 		if err := protection.AddTrustedOrigin(origin); err != nil {
 			panic(err) // the configuration was checked
 		}
-	}
-	for _, origin := range listed {
-		trust(origin)
-	}
-	if u, err := url.Parse(c.PublicURL); err == nil && u.Host != "" {
-		trust(u.Scheme + "://" + u.Host) // a proxy may have sent its own Host
 	}
 	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		problem.Write(w, http.StatusForbidden, "the request comes from a page of another site; want one that -cors-origins lists")
 	}))
 	next = protection.Handler(next)
-	if len(listed) == 0 {
+	if listed == nil {
 		return next
 	}
+	return shared(listed, next)
+}
+
+// shared lets pages of the origins read what next answers, and answers their
+// preflights.
+func shared(origins []string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Add("Vary", "Origin")
 		origin := r.Header.Get("Origin")
-		if !slices.Contains(listed, origin) {
+		if !slices.Contains(origins, origin) {
 			next.ServeHTTP(w, r)
 			return
 		}

@@ -52,6 +52,7 @@ func TestCrossSiteRequests(t *testing.T) {
 		{"another scheme", listed, "POST", []string{"Sec-Fetch-Site", "cross-site", "Origin", "http://app.example"}, false},
 		{"another port", listed, "POST", []string{"Sec-Fetch-Site", "cross-site", "Origin", app + ":8443"}, false},
 		{"the public URL, through a proxy that changes Host", public, "POST", []string{"Origin", "https://front.example"}, true},
+		{"the public URL in another spelling", Config{PublicURL: "https://Front.Example:443"}, "POST", []string{"Origin", "https://front.example"}, true},
 		{"not the public URL", public, "POST", []string{"Origin", evil}, false},
 	} {
 		rec, through := reach(test.c, test.method, test.header...)
@@ -125,5 +126,5 @@ func TestOriginSpelling(t *testing.T) {
 		t.Errorf("%q, %v", v, err)
 	}
 	// What is taken is what the protection against cross-site requests takes too.
-	crossOrigin(Config{CORSOrigins: string(v)}, http.NotFoundHandler())
+	crossOrigin(Config{CORSOrigins: string(v), PublicURL: "https://ä.example"}, http.NotFoundHandler())
 }

@@ -106,9 +106,19 @@ func (l *log) add(r record) Outcome {
 		l.chunks = append(l.chunks, make([]byte, 0, chunkSize))
 		last++
 	}
-	b := l.chunks[last]
-	l.index[r.id] = place{l.first + uint32(last), uint32(len(b))}
+	l.index[r.id] = place{l.first + uint32(last), uint32(len(l.chunks[last]))}
+	b := r.append(l.chunks[last], response)
+	if response > 0 {
+		r.outcome.Response = exchange.Cut(b[len(b)-response:])
+	}
+	l.chunks[last] = b
+	l.bytes += r.size()
+	l.unread++
+	return r.outcome
+}
 
+// append appends the record to b, with its response if that takes space.
+func (r *record) append(b []byte, response int) []byte {
 	b = append(b, r.id[:]...)
 	for _, t := range []time.Duration{r.accepted, r.started, r.ended} {
 		b = binary.LittleEndian.AppendUint64(b, uint64(t))
@@ -133,12 +143,8 @@ func (l *log) add(r record) Outcome {
 	b = append(append(append(b, r.request.Method...), r.request.Target...), r.request.Route...)
 	if response > 0 {
 		b = r.outcome.Response.Append(b)
-		r.outcome.Response = exchange.Cut(b[len(b)-response:])
 	}
-	l.chunks[last] = b
-	l.bytes += r.size()
-	l.unread++
-	return r.outcome
+	return b
 }
 
 func (r Request) size() int { return len(r.Method) + len(r.Target) + len(r.Route) }
