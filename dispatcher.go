@@ -4,11 +4,9 @@
 // exact bound, a choice of what happens beyond it, one outcome for every accepted
 // job, cancellation, resizing, and a shutdown that loses nothing in silence.
 //
-// A [Dispatcher] runs functions. [Jobs] runs HTTP requests on a Dispatcher: it wraps
-// a handler so that requests wait for a worker, or become jobs that a client can
-// follow. A program creates both with [New] and [NewJobs], mounts the wrapped
-// handlers and the Jobs itself, and ends with [Dispatcher.Shutdown]; see the package
-// example.
+// A [Dispatcher], made by [New], runs functions. [Jobs], made by [NewJobs], runs HTTP
+// requests on it: it wraps a handler so that requests wait for a worker, or become
+// jobs that a client can follow. See the package example.
 //
 // # Concurrency properties
 //
@@ -29,10 +27,10 @@
 //
 // # Shutdown
 //
-// Shut the dispatcher down first, while the HTTP server still listens, and then
-// call [net/http.Server.Shutdown]. In that order clients can still follow their jobs
-// and fetch responses while the queue drains. In the other order http.Server.Shutdown
-// would wait for requests that wait for the queue.
+// Call [Dispatcher.Shutdown] first, while the HTTP server still listens, and
+// [net/http.Server.Shutdown] after it. Clients can then follow their jobs and fetch
+// responses while the queue drains. In the other order the server would wait for
+// requests that wait for the queue.
 package holdfast
 
 import (
@@ -42,6 +40,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"holdfast/internal/lazy"
 )
 
 // Bounds of a Config.
@@ -83,6 +83,8 @@ type Config struct {
 // resizing and shutdown. The critical sections are short and call no code of
 // others. The numbers in stats are those by which it decides, so a snapshot is exact.
 type Dispatcher struct {
+	Submitter // under the dispatcher's policy
+
 	// Written once in New, only read afterwards.
 	jobTimeout time.Duration
 	log        *slog.Logger
@@ -93,8 +95,9 @@ type Dispatcher struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	over    chan struct{}  // closed by Shutdown when it was cut off or all workers are gone
-	running sync.WaitGroup // the goroutines of workers
+	running  sync.WaitGroup // the goroutines of workers
+	over     chan struct{}  // closed by finished; Shutdown receives
+	finished func()         // called when all workers are gone or a shutdown was cut off
 
 	_  [64]byte   // so that reading the fields above does not wait for a cache line that each job writes
 	mu sync.Mutex // protects the following fields; see lock
@@ -117,8 +120,6 @@ type Dispatcher struct {
 	stopped bool      // a shutdown was cut off: what runs is canceled
 	report  Report    // of the shutdown
 	why     error     // that Shutdown returns
-
-	contexts map[*Job]struct{} // running jobs whose contexts were asked for
 }
 
 // An entry is what waits in the JobQueue: a function that nobody follows, or a job
@@ -158,15 +159,27 @@ func New(cfg Config) (*Dispatcher, error) {
 		over:       make(chan struct{}),
 		queue:      make(chan entry, cfg.Queue+cfg.Queue/4+1),
 		stats:      Stats{Queue: cfg.Queue, Overflow: cfg.Overflow},
-		contexts:   make(map[*Job]struct{}),
 	}
+	d.Submitter = Submitter{d, byDefault}
+	d.finished = sync.OnceFunc(func() { close(d.over) })
 	if d.log == nil {
 		d.log = slog.Default()
 	}
-	d.ctx, d.cancel = context.WithCancelCause(context.WithValue(context.Background(), ownerKey{}, d))
+	d.ctx, d.cancel = context.WithCancelCause(context.WithValue(context.Background(), lazy.OwnerKey{}, d))
 	d.resizeLocked(cfg.Workers)
 	return d, nil
 }
+
+// A Submitter submits jobs to a Dispatcher. That which a Dispatcher contains does so
+// under the dispatcher's policy, others are made by [Dispatcher.With].
+type Submitter struct {
+	d        *Dispatcher
+	overflow Overflow
+}
+
+// With returns a Submitter that submits to d under policy o. It costs nothing. An
+// unknown policy makes every submit return an error.
+func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, o} }
 
 // Go submits fn and returns once it is accepted, nil, or is not: [ErrQueueFull],
 // [ErrClosed], [ErrNested] or, if ctx ended first, ctx.Err(). Only under [Block]
@@ -174,16 +187,34 @@ func New(cfg Config) (*Dispatcher, error) {
 //
 // The context that fn gets has the values of ctx, not its cancellation, and is
 // canceled when Shutdown cuts the job off. The error that fn returns is counted and
-// otherwise lost; [Dispatcher.Submit] keeps it. With context.Background() and no
-// JobTimeout a call allocates nothing, and such jobs share one context.
-func (d *Dispatcher) Go(ctx context.Context, fn func(context.Context) error) error {
-	return Submitter{d, byDefault}.Go(ctx, fn)
+// otherwise lost; Submit keeps it. With context.Background() and no JobTimeout a call
+// allocates nothing, and such jobs share one context.
+func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error {
+	if fn != nil && s.d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
+		return s.submit(ctx, entry{fn: fn})
+	}
+	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, fn)})
 }
 
-// Submit is like [Dispatcher.Go], and returns a handle by which the job can be
-// followed and canceled. The handle is nil if there is an error.
-func (d *Dispatcher) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	return Submitter{d, byDefault}.Submit(ctx, fn)
+// Submit is like Go, and returns a handle by which the job can be followed and
+// canceled. The handle is nil if there is an error.
+func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
+	j := s.d.newJob(ctx, false, fn)
+	j.done = make(chan struct{})
+	if err := s.submit(ctx, entry{job: j}); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+// TryGo is Go under [Reject], whatever the policy: it never waits.
+func (s Submitter) TryGo(ctx context.Context, fn func(context.Context) error) error {
+	return s.d.With(Reject).Go(ctx, fn)
+}
+
+// TrySubmit is Submit under [Reject], whatever the policy: it never waits.
+func (s Submitter) TrySubmit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
+	return s.d.With(Reject).Submit(ctx, fn)
 }
 
 // Do submits fn, waits for its end and returns its error, as [Job.Err] does. If
@@ -193,61 +224,8 @@ func (d *Dispatcher) Submit(ctx context.Context, fn func(context.Context) error)
 // of ctx too, so that a job is canceled with its caller.
 //
 // If ctx is that of a job of the same dispatcher, Do returns [ErrNested].
-func (d *Dispatcher) Do(ctx context.Context, fn func(context.Context) error) error {
-	return Submitter{d, byDefault}.Do(ctx, fn)
-}
-
-// TryGo is [Dispatcher.Go] under [Reject]: it never waits.
-func (d *Dispatcher) TryGo(ctx context.Context, fn func(context.Context) error) error {
-	return d.With(Reject).Go(ctx, fn)
-}
-
-// TrySubmit is [Dispatcher.Submit] under [Reject]: it never waits.
-func (d *Dispatcher) TrySubmit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	return d.With(Reject).Submit(ctx, fn)
-}
-
-// With returns a Submitter that submits to d under policy o, whatever the policy of
-// d is. Under an unknown policy every submit returns an error.
-func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, o} }
-
-// A Submitter submits to a Dispatcher under an overflow policy of its own. It is
-// made by [Dispatcher.With], costs nothing, and may be used by any number of
-// goroutines at once.
-type Submitter struct {
-	d        *Dispatcher
-	overflow Overflow
-}
-
-// Go is [Dispatcher.Go] under the Submitter's policy.
-func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error {
-	if fn == nil {
-		panic("holdfast: nil function")
-	}
-	if s.d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
-		return s.d.submit(ctx, entry{fn: fn}, s.overflow)
-	}
-	return s.d.submit(ctx, entry{job: newJob(s.d, ctx, fn)}, s.overflow)
-}
-
-// Submit is [Dispatcher.Submit] under the Submitter's policy.
-func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	if fn == nil {
-		panic("holdfast: nil function")
-	}
-	j := newJob(s.d, ctx, fn)
-	if err := s.d.submit(ctx, entry{job: j}, s.overflow); err != nil {
-		return nil, err
-	}
-	return j, nil
-}
-
-// Do is [Dispatcher.Do] under the Submitter's policy.
 func (s Submitter) Do(ctx context.Context, fn func(context.Context) error) error {
-	if fn == nil {
-		panic("holdfast: nil function")
-	}
-	return s.do(ctx, &Job{d: s.d, parent: ctx, attached: true, fn: fn, timeout: s.d.jobTimeout})
+	return s.do(ctx, s.d.newJob(ctx, true, fn))
 }
 
 // do submits j, which is attached to ctx, and waits for its end.
@@ -258,28 +236,30 @@ func (s Submitter) do(ctx context.Context, j *Job) error {
 		s.d.mu.Unlock()
 		return ErrNested
 	}
-	if err := s.d.submit(ctx, entry{job: j}, s.overflow); err != nil {
+	j.done = make(chan struct{})
+	if err := s.submit(ctx, entry{job: j}); err != nil {
 		return err
 	}
-	done := j.Done()
 	select {
-	case <-done:
+	case <-j.done:
 	case <-ctx.Done():
 		j.cancelWith(ctx.Err(), context.Cause(ctx))
-		<-done
+		<-j.done
 	}
-	return j.Err()
+	return j.err
 }
 
 // submit accepts e, or says why not. It blocks only under Block, until a place is
 // free, ctx ends or the dispatcher is closed.
-func (d *Dispatcher) submit(ctx context.Context, e entry, policy Overflow) error {
+func (s Submitter) submit(ctx context.Context, e entry) error {
+	d, policy := s.d, s.overflow
+	if policy != byDefault && !policy.known() {
+		return fmt.Errorf("holdfast: %v is not an overflow policy", policy)
+	}
 	gone := ctx.Err()
 	nested := policy != Reject && d.owns(ctx)
 	now := d.now()
 
-	var room [1]wakeup
-	due := room[:0]
 	var dropped *Job
 	var waiting *submitter
 	err := gone
@@ -290,15 +270,14 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, policy Overflow) error
 	case d.closed:
 		d.stats.RefusedClosed++
 		err = ErrClosed
-	case d.freeLocked() > 0 && (policy.known() || policy == byDefault):
+	case d.freeLocked() > 0:
 		d.acceptLocked(e, now)
-		due = d.dispatchLocked(due, now)
+		d.dispatchLocked(now)
 	default:
 		dropped, waiting, err = d.overflowLocked(e, policy, nested, now)
 	}
 	d.mu.Unlock()
 
-	wake(due)
 	if dropped != nil {
 		dropped.notify()
 	}
@@ -308,14 +287,17 @@ func (d *Dispatcher) submit(ctx context.Context, e entry, policy Overflow) error
 	return err
 }
 
-// lock locks d.mu. It tries a bounded number of times before it waits, since the
-// sections are a fraction of a microsecond and a goroutine that parks costs several.
-// sync.Mutex does so by itself only while its processor has nothing else to run,
-// and here it always has: the workers.
+// lock locks d.mu. It tries some times before it parks the goroutine, which costs more
+// than several of these sections take. sync.Mutex does so by itself only while its
+// processor has nothing else to run, and here it always has: the workers. Between the
+// tries it looks away for about as long as a section takes, so that the processor of
+// the holder keeps what it works on in its cache.
 func (d *Dispatcher) lock() {
-	for range 300 {
+	for range 20 {
 		if d.mu.TryLock() {
 			return
+		}
+		for range 1000 {
 		}
 	}
 	d.mu.Lock()
@@ -350,10 +332,9 @@ func (d *Dispatcher) acceptLocked(e entry, now int64) {
 	d.stats.Queued++
 }
 
-// dispatchLocked decides what a change has made possible, and appends it to due. It
-// follows every change: a job was accepted or has ended, or the number of workers is
-// another. The caller does what is due when it has unlocked d.mu.
-func (d *Dispatcher) dispatchLocked(due []wakeup, now int64) []wakeup {
+// dispatchLocked does what a change has made possible. It follows every change: a job
+// was accepted or has ended, or the number of workers is another.
+func (d *Dispatcher) dispatchLocked(now int64) {
 	if d.closed && d.stats.Queued == 0 {
 		d.stats.Workers = 0 // no job will come any more
 	}
@@ -361,12 +342,11 @@ func (d *Dispatcher) dispatchLocked(due []wakeup, now int64) []wakeup {
 		close(<-d.pool)
 		d.workers--
 	}
-	due = d.handOverLocked(due, now)
+	d.handOverLocked(now)
 	for d.stats.Blocked > 0 && d.freeLocked() > 0 {
-		due = append(due, wakeup{submitter: d.admitLocked(now)})
-		due = d.handOverLocked(due, now)
+		d.admitLocked(now)
+		d.handOverLocked(now)
 	}
-	return due
 }
 
 // handOverLocked takes an idle worker first and a job second. The other way round a
@@ -377,30 +357,10 @@ func (d *Dispatcher) dispatchLocked(due []wakeup, now int64) []wakeup {
 // runtime decides who gets the next job, and a worker can be told to end only by a
 // message that waits in the queue behind all jobs. Here a worker that becomes idle
 // is given a job, waits, or is dismissed, in one decision.
-func (d *Dispatcher) handOverLocked(due []wakeup, now int64) []wakeup {
+func (d *Dispatcher) handOverLocked(now int64) {
 	for d.stats.Queued > 0 && len(d.pool) > 0 {
 		idle := <-d.pool
-		due = append(due, wakeup{worker: idle, job: d.nextLocked(now)})
-	}
-	return due
-}
-
-// A wakeup is a decision that wakes a goroutine: a worker for its job, or a submitter
-// that was accepted. To wake one takes longer than to decide, so it is done without
-// the lock.
-type wakeup struct {
-	worker    chan entry
-	job       entry
-	submitter *submitter
-}
-
-func wake(due []wakeup) {
-	for _, w := range due {
-		if w.worker != nil {
-			w.worker <- w.job
-		} else {
-			w.submitter.result <- nil
-		}
+		idle <- d.nextLocked(now)
 	}
 }
 
@@ -413,25 +373,17 @@ func (d *Dispatcher) firstLocked() *entry {
 	return &d.first
 }
 
-// takeLocked removes the job that has waited longest from the queue. One must be
-// queued.
+// takeLocked removes the job that has waited longest from the queue.
 func (d *Dispatcher) takeLocked() entry {
-	if !d.first.blank() {
-		e := d.first
-		d.first = entry{}
-		return e
-	}
-	for {
-		if e := <-d.queue; !e.blank() {
-			return e
-		}
-	}
+	e := *d.firstLocked()
+	d.first = entry{}
+	d.stats.Queued--
+	return e
 }
 
-// nextLocked takes the job that has waited longest from the queue and starts it.
+// nextLocked takes the job that has waited longest and starts it.
 func (d *Dispatcher) nextLocked(now int64) entry {
 	e := d.takeLocked()
-	d.stats.Queued--
 	d.stats.Running++
 	if timing {
 		d.stats.Wait.Add(time.Duration(now - e.at))
@@ -443,11 +395,10 @@ func (d *Dispatcher) nextLocked(now int64) entry {
 	return e
 }
 
-// finish ends the job that w has in hand. If another is queued, it returns that, as
-// handOverLocked would decide: w is idle. Else it puts w into the pool.
-func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
+// finish ends the job that w has in hand. If another is queued, w gets that, as
+// handOverLocked would decide: it is idle. Else it goes into the pool.
+func (d *Dispatcher) finish(w *worker) {
 	now := d.now()
-	var room [1]wakeup
 	j, state := w.job.job, w.outcome.state
 	d.lock()
 	if timing {
@@ -461,18 +412,17 @@ func (d *Dispatcher) finish(w *worker) (next entry, ok bool) {
 	}
 	d.stats.Running--
 	*d.stats.ended(state)++
-	if ok = d.stats.Queued > 0 && d.workers <= d.stats.Workers; ok {
-		next = d.nextLocked(now)
+	w.job, w.busy, w.ran = entry{}, false, false
+	if d.stats.Queued > 0 && d.workers <= d.stats.Workers {
+		w.job, w.busy = d.nextLocked(now), true
 	} else {
 		d.pool <- w.jobs
 	}
-	due := d.dispatchLocked(room[:0], now)
+	d.dispatchLocked(now)
 	d.mu.Unlock()
-	wake(due)
 	if j != nil {
 		j.notify()
 	}
-	return next, ok
 }
 
 // Resize changes the number of workers to n, 0 to 1,000,000, and returns without
@@ -485,19 +435,16 @@ func (d *Dispatcher) Resize(n int) error {
 		return fmt.Errorf("holdfast: Resize(%d); want 0 to %d", n, maxWorkers)
 	}
 	d.lock()
+	defer d.mu.Unlock()
 	if d.closed {
-		d.mu.Unlock()
 		return ErrClosed
 	}
-	due := d.resizeLocked(n)
-	d.mu.Unlock()
-	wake(due)
+	d.resizeLocked(n)
 	return nil
 }
 
-// resizeLocked sets the number of workers and with it the number of places. The
-// caller does what is due.
-func (d *Dispatcher) resizeLocked(n int) (due []wakeup) {
+// resizeLocked sets the number of workers and with it the number of places.
+func (d *Dispatcher) resizeLocked(n int) {
 	d.stats.Workers = n
 	// A pool for all who may be in it, and no larger: it is made anew, so that its
 	// memory returns after a shrink.
@@ -512,5 +459,5 @@ func (d *Dispatcher) resizeLocked(n int) (due []wakeup) {
 		d.pool <- w.jobs
 		d.running.Go(w.work)
 	}
-	return d.dispatchLocked(nil, d.now())
+	d.dispatchLocked(d.now())
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -13,26 +14,65 @@ import (
 	"holdfast"
 )
 
+// The whole of a program: a dispatcher, the jobs on it, a server with a handler that
+// answers at once and with the resource by which clients follow their jobs, and a stop
+// in order.
 func Example() {
-	d, err := holdfast.New(holdfast.Config{Workers: 4, Queue: 100})
+	dispatcher, err := holdfast.New(holdfast.Config{
+		Workers:    4,                // run at once
+		Queue:      100,              // wait for a worker
+		Overflow:   holdfast.Reject,  // beyond that: 503 with Retry-After
+		JobTimeout: 10 * time.Second, // of each job
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
-	job, err := d.Submit(context.Background(), func(ctx context.Context) error {
-		time.Sleep(10 * time.Millisecond) // the work
-		return nil
-	}) // an error at once if 104 jobs are there already
+	jobs, err := holdfast.NewJobs(dispatcher, holdfast.JobsConfig{Path: "/jobs/"})
 	if err != nil {
 		log.Fatal(err)
 	}
-	err = job.Wait(context.Background())
-	fmt.Println(job.State(), err)
 
-	report, err := d.Shutdown(context.Background()) // runs what is queued to its end
-	fmt.Println(len(report.NeverStarted), err)
+	mux := http.NewServeMux()
+	mux.Handle("POST /shout", jobs.Async(shout)) // Queued, if clients wait for the response
+	mux.Handle("/jobs/", jobs)                   // what the Location of a 202 points to
+	server := &http.Server{Handler: mux}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	// A client.
+	url := "http://" + listener.Addr().String()
+	accepted, err := http.Post(url+"/shout", "text/plain", strings.NewReader("hold fast"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	accepted.Body.Close()
+	fmt.Println(accepted.Status)
+
+	// The stop, as on a signal. The dispatcher comes first: while it drains the queue,
+	// the listener is open, and clients can read how their jobs have ended.
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	report, err := dispatcher.Shutdown(ctx)
+	fmt.Println(report.Running, "cut off,", len(report.NeverStarted), "never started,", err)
+
+	response, err := http.Get(url + accepted.Header.Get("Location") + "/response")
+	if err != nil {
+		log.Fatal(err)
+	}
+	text, err := io.ReadAll(response.Body)
+	response.Body.Close()
+	fmt.Println(response.Status, string(text), err)
+
+	fmt.Println(server.Shutdown(ctx), <-served)
 	// Output:
-	// succeeded <nil>
-	// 0 <nil>
+	// 202 Accepted
+	// 0 cut off, 0 never started, <nil>
+	// 200 OK HOLD FAST <nil>
+	// <nil> http: Server closed
 }
 
 // shout is a handler as it may be found anywhere; it knows nothing of jobs.

@@ -3,9 +3,9 @@ package holdfast
 import (
 	"context"
 	"log/slog"
-	"runtime/debug"
 	"time"
 
+	"holdfast/internal/httpjob"
 	"holdfast/internal/store"
 )
 
@@ -24,25 +24,15 @@ func (id ID) LogValue() slog.Value { return slog.StringValue(id.Short()) }
 // [Jobs.Async] has accepted, or of a job that was submitted with such a context. For
 // any other it returns "".
 func JobID(ctx context.Context) ID {
-	if id, ok := ctx.Value(idKey{}).(store.ID); ok {
-		return ID(id.String())
-	}
-	return ""
+	id, _ := ctx.Value(httpjob.IDKey{}).(store.ID)
+	return idOf(id)
 }
 
-type idKey struct{}
-
-// An idContext is the context of a request that becomes a job.
-type idContext struct {
-	context.Context
-	id store.ID
-}
-
-func (c idContext) Value(key any) any {
-	if key == (idKey{}) {
-		return c.id
+func idOf(id store.ID) ID {
+	if id == (store.ID{}) {
+		return ""
 	}
-	return c.Context.Value(key)
+	return ID(id.String())
 }
 
 // A JobInfo says what is known of a job of [Jobs] at one moment.
@@ -57,25 +47,16 @@ type JobInfo struct {
 
 	// When the job was accepted, has started and has ended; zero if it has not.
 	Accepted, Started, Ended time.Time
+
+	Wait time.Duration // from Accepted to Started; 0 if it has not started
+	Run  time.Duration // from Started to Ended; 0 if it has not started and ended
 }
 
-// Wait returns how long the job waited for a worker, or 0 if it has not started.
-func (i JobInfo) Wait() time.Duration { return since(i.Accepted, i.Started) }
-
-// Run returns how long the job ran, or 0 if it has not started and ended.
-func (i JobInfo) Run() time.Duration { return since(i.Started, i.Ended) }
-
-func since(from, to time.Time) time.Duration {
-	if from.IsZero() || to.IsZero() {
-		return 0
-	}
-	return to.Sub(from)
-}
-
-func infoOf(id ID, v store.View) JobInfo {
+func infoOf(id store.ID, v store.View) JobInfo {
 	i := JobInfo{
-		ID: id, Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
-		State: string(v.State), Error: v.Detail, Accepted: v.Accepted, Started: v.Started, Ended: v.Ended,
+		ID: idOf(id), Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
+		State: string(v.State), Error: v.Detail,
+		Accepted: v.Accepted, Started: v.Started, Ended: v.Ended, Wait: v.Wait(), Run: v.Run(),
 	}
 	if v.State == store.Done {
 		i.Status = v.Response.Status()
@@ -86,32 +67,21 @@ func infoOf(id ID, v store.View) JobInfo {
 // Lookup returns what is known of the job with an id, and whether there is one that
 // has not been forgotten.
 func (j *Jobs) Lookup(id ID) (JobInfo, bool) {
-	record, ok := j.store.Lookup(string(id))
+	record, ok := j.requests.Store.Lookup(string(id))
 	if !ok {
 		return JobInfo{}, false
 	}
-	return infoOf(id, j.store.View(record)), true
+	return infoOf(record.ID, j.requests.Store.View(record)), true
 }
 
 // Cancel cancels the job with an id, as [Job.Cancel] does, and returns what is known
 // of it then, and whether there is one that has not been forgotten.
 func (j *Jobs) Cancel(id ID) (JobInfo, bool) {
-	record, ok := j.store.Lookup(string(id))
+	record, ok := j.requests.Store.Lookup(string(id))
 	if !ok {
 		return JobInfo{}, false
 	}
-	return infoOf(id, j.store.Cancel(record)), true
-}
-
-// callOnEnd calls OnEnd. What it calls is code of others and may panic, but must not
-// end the worker.
-func (j *Jobs) callOnEnd(i JobInfo) {
-	defer func() {
-		if v := recover(); v != nil {
-			j.d.logPanic("holdfast: JobsConfig.OnEnd panicked", &PanicError{Value: v, Stack: debug.Stack()})
-		}
-	}()
-	j.onEnd(i)
+	return infoOf(record.ID, j.requests.Store.Cancel(record)), true
 }
 
 // JobsStats says what [Jobs] keeps of jobs.
@@ -132,6 +102,6 @@ type JobsStats struct {
 
 // Stats returns a snapshot of what is kept. It does not block.
 func (j *Jobs) Stats() JobsStats {
-	s := j.store.Stats()
+	s := j.requests.Store.Stats()
 	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, s.Reach}
 }

@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
+
+	"holdfast/internal/lazy"
 )
 
 // State is where a job stands. A job is queued, then running, then in one of the six
@@ -43,7 +44,7 @@ var ErrNested = errors.New("holdfast: a job may not wait for its own dispatcher"
 
 var errGoexit = errors.New("holdfast: job called runtime.Goexit")
 
-// A PanicError is the error of a job that ended as Panicked.
+// A PanicError is the error of a job that ended as [StatePanicked].
 type PanicError struct {
 	Value any    // what the function panicked with
 	Stack []byte // the stack of the panic, as formatted by runtime/debug.Stack
@@ -63,55 +64,41 @@ func (e *PanicError) Unwrap() error {
 // of goroutines at once, also from within the job, and after its end.
 type Job struct {
 	// Written before the job is submitted, only read afterwards.
-	d        *Dispatcher
-	parent   context.Context // whose values the job sees
-	attached bool            // the submitter waits, so the job is canceled with parent
-	timeout  time.Duration   // that it may run; 0: no limit
-	onEnd    func()          // called once, after the end; may be nil
+	d       *Dispatcher
+	timeout time.Duration // that it may run; 0: no limit
+	onEnd   func()        // called once, after the end; may be nil
+	done    chan struct{} // closed at the end; nil if nobody has the handle
+	context lazy.Context  // that its function gets; the deadline is set at the start
 
 	// Protected by d.mu.
 	state    State
 	fn       func(context.Context) error
 	err      error
-	done     chan struct{} // made by the first Done, closed at the end
-	canceled error         // why the job was canceled while it ran: its error,
-	cause    error         // and the cause of its context
-	deadline int64         // on the dispatcher's clock; 0: none
-
-	context atomic.Pointer[liveContext] // set under d.mu; nil until it is asked for
+	canceled error // why it was canceled while it ran
 }
 
-// newJob returns a job that sees the values of ctx.
-func newJob(d *Dispatcher, ctx context.Context, fn func(context.Context) error) *Job {
-	return &Job{d: d, parent: valuesOf(ctx), fn: fn, timeout: d.jobTimeout}
-}
-
-// valuesOf returns a context with the values of ctx. If ctx is the context of a job,
-// that is the job's own parent. Through the job itself, a chain of jobs, each
-// submitted by the one before, would keep all its ancestors in memory.
-func valuesOf(ctx context.Context) context.Context {
-	if c, ok := ctx.(*jobContext); ok {
-		return c.parent
+// newJob returns a job that sees the values of ctx, and if it is attached, since its
+// submitter waits for it, the cancellation too.
+func (d *Dispatcher) newJob(ctx context.Context, attached bool, fn func(context.Context) error) *Job {
+	if fn == nil {
+		panic("holdfast: nil function")
 	}
-	return ctx
+	j := &Job{fn: fn, timeout: d.jobTimeout}
+	j.prepare(d, ctx, attached)
+	return j
 }
 
-var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+func (j *Job) prepare(d *Dispatcher, ctx context.Context, attached bool) {
+	if !attached {
+		ctx = lazy.Values(ctx)
+	}
+	j.d = d
+	j.context.Parent, j.context.Attached, j.context.Stop, j.context.Owner = ctx, attached, d.ctx, d
+}
 
 // Done returns a channel that is closed when the job has ended. Every accepted job
 // ends, and it ends once.
-func (j *Job) Done() <-chan struct{} {
-	j.d.lock()
-	defer j.d.mu.Unlock()
-	switch {
-	case j.done != nil:
-	case j.state.Ended():
-		j.done = closedChan
-	default:
-		j.done = make(chan struct{})
-	}
-	return j.done
-}
+func (j *Job) Done() <-chan struct{} { return j.done }
 
 // State returns the job's present state. It does not block.
 func (j *Job) State() State {
@@ -141,7 +128,7 @@ func (j *Job) Wait(ctx context.Context) error {
 		return ErrNested
 	}
 	select {
-	case <-j.Done():
+	case <-j.done:
 	case <-ctx.Done():
 		if !j.State().Ended() {
 			return ctx.Err()
@@ -160,25 +147,22 @@ func (j *Job) Cancel() { j.cancelWith(context.Canceled, context.Canceled) }
 func (j *Job) cancelWith(err, cause error) {
 	d := j.d
 	d.lock()
-	queued := j.state == StateQueued
-	var live *liveContext
-	var due []wakeup
+	was := j.state
 	switch {
-	case queued:
+	case was == StateQueued:
 		d.stats.Queued--
 		d.stats.Canceled++
 		j.endLocked(StateCanceled, err)
-		due = d.dispatchLocked(nil, d.now())
-	case j.state == StateRunning && j.canceled == nil:
-		j.canceled, j.cause, live = err, cause, j.context.Load()
+		d.dispatchLocked(d.now())
+	case was == StateRunning && j.canceled == nil:
+		j.canceled = err
 	}
 	d.mu.Unlock()
-	wake(due)
-	if live != nil {
-		live.cancel(cause)
-	}
-	if queued {
+	switch was {
+	case StateQueued:
 		j.notify()
+	case StateRunning:
+		j.context.Cancel(cause)
 	}
 }
 
@@ -186,7 +170,7 @@ func (j *Job) cancelWith(err, cause error) {
 func (j *Job) startLocked(now int64) func(context.Context) error {
 	j.state = StateRunning
 	if j.timeout > 0 {
-		j.deadline = now + int64(j.timeout)
+		j.context.Limit = j.d.epoch.Add(time.Duration(now)).Add(j.timeout)
 	}
 	return j.fn
 }
@@ -195,13 +179,13 @@ func (j *Job) startLocked(now int64) func(context.Context) error {
 // the job was canceled or late before that.
 func (j *Job) finishLocked(o outcome, now int64) State {
 	cause := j.canceled
-	switch {
+	switch limit := j.context.Limit; {
 	case cause != nil:
 	case j.d.stopped:
 		cause = errStopped
 	case o.gone != nil:
 		cause = o.gone
-	case j.deadline > 0 && now >= j.deadline:
+	case !limit.IsZero() && !j.d.epoch.Add(time.Duration(now)).Before(limit):
 		cause = context.DeadlineExceeded
 	}
 	if cause != nil && o.state != StatePanicked {
@@ -209,14 +193,13 @@ func (j *Job) finishLocked(o outcome, now int64) State {
 		if cause == context.DeadlineExceeded {
 			o.state = StateFailed
 		}
-		// Joined and not formatted or examined: an error's methods are foreign code.
+		// Joined and not formatted or examined: an error's methods are code of others.
 		if o.err == nil || o.err == context.Canceled || o.err == context.DeadlineExceeded {
 			o.err = cause
 		} else {
 			o.err = errors.Join(cause, o.err)
 		}
 	}
-	delete(j.d.contexts, j)
 	j.endLocked(o.state, o.err)
 	return o.state
 }
@@ -231,98 +214,16 @@ func (j *Job) endLocked(state State, err error) {
 // notify wakes those who wait for the job. They find it counted as ended, and its
 // place free.
 func (j *Job) notify() {
-	if j.done != nil { // it does not change after the end
+	if j.done != nil {
 		close(j.done)
 	}
-	if live := j.context.Load(); live != nil {
-		live.cancel(context.Canceled)
-	}
+	j.context.End()
 	if j.onEnd != nil {
 		j.onEnd()
 	}
 }
 
-// jobContext is the context that a job's function gets: the submitter's values
-// without its cancellation, canceled when the job is, and at its end. The job is its
-// own context, so that a submit costs one allocation. What a context needs beyond the
-// values is made on first use, since most jobs never ask. It is never used for
-// another job.
-type jobContext Job
-
-// A liveContext is what can end. A job has at most one.
-type liveContext struct {
-	context.Context
-	cancel context.CancelCauseFunc
-}
-
-func (c *jobContext) Deadline() (time.Time, bool) { return c.live().Deadline() }
-func (c *jobContext) Done() <-chan struct{}       { return c.live().Done() }
-func (c *jobContext) Err() error                  { return c.live().Err() }
-
-func (c *jobContext) Value(key any) any {
-	if key == (ownerKey{}) {
-		return c.d
-	}
-	if live := c.context.Load(); live != nil {
-		return live.Value(key) // also how package context finds the context to attach children to
-	}
-	if c.attached {
-		return c.parent.Value(key)
-	}
-	return context.WithoutCancel(c.parent).Value(key)
-}
-
-func (c *jobContext) live() *liveContext {
-	if live := c.context.Load(); live != nil {
-		return live
-	}
-	// Made without the lock: the parent's methods are foreign code.
-	parent := c.parent
-	if !c.attached {
-		parent = context.WithoutCancel(parent)
-	}
-	ctx, cancel := context.WithCancelCause(parent)
-	live := &liveContext{ctx, cancel}
-	if c.deadline > 0 {
-		late, stop := context.WithDeadline(ctx, c.d.at(c.deadline))
-		live = &liveContext{late, func(cause error) { cancel(cause); stop() }}
-	}
-	first, cause := c.share(live)
-	if first != live {
-		live.cancel(context.Canceled)
-	} else if cause != nil {
-		live.cancel(cause)
-	}
-	return first
-}
-
-// share makes live the job's context, unless another goroutine has been faster, and
-// returns the one that it is. cause is not nil if the job has been canceled or has
-// ended before.
-func (c *jobContext) share(live *liveContext) (first *liveContext, cause error) {
-	c.d.lock()
-	defer c.d.mu.Unlock()
-	if first = c.context.Load(); first != nil {
-		return first, nil
-	}
-	c.context.Store(live)
-	switch {
-	case c.state.Ended():
-		return live, context.Canceled
-	case c.cause != nil:
-		return live, c.cause
-	case c.d.stopped:
-		return live, errStopped
-	}
-	c.d.contexts[(*Job)(c)] = struct{}{}
-	return live, nil
-}
-
-// ownerKey is the key under which a job's context holds its dispatcher: the innermost
-// one, so a job of another dispatcher may wait for this one.
-type ownerKey struct{}
-
 // owns reports whether ctx is that of a job of d.
 func (d *Dispatcher) owns(ctx context.Context) bool {
-	return ctx != context.Background() && ctx.Value(ownerKey{}) == d
+	return ctx != context.Background() && ctx.Value(lazy.OwnerKey{}) == d
 }

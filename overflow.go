@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Overflow says what a submit does when every place is taken.
@@ -48,13 +49,12 @@ func (o Overflow) MarshalText() ([]byte, error) {
 // UnmarshalText sets the policy from its name. Any other text is an error and
 // changes nothing.
 func (o *Overflow) UnmarshalText(text []byte) error {
-	for i, name := range overflowNames {
-		if string(text) == name {
-			*o = Overflow(i)
-			return nil
-		}
+	i := slices.Index(overflowNames, string(text))
+	if i < 0 {
+		return fmt.Errorf("holdfast: overflow policy %q; want block, reject or drop-oldest", text)
 	}
-	return fmt.Errorf("holdfast: overflow policy %q; want block, reject or drop-oldest", text)
+	*o = Overflow(i)
+	return nil
 }
 
 // ErrQueueFull is returned by a submit under Reject when every place is taken, and
@@ -85,8 +85,6 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 		policy = d.stats.Overflow
 	}
 	switch {
-	case !policy.known():
-		return nil, nil, fmt.Errorf("holdfast: %v is not an overflow policy", policy)
 	case policy == DropOldest && d.stats.Queued > 0:
 		oldest, _ := d.discardLocked(StateDropped, ErrDropped)
 		d.acceptLocked(e, now)
@@ -107,9 +105,7 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 // discardLocked ends the job that has waited longest without running it. It returns
 // the job, nil if it has no handle, and its function.
 func (d *Dispatcher) discardLocked(state State, err error) (*Job, func(context.Context) error) {
-	e := *d.firstLocked()
-	d.first = entry{}
-	d.stats.Queued--
+	e := d.takeLocked()
 	*d.stats.ended(state)++
 	if e.job != nil {
 		e.fn = e.job.fn
@@ -134,33 +130,30 @@ func (d *Dispatcher) wait(ctx context.Context, s *submitter) error {
 		return err
 	case <-ctx.Done():
 	}
+	gone := ctx.Err()
 	d.lock()
-	left := s.place != nil
-	if left {
+	if s.place != nil {
 		d.stats.RefusedGone++
-		d.unblockLocked(s)
+		d.unblockLocked(s, gone)
 	}
 	d.mu.Unlock()
-	if left {
-		return ctx.Err()
-	}
-	// It was accepted or refused at the same moment. That stands: the job may be
+	// If it was accepted or refused at the same moment, that stands: the job may be
 	// running already.
 	return <-s.result
 }
 
-// unblockLocked takes s from the list of those who wait. The caller sends it a result.
-func (d *Dispatcher) unblockLocked(s *submitter) {
+// unblockLocked ends the wait of s with a result.
+func (d *Dispatcher) unblockLocked(s *submitter, result error) {
 	d.blocked.Remove(s.place)
 	d.stats.Blocked--
 	s.place = nil
+	s.result <- result
 }
 
 // admitLocked accepts the submitter that has waited longest. As dispatchLocked calls it
 // after every change that frees a place, no newcomer finds one while a submitter waits.
-func (d *Dispatcher) admitLocked(now int64) *submitter {
+func (d *Dispatcher) admitLocked(now int64) {
 	s := d.blocked.Front().Value.(*submitter)
-	d.unblockLocked(s)
 	d.acceptLocked(s.entry, now)
-	return s
+	d.unblockLocked(s, nil)
 }

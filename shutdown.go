@@ -64,10 +64,8 @@ func (d *Dispatcher) endAdmission() {
 	}
 	d.closed = true
 	for d.stats.Blocked > 0 {
-		s := d.blocked.Front().Value.(*submitter)
-		d.unblockLocked(s)
 		d.stats.RefusedClosed++
-		s.result <- ErrClosed
+		d.unblockLocked(d.blocked.Front().Value.(*submitter), ErrClosed)
 	}
 	d.report.Finished = d.stats.Queued + d.stats.Running
 	var abandoned []*Job
@@ -75,15 +73,15 @@ func (d *Dispatcher) endAdmission() {
 		abandoned = d.abandonLocked()
 		d.why = fmt.Errorf("holdfast: shutdown of a paused dispatcher, %d queued: %w", len(d.report.NeverStarted), ErrAbandoned)
 	}
-	d.dispatchLocked(nil, d.now()) // dismisses the idle; nothing else can be due
+	d.dispatchLocked(d.now())
 	d.mu.Unlock()
 
-	notifyAll(abandoned)
+	for _, j := range abandoned {
+		j.notify()
+	}
 	go func() {
 		d.running.Wait()
-		d.lock()
-		d.endLocked()
-		d.mu.Unlock()
+		d.finished()
 		d.cancel(ErrClosed)
 	}()
 }
@@ -104,21 +102,14 @@ func (d *Dispatcher) cutOff(err error) {
 	if n := len(d.report.NeverStarted); n > 0 {
 		d.why = fmt.Errorf("%w; %d queued: %w", d.why, n, ErrAbandoned)
 	}
-	contexts := make([]*liveContext, 0, len(d.contexts))
-	for j := range d.contexts {
-		contexts = append(contexts, j.context.Load())
-	}
-	d.dispatchLocked(nil, d.now())
+	d.dispatchLocked(d.now())
 	d.mu.Unlock()
 
 	d.cancel(errStopped)
-	for _, ctx := range contexts {
-		ctx.cancel(errStopped)
+	for _, j := range abandoned {
+		j.notify()
 	}
-	notifyAll(abandoned)
-	d.lock()
-	d.endLocked()
-	d.mu.Unlock()
+	d.finished()
 }
 
 // abandonLocked empties the queue. The caller notifies the jobs.
@@ -132,26 +123,4 @@ func (d *Dispatcher) abandonLocked() (abandoned []*Job) {
 		}
 	}
 	return abandoned
-}
-
-func notifyAll(jobs []*Job) {
-	for _, j := range jobs {
-		j.notify()
-	}
-}
-
-// endLocked lets every Shutdown return.
-func (d *Dispatcher) endLocked() {
-	if !d.overLocked() {
-		close(d.over)
-	}
-}
-
-func (d *Dispatcher) overLocked() bool {
-	select {
-	case <-d.over:
-		return true
-	default:
-		return false
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -397,25 +398,15 @@ func (s *simulation) stop() {
 
 // conserved checks what holds in every snapshot. s.mu must be held.
 func (s *simulation) conserved(st Stats) {
-	if sum := uint64(st.Queued+st.Running) + outcomes(st); st.Accepted != sum {
-		s.fail("accepted %d, sum %d: %s", st.Accepted, sum, summary(st))
+	if sum := uint64(st.Queued+st.Running) + ended(st); st.Accepted != sum {
+		s.fail("accepted %d, sum %d: %s", st.Accepted, sum, brief(st))
 	}
 	if st.Queued < 0 || st.Queued > s.places {
-		s.fail("queued beyond %d: %s", s.places, summary(st))
+		s.fail("queued beyond %d: %s", s.places, brief(st))
 	}
 	if st.Running < 0 || st.Running > s.allowed {
-		s.fail("running beyond %d: %s", s.allowed, summary(st))
+		s.fail("running beyond %d: %s", s.allowed, brief(st))
 	}
-}
-
-func outcomes(st Stats) uint64 {
-	return st.Succeeded + st.Failed + st.Panicked + st.Canceled + st.Dropped + st.Abandoned
-}
-
-// summary is a snapshot without the histograms, for messages.
-func summary(st Stats) string {
-	return fmt.Sprintf("workers %d, accepted %d, queued %d, running %d, blocked %d, canceled %d, dropped %d, abandoned %d",
-		st.Workers, st.Accepted, st.Queued, st.Running, st.Blocked, st.Canceled, st.Dropped, st.Abandoned)
 }
 
 // check holds the guarantees against the simulation's counts at a point of rest.
@@ -433,11 +424,11 @@ func (s *simulation) check(before Stats) Stats {
 	s.allowed = max(s.workers, min(s.allowed, s.running))
 
 	if !s.shutdown && st.Queued > 0 && st.Running < s.workers {
-		s.fail("G13: idle worker beside a queued job: %s", summary(st))
+		s.fail("G13: idle worker beside a queued job: %s", brief(st))
 	}
 	used := st.Queued + st.Running
 	if st.Blocked > 0 && used < s.workers+s.places {
-		s.fail("G13: blocked submitter beside a free place: %s", summary(st))
+		s.fail("G13: blocked submitter beside a free place: %s", brief(st))
 	}
 
 	// Who has been accepted, who waits. A call of Do that has not returned and
@@ -487,11 +478,11 @@ func (s *simulation) check(before Stats) Stats {
 	}
 	all := int(st.Accepted) + st.Blocked
 	if low := accepted + waiting; all < low || all > low+unclear {
-		s.fail("G6: %d accepted, %d wait, %d unclear: %s", accepted, waiting, unclear, summary(st))
+		s.fail("G6: %d accepted, %d wait, %d unclear: %s", accepted, waiting, unclear, brief(st))
 	}
 	untold := int(st.Dropped + st.Abandoned - known[StateDropped] - known[StateAbandoned])
 	if got := st.Queued + st.Blocked + untold; got != unstarted+waiting {
-		s.fail("G6: %d unstarted, %d wait, %d dropped or abandoned untold: %s", unstarted, waiting, untold, summary(st))
+		s.fail("G6: %d unstarted, %d wait, %d dropped or abandoned untold: %s", unstarted, waiting, untold, brief(st))
 	}
 	if int(st.Panicked) > s.panics {
 		s.fail("G6: %d panics, statistics say %d", s.panics, st.Panicked)
@@ -542,21 +533,21 @@ func (s *simulation) exact(before, st Stats) {
 	switch last.policy {
 	case Reject:
 		if refused != full {
-			s.fail("G1: job %d refused %v, but full is %v: %s", last.id, refused, full, summary(before))
+			s.fail("G1: job %d refused %v, but full is %v: %s", last.id, refused, full, brief(before))
 		}
 	case DropOldest:
 		dropped := int(st.Dropped - before.Dropped)
 		switch {
 		case dropped > 1 || dropped == 1 && !full:
-			s.fail("G4: one call dropped %d: %s", dropped, summary(before))
+			s.fail("G4: one call dropped %d: %s", dropped, brief(before))
 		case full && before.Queued > 0 && dropped != 1:
-			s.fail("G4: nothing dropped by %d: %s", last.id, summary(before))
+			s.fail("G4: nothing dropped by %d: %s", last.id, brief(before))
 		case full && before.Queued == 0 && !refused:
-			s.fail("G4: job %d not refused with nothing to drop: %s", last.id, summary(before))
+			s.fail("G4: job %d not refused with nothing to drop: %s", last.id, brief(before))
 		}
 	}
 	if before.Blocked > st.Blocked+1 {
-		s.fail("a submit let others in: %s", summary(before))
+		s.fail("a submit let others in: %s", brief(before))
 	}
 }
 
@@ -567,7 +558,7 @@ func (s *simulation) final() {
 	defer s.mu.Unlock()
 	s.conserved(st)
 	if st.Queued+st.Running+st.Blocked != 0 || st.OldestAge != 0 {
-		s.fail("left after the shutdown: %s", summary(st))
+		s.fail("left after the shutdown: %s", brief(st))
 	}
 	if s.report == nil {
 		s.fail("Shutdown has not returned")
@@ -609,4 +600,184 @@ func (s *simulation) final() {
 	if st.Wait.Count != started || st.Run.Count != started {
 		s.fail("G14: %d started, histograms have %d and %d", started, st.Wait.Count, st.Run.Count)
 	}
+}
+
+// TestStress lets everything meet everything in real time, under the race
+// detector: all kinds of submits and policies, cancels, panics, Goexits, contexts
+// that end, resizes and snapshots, and a shutdown in the middle of it.
+func TestStress(t *testing.T) {
+	for round := range 16 {
+		s := &stressed{most: 6, places: []int{0, 1, 5, 50}[round%4], runs: make(map[int]int)}
+		cfg := sized(2, s.places)
+		cfg.Overflow = Overflow(round % 3)
+		cfg.Logger = quiet
+		var err error
+		if s.d, err = New(cfg); err != nil {
+			t.Fatal(err)
+		}
+		ctx := bg
+		if round%2 == 1 {
+			ctx = expired
+		}
+		s.run(t, ctx)
+		if t.Failed() {
+			t.Fatalf("round %d", round)
+		}
+	}
+}
+
+type stressed struct {
+	d      *Dispatcher
+	most   int // workers at any time
+	places int
+
+	// The test's own counts.
+	meter                                          meter
+	calls, full, closed, nested, started, panicked atomic.Uint64
+
+	mu      sync.Mutex
+	runs    map[int]int // by job
+	handles []*Job
+}
+
+func (s *stressed) run(t *testing.T, ctx context.Context) {
+	var load, others sync.WaitGroup
+	stop := make(chan struct{})
+	for p := range 6 {
+		load.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(s.places), uint64(p)))
+			for i := 0; s.submit(rng, p<<24+i) != ErrClosed; i++ {
+			}
+		})
+	}
+	for range 2 {
+		others.Go(func() {
+			for !isClosed(s.d.over) && !t.Failed() {
+				st := s.d.Stats()
+				if st.Accepted != uint64(st.Queued+st.Running)+ended(st) || st.Queued < 0 || st.Queued > s.places || st.Running < 0 || st.Running > s.most {
+					t.Errorf("%s", brief(st))
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	others.Go(func() {
+		for rng := rand.New(rand.NewPCG(7, 7)); !isClosed(stop); {
+			if err := s.d.Resize(rng.IntN(s.most + 1)); err != nil {
+				t.Error(err)
+			}
+			for range rng.IntN(100) {
+				runtime.Gosched()
+			}
+		}
+		s.d.Resize(1)
+		report, err := s.d.Shutdown(ctx)
+		if ctx == bg && (err != nil || report.Running+len(report.NeverStarted) > 0) {
+			t.Errorf("%+v, %v", report, err)
+		}
+		if st := s.d.Stats(); uint64(len(report.NeverStarted)) != st.Abandoned {
+			t.Errorf("%d never started: %s", len(report.NeverStarted), brief(st))
+		}
+	})
+	eventually(t, "2,000 have run", func() bool { return s.started.Load() > 2000 || t.Failed() })
+	close(stop)
+	load.Wait()
+	others.Wait()
+	s.d.running.Wait() // for what a cut-off shutdown leaves running
+
+	st := s.d.Stats()
+	if st.Accepted != ended(st) || st.Queued+st.Running+st.Blocked != 0 || st.OldestAge != 0 {
+		t.Errorf("left: %s", brief(st))
+	}
+	if calls := st.Accepted + st.RefusedFull + st.RefusedClosed + st.RefusedNested + st.RefusedGone; calls != s.calls.Load() ||
+		st.RefusedFull != s.full.Load() || st.RefusedClosed != s.closed.Load() || st.RefusedNested != s.nested.Load() {
+		t.Errorf("%d calls, full %d, closed %d, nested %d: %s", s.calls.Load(), s.full.Load(), s.closed.Load(), s.nested.Load(), brief(st))
+	}
+	if n := s.started.Load(); st.Wait.Count != n || st.Run.Count != n || st.Panicked != s.panicked.Load() {
+		t.Errorf("%d started, %d panicked: %d waits, %d runs: %s", n, s.panicked.Load(), st.Wait.Count, st.Run.Count, brief(st))
+	}
+	if n := s.meter.most.Load(); n > int64(s.most) {
+		t.Errorf("%d ran at once", n)
+	}
+	for id, n := range s.runs {
+		if n != 1 {
+			t.Errorf("job %d ran %d times", id, n)
+		}
+	}
+	for _, j := range s.handles {
+		if !j.State().Ended() || !isClosed(j.Done()) || (j.Err() == nil) != (j.State() == StateSucceeded) {
+			t.Errorf("%v, %v, Done closed: %v", j.State(), j.Err(), isClosed(j.Done()))
+		}
+	}
+}
+
+// submit makes one call of a random kind.
+func (s *stressed) submit(rng *rand.Rand, id int) (err error) {
+	ctx, cancel := context.WithCancel(bg)
+	defer cancel()
+	if rng.IntN(4) == 0 {
+		ctx = context.WithValue(ctx, ctxKey("k"), id)
+	}
+	if rng.IntN(4) == 0 {
+		go cancel()
+	}
+	fn, policy := s.function(rng, id), Overflow(rng.IntN(3))
+	s.calls.Add(1)
+	switch rng.IntN(3) {
+	case 0:
+		err = s.d.With(policy).Go(ctx, fn)
+	case 1:
+		var j *Job
+		if j, err = s.d.With(policy).Submit(ctx, fn); err == nil {
+			s.mu.Lock()
+			s.handles = append(s.handles, j)
+			s.mu.Unlock()
+			switch rng.IntN(4) {
+			case 0:
+				j.Cancel()
+			case 1:
+				j.Wait(ctx)
+			}
+		}
+	case 2:
+		err = s.d.With(policy).Do(ctx, fn)
+	}
+	switch err {
+	case ErrQueueFull:
+		s.full.Add(1)
+		runtime.Gosched()
+	case ErrClosed:
+		s.closed.Add(1)
+	}
+	return err
+}
+
+// function returns a job that ends in a random way.
+func (s *stressed) function(rng *rand.Rand, id int) func(context.Context) error {
+	way := rng.IntN(10)
+	return s.meter.wrap(func(ctx context.Context) error {
+		s.started.Add(1)
+		s.mu.Lock()
+		s.runs[id]++
+		s.mu.Unlock()
+		switch way {
+		case 0:
+			s.panicked.Add(1)
+			panic("boom")
+		case 1:
+			runtime.Goexit()
+		case 2:
+			return errors.New("boom")
+		case 3:
+			s.calls.Add(1)
+			s.nested.Add(1)
+			if err := s.d.Do(ctx, nop); err != ErrNested {
+				return errors.New("not nested")
+			}
+		case 4:
+			runtime.Gosched()
+			return ctx.Err()
+		}
+		return nil
+	})
 }

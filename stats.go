@@ -83,6 +83,3 @@ func (d *Dispatcher) now() int64 {
 	}
 	return int64(time.Since(d.epoch))
 }
-
-// at returns the time that the dispatcher's clock calls now.
-func (d *Dispatcher) at(now int64) time.Time { return d.epoch.Add(time.Duration(now)) }

@@ -14,8 +14,9 @@ type worker struct {
 	// has room for that job, so the dispatcher never waits for the worker.
 	jobs chan entry
 
-	busy    bool // a job is in hand, and its outcome so far is:
+	busy    bool // a job is in hand
 	job     entry
+	ran     bool // its function was called, with this outcome so far
 	outcome outcome
 }
 
@@ -26,26 +27,28 @@ type outcome struct {
 	gone  error // why the caller that the job is attached to has gone; nil if it has not
 }
 
-// work runs jobs until the dispatcher dismisses the worker. A job that calls
-// runtime.Goexit takes the goroutine with it; the worker goes on in a new one, which
-// begins by ending that job.
+// work runs jobs until the dispatcher dismisses the worker. A function that calls
+// runtime.Goexit takes the goroutine with it; the worker goes on in a new one, from
+// where it was.
 func (w *worker) work() {
+	dismissed := false
 	defer func() {
-		if w.busy {
+		if !dismissed {
 			w.d.running.Go(w.work)
 		}
 	}()
 	for w.next() {
 		w.run()
 	}
+	dismissed = true
 }
 
-// next ends the job in hand, if there is one, and begins another: at once if one is
+// next ends the job in hand, if it has run, and begins another: at once if one is
 // queued, since a worker that has finished is idle, else when the dispatcher sends
 // one. It returns false if the worker is dismissed.
 func (w *worker) next() bool {
-	if w.busy {
-		w.job, w.busy = w.d.finish(w)
+	if w.ran {
+		w.d.finish(w)
 	}
 	if !w.busy {
 		w.job, w.busy = <-w.jobs
@@ -56,33 +59,32 @@ func (w *worker) next() bool {
 // run calls the function of the job in hand. All that it calls is code of others, and
 // may panic. Until the function returns, the outcome is that of one that never does.
 func (w *worker) run() {
-	w.outcome = outcome{state: StateFailed, err: errGoexit}
+	w.ran, w.outcome = true, outcome{state: StateFailed, err: errGoexit}
 	defer func() {
 		if v := recover(); v != nil {
 			err := &PanicError{Value: v, Stack: debug.Stack()}
 			w.outcome = outcome{state: StatePanicked, err: err}
-			w.d.logPanic("holdfast: job panicked", err)
+			w.d.logPanic("job", err)
 		}
 	}()
 	ctx := w.d.ctx
 	if w.job.job != nil {
-		ctx = (*jobContext)(w.job.job)
+		ctx = &w.job.job.context
 	}
 	err := w.job.fn(ctx)
 	if w.outcome = (outcome{state: StateSucceeded, err: err}); err != nil {
 		w.outcome.state = StateFailed
 	}
-	if j := w.job.job; j != nil && j.attached {
-		w.outcome.gone = j.parent.Err()
+	if j := w.job.job; j != nil && j.context.Attached {
+		w.outcome.gone = j.context.Parent.Err()
 	}
 }
 
-// logPanic logs a panic with its stack. http.ErrAbortHandler is no fault: it ends a
-// request. The logger's handler is code of others too.
-func (d *Dispatcher) logPanic(message string, err *PanicError) {
-	if err.Value == http.ErrAbortHandler {
-		return
+// logPanic logs a panic. http.ErrAbortHandler is no fault: it ends a request. The
+// logger's handler and the value's methods are code of others too, and may panic.
+func (d *Dispatcher) logPanic(what string, err *PanicError) {
+	if err.Value != http.ErrAbortHandler {
+		defer func() { recover() }()
+		d.log.Error("holdfast: "+what+" panicked", "panic", err.Value, "stack", string(err.Stack))
 	}
-	defer func() { recover() }()
-	d.log.Error(message, "panic", err.Value, "stack", string(err.Stack))
 }

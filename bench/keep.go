@@ -28,12 +28,12 @@ type keeper interface {
 // answer is the response of each job, the one of /aaa.
 var answer = func() exchange.Response {
 	var x exchange.Exchange
-	x.Capture(context.Background(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	x.Capture(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Content-Length", "17")
 		io.WriteString(w, "{\"sleep_time\":1}\n")
 	}), httptest.NewRequest("POST", "/aaa", nil), nil, 1<<20)
-	must(x.Serve())
+	must(x.Serve(context.Background()))
 	return x.Response()
 }()
 

@@ -49,11 +49,11 @@ func TestCapture(t *testing.T) {
 		})
 		ctx := context.WithValue(t.Context(), captureKey{}, "value")
 		var x Exchange
-		x.Capture(ctx, h, original, []byte(body), ample)
+		x.Capture(h, original, []byte(body), ample)
 		if seen != nil {
 			t.Fatal("Capture called the handler")
 		}
-		if err := x.Serve(); err != nil {
+		if err := x.Serve(ctx); err != nil {
 			t.Fatal(err)
 		}
 		x.Release()
@@ -118,7 +118,7 @@ func TestCaptureSharesNothing(t *testing.T) {
 			r.Form, r.Host = nil, ""
 		})
 		var x Exchange
-		x.Capture(t.Context(), h, original, []byte("body"), ample)
+		x.Capture(h, original, []byte("body"), ample)
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			<-begin
@@ -128,7 +128,7 @@ func TestCaptureSharesNothing(t *testing.T) {
 			original.URL.Path, original.URL.RawQuery = "/changed", ""
 			original.Host, original.Method, original.Pattern, original.Form, original.Body = "changed", "PUT", "", nil, nil
 		})
-		wg.Go(func() { x.Serve() })
+		wg.Go(func() { x.Serve(t.Context()) })
 		close(begin)
 		wg.Wait()
 		if original.Header.Get("X-A") != "changed" || original.Header.Get("X-Handler") != "" || original.URL.Path != "/changed" {
@@ -175,8 +175,8 @@ func TestCaptureBody(t *testing.T) {
 	for range 2 {
 		r := httptest.NewRequest("POST", "/", nil)
 		var x Exchange
-		x.Capture(t.Context(), h, r, body, ample)
-		x.Serve()
+		x.Capture(h, r, body, ample)
+		x.Serve(t.Context())
 		x.Release()
 	}
 	if !slices.Equal(all, []string{"shared by two", "shared by two"}) || !bytes.Equal(body, []byte("shared by two")) {

@@ -25,16 +25,17 @@ type Exchange struct {
 }
 
 // Capture copies a request for h. The copy shares nothing that a handler of the
-// original could change; its context is ctx and its body is body. The response may
-// have at most limit bytes.
-func (x *Exchange) Capture(ctx context.Context, h http.Handler, r *http.Request, body []byte, limit int64) {
-	x.handler, x.request, x.limit = h, r.Clone(ctx), limit
+// original could change, and its body is body. The response may have at most limit
+// bytes.
+func (x *Exchange) Capture(h http.Handler, r *http.Request, body []byte, limit int64) {
+	x.handler, x.request, x.limit = h, r.Clone(context.Background()), limit
 	x.request.Body = problem.NewBody(body)
 }
 
-// Serve calls the handler. Call it only once. It does not recover from panics of
-// the handler. An error says why there is no response.
-func (x *Exchange) Serve() error {
+// Serve calls the handler, with ctx as the request's context. Call it only once. It
+// does not recover from panics of the handler. An error says why there is no response.
+func (x *Exchange) Serve(ctx context.Context) error {
+	x.request = x.request.WithContext(ctx)
 	// The server does this only for its own request.
 	defer func() {
 		if form := x.request.MultipartForm; form != nil {

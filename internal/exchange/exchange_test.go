@@ -49,8 +49,8 @@ func recorded(h http.Handler) http.Handler {
 			return
 		}
 		var x Exchange
-		x.Capture(r.Context(), h, r, body, ample)
-		if err := x.Serve(); err != nil {
+		x.Capture(h, r, body, ample)
+		if err := x.Serve(r.Context()); err != nil {
 			w.Header().Set("Not-Recorded", err.Error())
 			w.WriteHeader(599)
 			return
@@ -751,10 +751,10 @@ func TestMultipartFiles(t *testing.T) {
 		r := httptest.NewRequest("POST", target, nil)
 		r.Header.Set("Content-Type", m.FormDataContentType())
 		var x Exchange
-		x.Capture(t.Context(), h, r, form.Bytes(), ample)
+		x.Capture(h, r, form.Bytes(), ample)
 		func() {
 			defer func() { recover() }()
-			x.Serve()
+			x.Serve(t.Context())
 		}()
 		x.Release()
 		if n := files(); n != 0 {
@@ -780,14 +780,14 @@ func TestReverseProxyGivesUp(t *testing.T) {
 		r := httptest.NewRequest("GET", "/", nil)
 		ctx := context.WithValue(t.Context(), http.ServerContextKey, new(http.Server)) // without it a proxy only logs
 		var x Exchange
-		x.Capture(ctx, proxy, r, nil, test.limit)
+		x.Capture(proxy, r, nil, test.limit)
 		func() {
 			defer func() {
 				if v := recover(); v != http.ErrAbortHandler {
 					t.Errorf("panics with %v", v)
 				}
 			}()
-			x.Serve()
+			x.Serve(ctx)
 		}()
 		if code, detail := x.Failure(http.ErrAbortHandler); code != 500 || detail != test.detail {
 			t.Errorf("%d %q, want 500 %q", code, detail, test.detail)
@@ -817,8 +817,8 @@ func TestOtherMethod(t *testing.T) {
 				var x Exchange
 				r := httptest.NewRequest(method, "/", nil)
 				r = r.WithContext(context.WithValue(r.Context(), notebookKey{}, new(notebook)))
-				x.Capture(r.Context(), test.handler, r, nil, ample)
-				if err := x.Serve(); err != nil {
+				x.Capture(test.handler, r, nil, ample)
+				if err := x.Serve(r.Context()); err != nil {
 					t.Fatal(err)
 				}
 				return x.Response()
@@ -868,8 +868,8 @@ func request(method string) *http.Request {
 func serve(h http.Handler, method string, limit int64) (*Exchange, error) {
 	x := new(Exchange)
 	r := request(method)
-	x.Capture(r.Context(), h, r, nil, limit)
-	return x, x.Serve()
+	x.Capture(h, r, nil, limit)
+	return x, x.Serve(r.Context())
 }
 
 func TestUnsupported(t *testing.T) {
@@ -1044,14 +1044,14 @@ func TestFailure(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			x := new(Exchange)
 			r := request("GET")
-			x.Capture(r.Context(), test.handler, r, nil, ample)
+			x.Capture(test.handler, r, nil, ample)
 			func() {
 				defer func() {
 					if v := recover(); (v != nil) != test.panicked {
 						t.Errorf("panics with %v", v)
 					}
 				}()
-				x.Serve()
+				x.Serve(r.Context())
 			}()
 			if status, detail := x.Failure(test.err); status != test.status || detail != test.detail {
 				t.Errorf("%d %q, want %d %q", status, detail, test.status, test.detail)

@@ -23,8 +23,8 @@ func TestCopyHeaderKeeps(t *testing.T) {
 		w.Header().Set("Access-Control-Expose-Headers", "X-Own")
 		w.Header().Set("X-Own", "1")
 	})
-	x.Capture(t.Context(), h, httptest.NewRequest("POST", "/", nil), nil, ample)
-	if err := x.Serve(); err != nil {
+	x.Capture(h, httptest.NewRequest("POST", "/", nil), nil, ample)
+	if err := x.Serve(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	into := http.Header{"Vary": {"Origin", "Prefer"}, "X-Own": {"0"}}
@@ -60,8 +60,8 @@ func TestCloseNotify(t *testing.T) {
 			}
 		})
 		var x Exchange
-		x.Capture(ctx, h, httptest.NewRequest("POST", "/", nil), nil, ample)
-		if err := x.Serve(); err != nil {
+		x.Capture(h, httptest.NewRequest("POST", "/", nil), nil, ample)
+		if err := x.Serve(ctx); err != nil {
 			t.Fatal(err)
 		}
 		x.Release()

@@ -95,8 +95,8 @@ func (f *fixture) in(t testing.TB, state string) *store.Job {
 
 func (f *fixture) done(t testing.TB, method string, h http.HandlerFunc) store.Outcome {
 	var x exchange.Exchange
-	x.Capture(context.Background(), h, httptest.NewRequest(method, "/", nil), nil, 1<<20)
-	if err := x.Serve(); err != nil {
+	x.Capture(h, httptest.NewRequest(method, "/", nil), nil, 1<<20)
+	if err := x.Serve(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	return store.Outcome{State: store.Done, Response: x.Response()}

@@ -253,17 +253,18 @@ func (s *Store) Withdraw(j *Job) {
 	}
 }
 
-// Start says that the job runs.
-func (s *Store) Start(j *Job) {
+// Start says that the job runs, and returns false if it has started or ended before.
+func (s *Store) Start(j *Job) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if j.outcome.State != Queued {
-		return
+		return false
 	}
 	now := s.now()
 	s.acceptLocked(j, now)
 	j.outcome.State, j.started = Running, now
 	s.changedLocked(j)
+	return true
 }
 
 // An Outcome is how a job has ended: as Done with the response, else with the
@@ -311,6 +312,19 @@ type View struct {
 	Request                  Request
 	Accepted, Started, Ended time.Time // zero: not yet, or never
 	Expires                  time.Time // when it is forgotten at the latest; zero before its end
+}
+
+// Wait returns how long the job has waited for its start, or 0 if it has not started.
+func (v View) Wait() time.Duration { return between(v.Accepted, v.Started) }
+
+// Run returns how long the job ran, or 0 if it has not started and ended.
+func (v View) Run() time.Duration { return between(v.Started, v.Ended) }
+
+func between(from, to time.Time) time.Duration {
+	if from.IsZero() || to.IsZero() {
+		return 0
+	}
+	return to.Sub(from)
 }
 
 // View returns what is known of the job.

@@ -30,8 +30,8 @@ func respond(t testing.TB, body string) exchange.Response {
 	t.Helper()
 	var x exchange.Exchange
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, body) })
-	x.Capture(context.Background(), h, httptest.NewRequest("POST", "/", nil), nil, 1<<40)
-	if err := x.Serve(); err != nil {
+	x.Capture(h, httptest.NewRequest("POST", "/", nil), nil, 1<<40)
+	if err := x.Serve(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	return x.Response()

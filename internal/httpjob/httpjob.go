@@ -1,0 +1,302 @@
+// Package httpjob runs HTTP requests as jobs: it captures a request, submits it to a
+// queue, keeps the response, and answers the client. It knows the queue by an
+// interface, since the dispatcher must know nothing of HTTP.
+package httpjob
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"holdfast/internal/exchange"
+	"holdfast/internal/header"
+	"holdfast/internal/lazy"
+	"holdfast/internal/problem"
+	"holdfast/internal/resource"
+	"holdfast/internal/store"
+)
+
+// A Queue runs functions on workers.
+type Queue interface {
+	// NewJob returns a job that is yet to be submitted. As a job, run gets a context
+	// with the values of ctx. ended is called once, when the job has ended.
+	NewJob(ctx context.Context, limit time.Duration, run func(context.Context) error, ended func(End, error)) Job
+
+	// Do submits run and returns when it has ended, or was refused.
+	Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (End, error)
+
+	// Refusal says to a client why its request has not run, and whether it makes sense
+	// to try again.
+	Refusal(error) (detail string, again bool)
+}
+
+// A Job is a function that is to run on a worker.
+type Job interface {
+	// Submit blocks until the job is accepted, or returns an error. ctx bounds the wait.
+	Submit(ctx context.Context) error
+
+	// Cancel cancels the job, and reports whether it has ended by that. It may come
+	// before Submit has returned.
+	Cancel() bool
+}
+
+// An End is how a job has ended.
+type End int
+
+const (
+	Refused   End = iota // it was not accepted
+	Succeeded            // run returned nil
+	Failed               // it did not, or not in time; the error says why
+	Aborted              // it panicked with http.ErrAbortHandler
+	Panicked             // it panicked otherwise
+	Canceled             // by its client
+	Stopped              // by a shutdown
+	Dropped              // for a newer job
+	Abandoned            // by a shutdown, before it began
+)
+
+// Limits are the bounds of a route.
+type Limits struct {
+	Body int64         // bytes of a request
+	Run  time.Duration // time that a job may run; 0: no limit
+}
+
+// Jobs turns requests into jobs.
+type Jobs struct {
+	Queue       Queue
+	Store       *store.Store
+	Resource    *resource.Handler
+	MaxResponse int64                      // bytes
+	OnEnd       func(store.ID, store.View) // called once for each job that has ended; may be nil
+	NotMounted  func()                     // called if no client can follow its job; see checkMount
+
+	mount sync.Once
+}
+
+// IDKey is the key of the job's id, a store.ID, among the values of its context.
+type IDKey struct{}
+
+// Sync returns a handler that calls h at once, unless the client prefers an
+// asynchronous response.
+func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
+	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+		stripped := p.Strip(r)
+		h.ServeHTTP(w, stripped)
+		if r.MultipartForm == nil { // whose files the server removes, if they are in its own request
+			r.MultipartForm = stripped.MultipartForm
+		}
+	})
+}
+
+// Queued returns a handler that lets a worker call h and answers with its response,
+// unless the client prefers an asynchronous one.
+func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
+	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+		// To the end: before that the server does not notice a client that leaves.
+		body, ok := problem.ReadBody(w, r, l.Body)
+		if !ok {
+			return
+		}
+		var x exchange.Exchange
+		defer x.Release()
+		accepted, started := time.Now(), time.Time{}
+		hurry := resource.Unhurried(w, r)
+		end, err := j.Queue.Do(r.Context(), l.Run, func(ctx context.Context) error {
+			started = time.Now()
+			x.Capture(h, p.Strip(r), body, j.MaxResponse)
+			return x.Serve(ctx)
+		})
+		hurry()
+		o := outcome(&x, end, err)
+		if j.OnEnd != nil && end != Refused {
+			j.OnEnd(store.ID{}, store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
+		}
+		switch {
+		case end == Succeeded:
+			x.Response().CopyHeader(w.Header())
+			x.Response().Write(w, r.Method)
+		case o.Detail == exchange.Aborted:
+			panic(http.ErrAbortHandler)
+		case o.State == store.Failed:
+			problem.Write(w, o.Status, o.Detail)
+		default:
+			j.refuse(w, err)
+		}
+	})
+}
+
+// Async returns a handler that accepts requests as jobs and answers with 202.
+func (j *Jobs) Async(h http.Handler, l Limits) http.Handler {
+	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, h, l, p) })
+}
+
+// preferring calls next with what the client prefers.
+func preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("Vary", "Prefer")
+		next(w, r, header.ParsePrefer(r.Header["Prefer"]))
+	})
+}
+
+func (j *Jobs) unlessAsync(h http.Handler, l Limits, next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
+	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+		if p.RespondAsync {
+			j.async(w, r, h, l, p)
+			return
+		}
+		next(w, r, p)
+	})
+}
+
+// async accepts a request as a job and answers it.
+func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l Limits, p header.Prefer) {
+	j.mount.Do(func() { j.checkMount(r) })
+	var received time.Time
+	if p.Wait > 0 {
+		received = time.Now()
+	}
+	// To the end: before that the server does not notice a client that leaves while the
+	// request waits for a place.
+	body, ok := problem.ReadBody(w, r, l.Body)
+	if !ok {
+		return
+	}
+	key, err := header.ParseKey(r.Header["Idempotency-Key"])
+	if err != nil {
+		problem.Write(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	hurry := resource.Unhurried(w, r)
+	record, err := j.accept(p.Strip(r), h, l, body, key)
+	hurry()
+	switch {
+	case errors.Is(err, store.ErrOtherRequest):
+		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
+		return
+	case err != nil:
+		j.refuse(w, err)
+		return
+	}
+	if p.Wait > 0 && j.Resource.Await(w, r, record, received.Add(p.Wait)) {
+		j.Resource.Result(w, r, record, resource.Applied(false, p.Wait))
+		return
+	}
+	j.Resource.Accepted(w, record, resource.Applied(p.RespondAsync, p.Wait))
+}
+
+// accept returns the record of the job that the request becomes, or has become before.
+// It blocks while there is no place, or while another request with the same key does.
+func (j *Jobs) accept(r *http.Request, h http.Handler, l Limits, body []byte, key string) (*store.Job, error) {
+	var claim *store.Claim
+	if key != "" {
+		record, first, err := j.Store.Claim(r.Context(), store.KeyOf(r, key), store.PrintOf(r, body))
+		if err != nil || record != nil {
+			return record, err
+		}
+		claim = first
+		defer j.Store.Release(claim)
+	}
+	x := &execution{jobs: j}
+	x.record = store.NewJob(store.NewID(), x, store.RequestOf(r))
+	x.exchange.Capture(h, r, body, j.MaxResponse)
+	x.job = j.Queue.NewJob(context.WithValue(lazy.Values(r.Context()), IDKey{}, x.record.ID), l.Run, x.run, x.ended)
+	// It is known before it is accepted, so no job can have ended before it is known.
+	j.Store.Add(x.record, claim)
+	defer j.Store.Withdraw(x.record) // unless it is accepted
+	if err := x.job.Submit(r.Context()); err != nil {
+		return nil, err
+	}
+	return x.record, j.Store.Accept(x.record)
+}
+
+// An execution is a request that is a job.
+type execution struct {
+	jobs     *Jobs
+	job      Job
+	record   *store.Job
+	exchange exchange.Exchange
+}
+
+// Cancel implements store.Work.
+func (x *execution) Cancel() bool { return x.job.Cancel() }
+
+var errEnded = errors.New("the request's job has ended, and its clients know that")
+
+// run is what the worker calls. A program may call it too, if a shutdown has returned
+// it as never started.
+func (x *execution) run(ctx context.Context) error {
+	if !x.jobs.Store.Start(x.record) {
+		return errEnded
+	}
+	return x.exchange.Serve(ctx)
+}
+
+// ended tells the store how the job has ended.
+func (x *execution) ended(end End, err error) {
+	x.jobs.Store.End(x.record, outcome(&x.exchange, end, err))
+	x.exchange.Release()
+	if x.jobs.OnEnd != nil {
+		x.jobs.OnEnd(x.record.ID, x.jobs.Store.View(x.record))
+	}
+}
+
+// outcome is what the end of a job means to clients.
+func outcome(x *exchange.Exchange, end End, err error) store.Outcome {
+	o := store.Outcome{State: store.Canceled, Status: http.StatusGone}
+	switch end {
+	case Succeeded:
+		return store.Outcome{State: store.Done, Response: x.Response()}
+	case Failed:
+		o.State = store.Failed
+		o.Status, o.Detail = x.Failure(err)
+	case Aborted:
+		o.State = store.Failed
+		o.Status, o.Detail = x.Failure(http.ErrAbortHandler)
+	case Panicked:
+		// What it panicked with is not examined: an error's methods are code of others.
+		return store.Outcome{State: store.Failed, Status: http.StatusInternalServerError, Detail: "the handler panicked"}
+	case Canceled:
+		o.Detail = "the job was canceled"
+	case Stopped:
+		o.Detail = "the job was canceled when the server shut down"
+	case Abandoned:
+		o.Detail = "the server shut down before the job had started"
+	case Dropped:
+		o.State, o.Detail = store.Dropped, "the job was dropped from a full queue for a newer one"
+	}
+	return o
+}
+
+// refuse answers a request that has come to nothing.
+func (j *Jobs) refuse(w http.ResponseWriter, err error) {
+	detail, again := j.Queue.Refusal(err)
+	if again {
+		w.Header().Set("Retry-After", strconv.Itoa(j.Resource.RetryAfter()))
+	}
+	problem.Write(w, http.StatusServiceUnavailable, detail)
+}
+
+// checkMount calls NotMounted if the server has no handler for the jobs: then each 202
+// would have a Location that is 404. It sees that where the server's handler is a
+// ServeMux without middleware around it.
+func (j *Jobs) checkMount(r *http.Request) {
+	s, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if !ok {
+		return
+	}
+	mux, ok := s.Handler.(*http.ServeMux)
+	if s.Handler == nil {
+		mux, ok = http.DefaultServeMux, true
+	}
+	if !ok {
+		return
+	}
+	probe := &http.Request{Method: http.MethodGet, Host: r.Host, URL: &url.URL{Path: j.Resource.Path + "id"}}
+	if _, pattern := mux.Handler(probe); pattern == "" {
+		j.NotMounted()
+	}
+}
