@@ -17,6 +17,7 @@ import (
 
 	"holdfast"
 	"holdfast/admin"
+	"holdfast/internal/gateway"
 	"holdfast/internal/server"
 	"holdfast/plan"
 )
@@ -57,7 +58,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
-	resize := routes(mux, s, d, jobs, config, log)
+	resize, release := routes(mux, s, d, jobs, config, log)
 	operator := admin.New(admin.Config{
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
@@ -82,6 +83,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer restore()
 	context.AfterFunc(ctx, restore) // a second signal ends the process at once
+	context.AfterFunc(ctx, release)
 	if private != nil {
 		watching, leave := context.WithCancel(context.Background())
 		defer leave()
@@ -90,23 +92,31 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	return s.Run(ctx, public, private, config.Drain)
 }
 
-// routes adds the public routes, and returns how to change the number of workers.
-func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error) {
+// routes adds the public routes, and returns how to change the number of workers and
+// what to do when the server begins to stop.
+func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error, release func()) {
 	sleep := server.Sleep(config.MaxBody)
 	if config.LogJobs {
 		sleep = server.Logged(log, sleep)
 	}
+	resize, release = d.Resize, func() {}
 	checked := func(h http.Handler) http.Handler { return s.Work(server.Checked(config.MaxBody, h)) }
+	if config.Upstream != nil {
+		g := gateway.New(gateway.Config{
+			Upstream: config.Upstream, Workers: config.Workers, MaxBody: config.MaxBody, MaxResponse: config.MaxResponse,
+			Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(),
+			Logger: log,
+		})
+		s.Below("/sync", s.Work(g.Route("/sync", jobs.Queued)))
+		s.Below("/async", s.Work(g.Route("/async", jobs.Async)))
+		resize, release = func(workers int) error { return g.Resize(d, workers) }, g.Release
+		direct := checked
+		checked = func(h http.Handler) http.Handler { return g.NotAgain(direct(h)) }
+	}
 	mux.Handle("POST /aaa", checked(jobs.Sync(sleep)))
 	mux.Handle("POST /bbb", checked(jobs.Async(sleep)))
 	mux.Handle("/jobs/", jobs)
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
-	if config.Upstream == nil {
-		return d.Resize
-	}
-	gateway := server.NewGateway(config.Upstream, config.Workers, config.MaxResponse, log)
-	s.Below("/sync", s.Work(jobs.Queued(gateway)))
-	s.Below("/async", s.Work(jobs.Async(gateway)))
-	return func(workers int) error { return gateway.Resize(d, workers) }
+	return resize, release
 }
