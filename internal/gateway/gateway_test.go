@@ -87,6 +87,9 @@ func (f *fixture) serve(c server.Config, gateway Config) {
 	if c.MaxResponse == 0 {
 		c.MaxResponse = 8 << 20
 	}
+	if c.Drain == 0 {
+		c.Drain = 5 * time.Second
+	}
 	c.MaxBody, c.RetainBytes, c.RetainJobs, c.Retain, c.MaxConns = 1<<20, 64<<20, 1000, time.Hour, 1000
 	log := slog.New(slog.NewTextHandler(&f.log, nil))
 	config := c.Dispatcher()
@@ -199,7 +202,7 @@ type received struct {
 
 func TestRequest(t *testing.T) {
 	got := make(chan received, 1)
-	g := through(t, server.Config{Workers: 2, Queue: 10, Drain: time.Second}, Config{}, func(w http.ResponseWriter, r *http.Request) {
+	g := through(t, server.Config{Workers: 2, Queue: 10}, Config{}, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		got <- received{r.Method, r.RequestURI, r.Host, string(body), r.Header, r.Trailer}
 	})
@@ -250,7 +253,7 @@ func TestRequest(t *testing.T) {
 }
 
 func TestResponse(t *testing.T) {
-	g := through(t, server.Config{Workers: 2, Queue: 10, Drain: time.Second}, Config{}, func(w http.ResponseWriter, r *http.Request) {
+	g := through(t, server.Config{Workers: 2, Queue: 10}, Config{}, func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h["X-Many"] = []string{"1", "2"}
 		h.Set("Set-Cookie", "a=b")
@@ -329,7 +332,7 @@ func TestResponse(t *testing.T) {
 
 func TestUpstreamFails(t *testing.T) {
 	const limit = 100_000
-	g := through(t, server.Config{Workers: 2, Queue: 10, MaxResponse: limit, Drain: time.Second}, Config{}, func(w http.ResponseWriter, r *http.Request) {
+	g := through(t, server.Config{Workers: 2, Queue: 10, MaxResponse: limit}, Config{}, func(w http.ResponseWriter, r *http.Request) {
 		hijack := func(text string) {
 			c, _, err := w.(http.Hijacker).Hijack()
 			if err == nil {
@@ -449,7 +452,7 @@ func TestGrows(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range 300 {
+	for range 100 {
 		for range workers {
 			d.Go(t.Context(), func(ctx context.Context) error {
 				p.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/", nil))
@@ -532,7 +535,7 @@ func TestTimeouts(t *testing.T) {
 // The job's time-out is a 504, before the header and in the middle of the body.
 func TestTooLate(t *testing.T) {
 	var left atomic.Int64
-	g := through(t, server.Config{Workers: 2, Queue: 10, JobTimeout: 100 * time.Millisecond, Drain: time.Second}, Config{Abandon: true}, func(w http.ResponseWriter, r *http.Request) {
+	g := through(t, server.Config{Workers: 2, Queue: 10, JobTimeout: 100 * time.Millisecond}, Config{Abandon: true}, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/body" {
 			io.WriteString(w, "a part")
 			w.(http.Flusher).Flush()
@@ -556,7 +559,7 @@ func TestTooLate(t *testing.T) {
 // What a client asks of its own connection is not for the upstream: it would refuse, or
 // take the worker's connection with it.
 func TestUpgrade(t *testing.T) {
-	g := through(t, server.Config{Workers: 1, Queue: 10, Drain: time.Second}, Config{}, func(w http.ResponseWriter, r *http.Request) {
+	g := through(t, server.Config{Workers: 1, Queue: 10}, Config{}, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") == "" {
 			io.WriteString(w, "plain")
 			return
@@ -591,7 +594,7 @@ func TestBound(t *testing.T) {
 	var now, most, total atomic.Int64
 	full := make(chan struct{})
 	reached := sync.OnceFunc(func() { close(full) })
-	g := through(t, server.Config{Workers: workers, Queue: 20, Drain: time.Second}, Config{}, func(w http.ResponseWriter, r *http.Request) {
+	g := through(t, server.Config{Workers: workers, Queue: 20}, Config{}, func(w http.ResponseWriter, r *http.Request) {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
@@ -630,7 +633,7 @@ func TestBoundAtTheUpstream(t *testing.T) {
 	const workers = 3
 	for _, connection := range []string{"keep-alive", "close"} {
 		var now, most atomic.Int64
-		g := through(t, server.Config{Workers: workers, Queue: 100, Drain: time.Second}, Config{}, func(w http.ResponseWriter, r *http.Request) {
+		g := through(t, server.Config{Workers: workers, Queue: 100}, Config{}, func(w http.ResponseWriter, r *http.Request) {
 			n := now.Add(1)
 			defer now.Add(-1)
 			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
@@ -658,7 +661,7 @@ func TestBoundAtTheUpstream(t *testing.T) {
 
 // One after the other they need one connection.
 func TestKeepsConnections(t *testing.T) {
-	g := through(t, server.Config{Workers: 1, Queue: 10, Drain: time.Second}, Config{}, func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
+	g := through(t, server.Config{Workers: 1, Queue: 10}, Config{}, func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
 	for i := range 40 {
 		g.do(g.request("POST", modes[i%2]+"/x", bytes.NewReader(make([]byte, i*1000))))
 		time.Sleep(time.Millisecond)
@@ -674,7 +677,7 @@ func TestClientLeaves(t *testing.T) {
 	seen := make(chan string, 10)
 	told := make(chan string, 10)
 	release := make(chan struct{})
-	g := through(t, server.Config{Workers: 1, Queue: 10, Drain: time.Second}, Config{Abandon: true}, func(w http.ResponseWriter, r *http.Request) {
+	g := through(t, server.Config{Workers: 1, Queue: 10}, Config{Abandon: true}, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body) // before that a server does not notice
 		seen <- r.URL.Path
 		select {

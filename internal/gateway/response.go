@@ -31,6 +31,10 @@ func (l *lane) fetch(r *http.Request, limit int64) (*answer, error) {
 		return nil, unusable(fmt.Sprintf("the upstream has answered with the status %d; want 200 to 999", status))
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	if err == nil {
+		// An upstream that is hung up on may end its response in good form.
+		err = r.Context().Err()
+	}
 	if err != nil {
 		return nil, err
 	}
