@@ -77,9 +77,9 @@ func TestRedirects(t *testing.T) {
 	f := through(t, server.Config{Workers: 2, Queue: 2}, Config{}, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/absolute":
-			http.Redirect(w, r, "http://"+r.Host+"/end", 302)
+			http.Redirect(w, r, "http://"+r.Host+"/end", http.StatusFound)
 		case "/path":
-			http.Redirect(w, r, "/end", 303)
+			http.Redirect(w, r, "/end", http.StatusSeeOther)
 		case "/deep/relative":
 			w.Header().Set("Location", "../end")
 			w.WriteHeader(307)
