@@ -177,8 +177,8 @@ func TestUpstreamPython(t *testing.T) {
 			}
 			body, _ := io.ReadAll(res.Body)
 			res.Body.Close()
-			if res.StatusCode != 200 || string(body) != "the end" {
-				t.Errorf("%s: %s leads to %d %s", kind, path, res.StatusCode, body)
+			if res.StatusCode != 200 || string(body) != "the end" || res.Request.URL.Host != p.addr {
+				t.Errorf("%s: %s leads to %s: %d %s", kind, path, res.Request.URL, res.StatusCode, body)
 			}
 		}
 	}
