@@ -61,7 +61,6 @@ func passable(fields http.Header, own map[string]bool) http.Header {
 func (p *route) outgoing(r *http.Request, body []byte, prefix string) *http.Request {
 	own := listed(r.Header)
 	target := *r.URL
-	target.User = nil // the Transport would make an Authorization of it
 	out := &http.Request{Method: r.Method, URL: &target, Header: passable(r.Header, own)}
 	(&httputil.ProxyRequest{In: r, Out: out}).SetURL(p.Upstream)
 	p.introduce(r, out.Header, prefix)

@@ -109,6 +109,10 @@ func TestNotForTheUpstream(t *testing.T) {
 	for _, mode := range modes {
 		f.raw("POST " + mode + "/x HTTP/1.1\nHost: h\nConnection: Upgrade, HTTP2-Settings, X-Hop, keep-alive\nContent-Length: 1\n" + strings.Join(drop, "\n") + "\n" + strings.Join(keep, "\n") + "\n\nx")
 		got := (<-seen).Header
+		f.raw("POST " + mode + "/x HTTP/1.1\nHost: h\nUpgrade: h2c\nHTTP2-Settings: x\nKeep-Alive: x\nContent-Length: 1\n\nx") // not in Connection
+		if bare := (<-seen).Header; bare["Upgrade"] != nil || bare["Http2-Settings"] != nil || bare["Keep-Alive"] != nil {
+			t.Errorf("%s: %v", mode, bare)
+		}
 		for _, line := range drop {
 			name, value, _ := strings.Cut(line, ": ")
 			for is, values := range got {

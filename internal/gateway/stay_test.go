@@ -20,6 +20,7 @@ import (
 type deaf struct {
 	t         *testing.T
 	now, most atomic.Int64
+	hungUp    atomic.Int64 // requests whose connection was closed before they were let go
 	begun     chan string
 	hold      chan struct{}
 	letGo     func()
@@ -39,8 +40,12 @@ func (u *deaf) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer u.now.Add(-1)
 	for m := u.most.Load(); n > m && !u.most.CompareAndSwap(m, n); m = u.most.Load() {
 	}
+	io.Copy(io.Discard, r.Body) // before that a server does not notice
 	u.begun <- r.URL.Path
 	<-u.hold
+	if r.Context().Err() != nil {
+		u.hungUp.Add(1)
+	}
 	io.WriteString(w, "done")
 }
 
@@ -102,8 +107,8 @@ func TestStays(t *testing.T) {
 	if res, body := f.do(f.request("POST", "/sync/x", nil)); res.StatusCode != 200 || body != "done" {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}
-	if u.most.Load() != workers {
-		t.Errorf("%d requests at once, want %d", u.most.Load(), workers)
+	if u.most.Load() != workers || u.hungUp.Load() != 0 {
+		t.Errorf("%d requests at once, want %d; the gateway has hung up on %d", u.most.Load(), workers, u.hungUp.Load())
 	}
 	if strings.Contains(f.log.String(), "upstream failed") {
 		t.Error("a client that leaves is logged as a fault of the upstream")
