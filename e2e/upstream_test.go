@@ -66,9 +66,8 @@ func newRelay(t *testing.T, upstream string) *relay {
 		t.Fatal(err)
 	}
 	r := &relay{addr: l.Addr().String()}
-	var conns sync.WaitGroup
 	t.Cleanup(func() { l.Close() })
-	conns.Go(func() {
+	go func() {
 		for {
 			in, err := l.Accept()
 			if err != nil {
@@ -90,7 +89,7 @@ func newRelay(t *testing.T, upstream string) *relay {
 			go pass(out, in, sent)
 			go pass(in, out, got)
 		}
-	})
+	}()
 	return r
 }
 
@@ -204,7 +203,15 @@ func TestUpstreamNode(t *testing.T) {
 		t.Errorf("upload: %d %q", res.StatusCode, body)
 	}
 
-	// Connections that are idle when Node ends them.
+	afterPauses(t, front)
+	leaving(t, front)
+	if _, most := do(t, "GET", front+"/sync/most", nil); most != fmt.Sprint(workers) {
+		t.Errorf("%s requests at once, want %d", most, workers)
+	}
+}
+
+// afterPauses sends requests about when Node ends the connections that are idle.
+func afterPauses(t *testing.T, front string) {
 	var clients sync.WaitGroup
 	for n := range 8 {
 		clients.Go(func() {
@@ -218,8 +225,11 @@ func TestUpstreamNode(t *testing.T) {
 		})
 	}
 	clients.Wait()
+}
 
-	// Clients that leave all the time.
+// leaving sends requests whose clients leave before they are answered.
+func leaving(t *testing.T, front string) {
+	var clients sync.WaitGroup
 	for range 8 {
 		for range 4 {
 			clients.Go(func() {
@@ -236,9 +246,6 @@ func TestUpstreamNode(t *testing.T) {
 			})
 		}
 		clients.Wait()
-	}
-	if _, most := do(t, "GET", front+"/sync/most", nil); most != fmt.Sprint(workers) {
-		t.Errorf("%s requests at once, want %d", most, workers)
 	}
 }
 

@@ -82,8 +82,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer restore()
-	context.AfterFunc(ctx, restore) // a second signal ends the process at once
-	context.AfterFunc(ctx, release)
+	context.AfterFunc(ctx, func() { restore(); release() }) // a second signal ends the process at once
 	if private != nil {
 		watching, leave := context.WithCancel(context.Background())
 		defer leave()
