@@ -17,6 +17,7 @@ import (
 
 	"holdfast"
 	"holdfast/admin"
+	"holdfast/internal/gateway"
 	"holdfast/internal/logline"
 	"holdfast/internal/server"
 	"holdfast/plan"
@@ -78,7 +79,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
 	s.Linger(config.Linger, func() int { return jobs.Stats().Unread })
-	resize := routes(mux, s, d, jobs, config, log)
+	resize, release := routes(mux, s, d, jobs, config, log)
 	operator := admin.New(admin.Config{
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
@@ -101,6 +102,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	}
 
 	ctx := untilSignal()
+	context.AfterFunc(ctx, release)
 	if private != nil {
 		watching, leave := context.WithCancel(context.Background())
 		defer leave()
@@ -109,18 +111,26 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	return s.Run(ctx, public, private, config.Drain)
 }
 
-// routes adds the public routes, and returns how to change the number of workers.
-func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error) {
-	mux.Handle("POST /aaa", s.Work(server.Sleep(config.MaxBody, jobs.Sync)))
-	mux.Handle("POST /bbb", s.Work(server.Sleep(config.MaxBody, jobs.Async)))
+// routes adds the public routes, and returns how to change the number of workers and
+// what to do when the server begins to stop.
+func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error, release func()) {
+	resize, release = d.Resize, func() {}
+	work := s.Work
+	if config.Upstream != nil {
+		g := gateway.New(gateway.Config{
+			Upstream: config.Upstream, Workers: config.Workers, MaxBody: config.MaxBody, MaxResponse: config.MaxResponse,
+			Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(),
+			Logger: log,
+		})
+		s.Below("/sync", s.Work(g.Route("/sync", jobs.Queued)))
+		s.Below("/async", s.Work(g.Route("/async", jobs.Async)))
+		resize, release = func(workers int) error { return g.Resize(d, workers) }, g.Release
+		work = func(h http.Handler) http.Handler { return g.NotAgain(s.Work(h)) }
+	}
+	mux.Handle("POST /aaa", work(server.Sleep(config.MaxBody, jobs.Sync)))
+	mux.Handle("POST /bbb", work(server.Sleep(config.MaxBody, jobs.Async)))
 	mux.Handle("/jobs/", jobs)
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
-	if config.Upstream == nil {
-		return d.Resize
-	}
-	gateway := server.NewGateway(config.Upstream, config.Workers, config.MaxResponse, log)
-	s.Below("/sync", s.Work(jobs.Queued(gateway)))
-	s.Below("/async", s.Work(jobs.Async(gateway)))
-	return func(workers int) error { return gateway.Resize(d, workers) }
+	return resize, release
 }

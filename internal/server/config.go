@@ -48,6 +48,20 @@ type Config struct {
 	Upstream    *url.URL // that the gateway serves; nil: no gateway
 	PublicURL   string   // where clients find the public listener's root; empty: there
 	CORSOrigins string   // whose pages may use it, joined by commas
+
+	UpstreamTimeout time.Duration // that the upstream has for a request; 0: none
+	UpstreamIdle    time.Duration // that a connection to it is kept; 0: not at all
+	Abandon         bool          // hang up on the upstream when a job ends early
+	TrustedProxies  string        // as flag; Proxies has them parsed
+}
+
+// Proxies returns the networks of the proxies whose X-Forwarded-* are believed.
+func (c Config) Proxies() []netip.Prefix {
+	prefixes, err := parsePrefixes(c.TrustedProxies)
+	if err != nil {
+		panic(err) // the flag's Set has seen it
+	}
+	return prefixes
 }
 
 // Dispatcher returns the configuration of the dispatcher.
@@ -91,6 +105,10 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
 		{"public-url", "PUBLIC_URL", (*baseURL)(&c.PublicURL), "", "tell clients URLs that begin with `url`, such as https://host/queue"},
 		{"cors-origins", "CORS_ORIGINS", (*origins)(&c.CORSOrigins), "", "let pages of these `origins`, joined by commas, use the public listener"},
+		{"upstream-timeout", "UPSTREAM_TIMEOUT", &flags.Duration{D: &c.UpstreamTimeout, Want: wantDuration}, "5m", "give the upstream `d` for a request, then hang up; 0 waits without limit"},
+		{"upstream-idle", "UPSTREAM_IDLE", &flags.Duration{D: &c.UpstreamIdle, Want: wantDuration}, "4s", "keep an idle connection to the upstream for `d`, less than the upstream does; 0 keeps none"},
+		{"abandon", "ABANDON", (*flags.Boolean)(&c.Abandon), "false", "hang up on the upstream when a client leaves or its job ends early; for one that notices"},
+		{"trusted-proxies", "TRUSTED_PROXIES", (*proxies)(&c.TrustedProxies), "", "believe the X-Forwarded-* of the proxies in `networks`, such as 10.0.0.0/8,::1"},
 		{"admin", "ADMIN_ADDR", (*text)(&c.Admin), "127.0.0.1:8100", "listen for the operator on `host:port`; empty is off, and one that is not loopback needs a token"},
 		{"admin-token-file", "ADMIN_TOKEN_FILE", (*tokenFile)(&c.AdminToken), "", "ask the operator for the token in `file`, as Bearer or as the password of HTTP Basic"},
 		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each job that has ended"},
@@ -284,6 +302,41 @@ func (v *baseURL) Set(s string) error {
 		*v = baseURL(base)
 	}
 	return err
+}
+
+// proxies are networks, as a list with commas between them.
+type proxies string
+
+func (v *proxies) String() string { return string(*v) }
+
+func (v *proxies) Set(s string) error {
+	if _, err := parsePrefixes(s); err != nil {
+		return err
+	}
+	*v = proxies(s)
+	return nil
+}
+
+// parsePrefixes reads a list of networks; an address is a network of its own.
+func parsePrefixes(s string) (all []netip.Prefix, err error) {
+	if s == "" {
+		return nil, nil
+	}
+	for text := range strings.SplitSeq(s, ",") {
+		text = strings.TrimSpace(text)
+		prefix, err := netip.ParsePrefix(text)
+		if addr, addrErr := netip.ParseAddr(text); addrErr == nil && addr.Zone() == "" {
+			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil || prefix != prefix.Masked() {
+			return nil, errors.New("want networks or addresses with commas between them, such as 10.0.0.0/8,192.0.2.1,fd00::/8")
+		}
+		if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= 96 {
+			prefix = netip.PrefixFrom(addr.Unmap(), prefix.Bits()-96)
+		}
+		all = append(all, prefix)
+	}
+	return all, nil
 }
 
 // A Size is a number of bytes, at least 1. Its text form is a whole number,

@@ -58,6 +58,14 @@ func settings() []setting {
 			func(c Config) any { return c.PublicURL }, "", "https://host/queue", "http://h:1"},
 		{"cors-origins", "CORS_ORIGINS", "https://app.example", "http://localhost:3000, https://App.example:443", []string{"*", "null", "app.example", "https://app.example/", "https://*.example", "https://a.example,,https://b.example", ",", "https://u@h", "ftp://h", "https://ä.example", "https://h https://i"}, "origins such as https://app.example",
 			func(c Config) any { return c.CORSOrigins }, "", "https://app.example", "http://localhost:3000,https://app.example"},
+		{"upstream-timeout", "UPSTREAM_TIMEOUT", "0", "90s", []string{"-1s", "5", "none"}, "a duration of 0 or more, such as 500ms",
+			func(c Config) any { return c.UpstreamTimeout }, 5 * time.Minute, time.Duration(0), 90 * time.Second},
+		{"upstream-idle", "UPSTREAM_IDLE", "0", "1500ms", []string{"-1s", "4", "ever"}, "a duration of 0 or more, such as 500ms",
+			func(c Config) any { return c.UpstreamIdle }, 4 * time.Second, time.Duration(0), 1500 * time.Millisecond},
+		{"abandon", "ABANDON", "true", "false", []string{"1", "yes", "True"}, "true or false",
+			func(c Config) any { return c.Abandon }, false, true, false},
+		{"trusted-proxies", "TRUSTED_PROXIES", "10.0.0.0/8", "192.0.2.1, fd00::/8", []string{"10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8,", ",", "::1%eth0", "1.2.3.4:80", "10.0.0.0/8;::1"}, "networks or addresses with commas between them",
+			func(c Config) any { return fmt.Sprint(c.Proxies()) }, "[]", "[10.0.0.0/8]", "[192.0.2.1/32 fd00::/8]"},
 		{"admin", "ADMIN_ADDR", "127.0.0.1:1", "[::1]:2", nil, "",
 			func(c Config) any { return c.Admin }, "127.0.0.1:8100", "127.0.0.1:1", "[::1]:2"},
 		{"log-jobs", "LOG_JOBS", "true", "false", []string{"1", "yes", "True"}, "true or false",
@@ -181,6 +189,7 @@ func TestConfigHelp(t *testing.T) {
 			byDefault := fmt.Sprint(s.byDefault)
 			if said, ok := map[string]string{
 				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "upstream": "none", "public-url": "none", "cors-origins": "none",
+				"upstream-timeout": "5m", "upstream-idle": "4s", "trusted-proxies": "none",
 			}[s.flag]; ok {
 				byDefault = said
 			}

@@ -127,6 +127,10 @@ type below struct {
 }
 
 func (s *Server) route(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodConnect { // it has no path, but the address of a server
+		problem.Write(w, http.StatusNotImplemented, "CONNECT is not implemented here; this server is no proxy")
+		return
+	}
 	for _, b := range s.below {
 		path, ok := strings.CutPrefix(r.URL.Path, b.prefix)
 		raw, rawOK := strings.CutPrefix(r.URL.RawPath, b.prefix)
