@@ -109,12 +109,12 @@ func Loss(workers, queue int, load float64) float64 {
 	if queue < 0 {
 		return math.NaN()
 	}
-	return loss(workers, queue, load, ErlangB(workers, load))
+	return loss(workers, int64(queue), load, ErlangB(workers, load))
 }
 
 // loss sums B·r^L / (1 + B·(r + r² + … + r^L)) in closed form, with r = a/w.
 // Powers of r that are above 1 would overflow, so there it is multiplied by r^−L.
-func loss(workers, queue int, load, b float64) float64 {
+func loss(workers int, queue int64, load, b float64) float64 {
 	w, l := float64(workers), float64(queue)
 	if queue == 0 || workers == 0 || load == 0 || math.IsInf(load, 1) || b != b {
 		return b
@@ -139,30 +139,34 @@ func logUtilisation(w, load float64) float64 {
 	return math.Log(load) - math.Log(w)
 }
 
-// longest is the greatest queue that LeastQueue considers: up to it a float64
-// holds every whole number.
+// longest is the greatest queue that is considered: up to it a float64 holds every
+// whole number. An int may have 32 bits, so lengths are int64 until they are returned.
 const longest = 1 << 53
 
 // LeastQueue returns the shortest queue with which at most the share refuse of
 // the requests is refused: the least L with [Loss] <= refuse. It reports false
-// if no length does, as when load > workers and refuse < 1 − workers/load: then
-// only workers help.
+// if no length that an int holds does, as when load > workers and
+// refuse < 1 − workers/load: then only workers help.
 func LeastQueue(workers int, load, refuse float64) (queue int, ok bool) {
-	return leastQueue(workers, load, refuse, ErlangB(workers, load))
+	l, ok := leastQueue(workers, load, refuse, ErlangB(workers, load))
+	if !ok || l > math.MaxInt {
+		return 0, false
+	}
+	return int(l), true
 }
 
-func leastQueue(workers int, load, refuse, b float64) (int, bool) {
+func leastQueue(workers int, load, refuse, b float64) (int64, bool) {
 	if !(refuse > 0) || !(loss(workers, longest, load, b) <= refuse) {
 		return 0, false
 	}
-	return least(0, longest, func(l int) bool { return loss(workers, l, load, b) <= refuse }), true
+	return least(0, longest, func(l int64) bool { return loss(workers, l, load, b) <= refuse }), true
 }
 
 // least returns the least i in [low, high] with enough(i), or high if there is
 // none. It goes up in doubling steps first, so that a small answer never pays for
 // a look at a great one. Where enough is not monotone it does not hold for i − 1.
-func least(low, high int, enough func(int) bool) int {
-	for step := 1; low+step < high; step *= 2 {
+func least[N int | int64](low, high N, enough func(N) bool) N {
+	for step := N(1); step < high-low; step *= 2 {
 		if enough(low + step - 1) {
 			high = low + step - 1
 			break

@@ -156,7 +156,8 @@ type Waiting struct {
 
 // Bounds are the limits of a useful length of the queue, for Plan.Workers. A
 // queue that is shorter than Refusals or Burst refuses too many; one that is
-// longer than Deadline accepts requests that will be answered too late.
+// longer than Deadline accepts requests that will be answered too late. A bound
+// that an int cannot hold is given as the greatest int, far above MaxQueue.
 type Bounds struct {
 	// Refusals is the least length with which at most MayRefuse is refused
 	// outside of bursts; nil if no length does.
@@ -226,21 +227,21 @@ func For(load Load) (Plan, error) {
 		Workers:      l.Workers,
 		Queue:        a.queue,
 		Utilisation:  a.load / float64(l.Workers),
-		Refused:      loss(l.Workers, a.queue, a.load, a.b),
+		Refused:      loss(l.Workers, int64(a.queue), a.load, a.b),
 		AcceptedWait: acceptedWait(l.Workers, a.queue, a.load, a.b) * l.Service.Seconds(),
 		FullWait:     float64(a.queue) * l.Service.Seconds() / float64(l.Workers),
 		Capacity:     float64(l.Workers) / l.Service.Seconds(),
 		MaxRate:      maxRate,
 	}
 	if a.refusals >= 0 {
-		p.Bounds.Refusals = &a.refusals
+		p.Bounds.Refusals = bound(a.refusals)
 	}
 	if l.Burst > 0 {
-		p.Bounds.Burst = &a.burst
+		p.Bounds.Burst = bound(a.burst)
 		p.Backlog = max(0, l.growth(l.Workers))
 	}
 	if l.Deadline > 0 {
-		p.Bounds.Deadline = &a.deadline
+		p.Bounds.Deadline = bound(a.deadline)
 	}
 	if a.load < float64(l.Workers) {
 		unit := l.variation() * l.Service.Seconds()
@@ -381,9 +382,9 @@ func (l Load) maxRate() float64 {
 // An assessment is what becomes of a load with some number of workers.
 type assessment struct {
 	load, b, c float64  // Erlang B and C
-	refusals   int      // bounds of the queue; −1: no length does
-	burst      int      // 0: no burst
-	deadline   int      // −1: no length does
+	refusals   int64    // bounds of the queue; −1: no length does
+	burst      int64    // 0: no burst
+	deadline   int64    // −1: no length does
 	queue      int      // given, or else the least that does
 	faults     []string // what is not kept, in sentences
 }
@@ -404,7 +405,7 @@ func (l Load) assess(workers int) assessment {
 	}
 	a.queue = l.Queue
 	if a.queue < 0 {
-		a.queue = min(max(a.refusals, a.burst, 0), MaxQueue)
+		a.queue = int(min(max(a.refusals, a.burst, 0), MaxQueue))
 	}
 	capacity := float64(workers) / l.Service.Seconds()
 	switch {
@@ -418,13 +419,13 @@ func (l Load) assess(workers int) assessment {
 	case a.load >= float64(workers): // said above
 	case a.refusals > MaxQueue && l.Queue < 0:
 		fault("To refuse at most %s with %d workers the queue needs %d places, more than 10,000,000.", share(l.MayRefuse), workers, a.refusals)
-	case a.queue < a.refusals:
+	case int64(a.queue) < a.refusals:
 		fault("With a queue of %d more than %s are refused; %d workers need at least %d.", a.queue, share(l.MayRefuse), workers, a.refusals)
 	}
 	switch {
 	case a.burst > MaxQueue && l.Queue < 0:
 		fault("A burst needs a queue of %d with %d workers, more than 10,000,000.", a.burst, workers)
-	case a.queue < a.burst:
+	case int64(a.queue) < a.burst:
 		fault("A burst needs a queue of %d with %d workers, longer than %d.", a.burst, workers, a.queue)
 	}
 	if l.Deadline == 0 {
@@ -435,14 +436,20 @@ func (l Load) assess(workers int) assessment {
 	case a.deadline < 0:
 		fault("The work alone takes longer than %v (%s with probability %s): neither workers nor a queue meet that deadline, only faster work does.",
 			l.Deadline, seconds(l.longService()), share(min(l.MayRefuse, 1)))
-	case a.queue > a.deadline && l.Queue >= 0:
+	case int64(a.queue) > a.deadline && l.Queue >= 0:
 		fault("With %d workers a queue of more than %d is too long: who takes its last place is answered after the deadline.", workers, a.deadline)
-	case a.queue > a.deadline && a.burst >= a.refusals:
+	case int64(a.queue) > a.deadline && a.burst >= a.refusals:
 		fault("With %d workers a burst needs a queue of %d and the deadline allows %d: they contradict each other, no length is right for both, and only workers help.", workers, a.burst, a.deadline)
-	case a.queue > a.deadline:
+	case int64(a.queue) > a.deadline:
 		fault("With %d workers few refusals need a queue of %d and the deadline allows %d: no length is right for both, and only workers help.", workers, a.refusals, a.deadline)
 	}
 	return a
+}
+
+// bound returns a length as it is told in Bounds.
+func bound(l int64) *int {
+	n := int(min(l, math.MaxInt))
+	return &n
 }
 
 // growth returns how many more requests arrive in a burst than workers do:
@@ -454,7 +461,7 @@ func (l Load) growth(workers int) float64 {
 // burstQueue returns the least queue that takes in a burst:
 // (m·n − w/s)·T + z·√(T·(m·n·ArrivalCV2 + w/s·CV2)), where z standard deviations are left as
 // a margin. Workers that are faster than the burst do no more than arrives.
-func (l Load) burstQueue(workers int, z float64) int {
+func (l Load) burstQueue(workers int, z float64) int64 {
 	in := l.Burst * l.Rate
 	out := min(in, float64(workers)/l.Service.Seconds())
 	return whole(math.Ceil((l.growth(workers) + z*math.Sqrt(l.BurstFor.Seconds()*(in*l.ArrivalCV2+out*l.CV2))) * (1 - rounding)))
@@ -464,7 +471,7 @@ func (l Load) burstQueue(workers int, z float64) int {
 // is answered in time, or −1 if the service alone takes too long. Its own
 // service takes long, and L + 1 before it have a mean of (L+1)·s/w and z
 // standard deviations of √((L+1)·CV2)·s/w. It is solved for √(L+1).
-func (l Load) deadlineQueue(workers int, long, z float64) int {
+func (l Load) deadlineQueue(workers int, long, z float64) int64 {
 	left := float64(workers) * (l.Deadline.Seconds() - long) / l.Service.Seconds()
 	if left < 0 {
 		return -1
@@ -483,8 +490,8 @@ func (l Load) deadlineQueue(workers int, long, z float64) int {
 const rounding = 1e-12
 
 // whole returns x as a whole number from 0 on.
-func whole(x float64) int {
-	return int(max(0, min(x, longest)))
+func whole(x float64) int64 {
+	return int64(max(0, min(x, longest)))
 }
 
 // margin returns by how many standard deviations a normally distributed value
