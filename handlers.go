@@ -42,6 +42,11 @@ type JobsConfig struct {
 	// 64 KiB.
 	RetainJobs  int
 	RetainBytes int64
+
+	// PublicURL is where clients find the root of the server, such as
+	// "https://host/queue", if that is not where it listens: a prefix for all URLs
+	// that clients are given. The routes stay. If empty, the URLs are relative.
+	PublicURL string
 }
 
 // Jobs turns requests into jobs of a dispatcher, and serves what becomes of them.
@@ -88,7 +93,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) *Jobs {
 	j.store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
 	// When a shutdown that was cut off has told the queued jobs too, nobody need wait
 	// for those that still run.
-	j.resource = &resource.Handler{Store: j.store, Path: cfg.Path, RetryAfter: d.retryAfter, Stop: d.swept}
+	j.resource = &resource.Handler{Store: j.store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: d.retryAfter, Stop: d.swept}
 	return j
 }
 
@@ -302,13 +307,14 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, body []byte, key string) 
 	x := &execution{jobs: j}
 	x.job.prepare(j.d, r.Context(), x.run)
 	x.job.id, x.job.request = store.NewID(), x
-	x.record = store.NewJob(x.job.id, x)
+	x.record = store.NewJob(x.job.id, x, store.RequestOf(r))
 	x.exchange.Capture((*jobContext)(&x.job), h, r, body, j.maxResponse)
+	j.store.Add(x.record, claim)
+	defer j.store.Withdraw(x.record) // unless it is accepted
 	if _, err := j.d.follow(r.Context(), &x.job, nil); err != nil {
 		return nil, err
 	}
-	j.store.Accept(x.record, claim)
-	return x.record, nil
+	return x.record, j.store.Accept(x.record)
 }
 
 type jobIDKey struct{}

@@ -81,6 +81,16 @@ func asyncAccepted(t *testing.T, rec *httptest.ResponseRecorder) string {
 	return body.ID
 }
 
+// kept checks that an answer says that a job has failed: for good, with the status
+// that a request which had waited for it would have got.
+func kept(t *testing.T, rec *httptest.ResponseRecorder, cause int, says string) {
+	t.Helper()
+	asyncRefused(t, rec, 410, says, "")
+	if want := fmt.Sprintf(`"cause_status":%d`, cause); !strings.Contains(rec.Body.String(), want) {
+		t.Errorf("%s, want %s", rec.Body, want)
+	}
+}
+
 // asyncRefused checks that an answer is a problem.
 func asyncRefused(t *testing.T, rec *httptest.ResponseRecorder, status int, says, retryAfter string) {
 	t.Helper()

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -272,6 +273,8 @@ type job struct {
 	Error       string    `json:"error"`
 	URL         string    `json:"url"`
 	ResponseURL string    `json:"response_url"`
+	Status      string    `json:"status"`
+	Resource    string    `json:"resourceLocation"`
 	AcceptedAt  time.Time `json:"accepted_at"` // RFC 3339 or an error
 	StartedAt   time.Time `json:"started_at"`
 	EndedAt     time.Time `json:"ended_at"`
@@ -292,6 +295,12 @@ func step(state string) int {
 	return 0 // there is no such state
 }
 
+// statuses are what pollers of long-running operations know the states by.
+var statuses = map[string]string{
+	"queued": "NotStarted", "running": "Running",
+	"done": "Succeeded", "failed": "Failed", "canceled": "Canceled", "dropped": "Failed",
+}
+
 // readJob reads the resource of the job with an id and reports what is wrong with
 // it.
 func readJob(t *testing.T, asked, text, id string) job {
@@ -308,6 +317,14 @@ func readJob(t *testing.T, asked, text, id string) job {
 	if step(j.State) == 0 {
 		t.Errorf("%s: the state is %q, want one of queued, running, done, failed, canceled, dropped", asked, j.State)
 	}
+	if status, ok := statuses[j.State]; ok {
+		a.want(t, "the status in the state "+j.State, j.Status, status)
+	}
+	resource := ""
+	if j.State == "done" {
+		resource = j.ResponseURL
+	}
+	a.want(t, "the resourceLocation in the state "+j.State, j.Resource, resource)
 	a.want(t, "that there is accepted_at", !j.AcceptedAt.IsZero(), true)
 	a.want(t, "that there is ended_at in the state "+j.State, !j.EndedAt.IsZero(), j.ended())
 	switch j.State {
@@ -337,7 +354,20 @@ func (a answer) isJob(t *testing.T, id string) job {
 	a.typed(t, "application/json")
 	j := readJob(t, a.asked, a.body, id)
 	a.has(t, "Job-State", j.State)
+	if !j.ended() {
+		a.retries(t)
+	} else {
+		a.has(t, "Retry-After", "")
+	}
 	return j
+}
+
+// retries reports an answer that does not say when to ask again.
+func (a answer) retries(t *testing.T) {
+	t.Helper()
+	if n, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || n < 1 {
+		t.Errorf("%s: Retry-After is %q, want whole seconds, at least 1", a.asked, a.header["Retry-After"])
+	}
 }
 
 // isAccepted reports an answer that does not say that a job was accepted, and
@@ -354,7 +384,11 @@ func (a answer) isAccepted(t *testing.T) (id string) {
 		t.Errorf("%s: got %s, want id, state queued and url /jobs/{id} alone", a.asked, a.body)
 	}
 	a.has(t, "Location", "/jobs/"+id)
-	a.has(t, "Job-State", "queued")
+	a.has(t, "Operation-Location", "/jobs/"+id)
+	a.has(t, "Content-Location", "/jobs/"+id+"/response")
+	if step(a.header.Get("Job-State")) == 0 { // it may have gone on meanwhile, or long ago
+		t.Errorf("%s: Job-State is %q, want a state", a.asked, a.header["Job-State"])
+	}
 	a.typed(t, "application/json")
 	a.varies(t, "Prefer")
 	return id

@@ -43,7 +43,7 @@ func (x *Exchange) Serve() error {
 	}()
 	// As on what the same handler answers at once: it depends on what a client
 	// prefers.
-	x.recorder.begin(x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
+	x.recorder.begin(x.request.Context(), x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
 	x.handler.ServeHTTP(&x.recorder, x.request)
 	x.response, x.err = x.recorder.end()
 	return x.err

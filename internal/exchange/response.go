@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ var errEnded = errors.New("write to a response that has ended")
 // and the other methods of an http.ResponseController, is not supported, and
 // says so to whoever asks.
 type recorder struct {
+	ctx    context.Context // the request's
 	limit  int64
 	head   bool // the request was a HEAD
 	header http.Header
@@ -56,14 +58,23 @@ const reusable = 64 << 10
 // begin makes the recorder ready for a request with the given method. The body and
 // the header of the response may have limit bytes together. The handler finds the
 // header as preset, which it owns from here on.
-func (r *recorder) begin(method string, limit int64, preset http.Header) {
-	r.limit, r.head, r.header, r.length = limit, method == http.MethodHead, preset, -1
+func (r *recorder) begin(ctx context.Context, method string, limit int64, preset http.Header) {
+	r.ctx, r.limit, r.head, r.header, r.length = ctx, limit, method == http.MethodHead, preset, -1
 	r.scratch = scratches.Get().(*scratch)
 	r.scratch.head = append(r.scratch.head, 0, 0, 0) // for the flags and the status
 }
 
 // Header returns the header, as the handler may change it until it is written.
 func (r *recorder) Header() http.Header { return r.header }
+
+// CloseNotify implements http.CloseNotifier, since handlers from before contexts ask
+// for it, and some panic without. The channel gets a value when the request's context
+// ends.
+func (r *recorder) CloseNotify() <-chan bool {
+	gone := make(chan bool, 1)
+	context.AfterFunc(r.ctx, func() { gone <- true })
+	return gone
+}
 
 // WriteHeader takes the header as it is now for that of the response.
 func (r *recorder) WriteHeader(status int) {
@@ -332,8 +343,27 @@ func cutFields(b []byte, h http.Header) []byte {
 	return b
 }
 
-// CopyHeader sets the header of the response in h.
-func (p Response) CopyHeader(h http.Header) { cutFields(p.head[3:], h) }
+// CopyHeader sets the header of the response in h. What h says already of how the
+// answer depends on the request, and of other origins, stays: the response was made
+// for a request that may have come from another origin.
+func (p Response) CopyHeader(h http.Header) {
+	vary, expose, origin := h["Vary"], h["Access-Control-Expose-Headers"], h["Access-Control-Allow-Origin"]
+	cutFields(p.head[3:], h)
+	join(h, "Vary", vary)
+	join(h, "Access-Control-Expose-Headers", expose)
+	if origin != nil {
+		h["Access-Control-Allow-Origin"] = origin
+	}
+}
+
+// join adds to the values of a list those that are not among them.
+func join(h http.Header, name string, values []string) {
+	for _, v := range values {
+		if !slices.Contains(h[name], v) {
+			h[name] = append(h[name], v)
+		}
+	}
+}
 
 // Write writes the response, whose header has been copied to w, as the answer to
 // a request with the given method. To a HEAD request there may be a Content-Length

@@ -2,13 +2,71 @@ package exchange
 
 import (
 	"bytes"
+	"context"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
+
+// What stands in the header of the answer already stays as far as it says who may
+// read the answer, and by what it varies: an outer handler has set it for this request.
+func TestCopyHeaderKeeps(t *testing.T) {
+	var x Exchange
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("Vary", "Accept")
+		w.Header().Set("Access-Control-Allow-Origin", "https://then.example")
+		w.Header().Set("Access-Control-Expose-Headers", "X-Own")
+		w.Header().Set("X-Own", "1")
+	})
+	x.Capture(t.Context(), h, httptest.NewRequest("POST", "/", nil), nil, ample)
+	if err := x.Serve(); err != nil {
+		t.Fatal(err)
+	}
+	into := http.Header{"Vary": {"Origin", "Prefer"}, "X-Own": {"0"}}
+	x.Response().CopyHeader(into)
+	for name, want := range map[string]string{"Vary": "Prefer|Accept|Origin", "X-Own": "1", "Access-Control-Allow-Origin": "https://then.example", "Access-Control-Expose-Headers": "X-Own"} {
+		if got := strings.Join(into[name], "|"); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	into = http.Header{"Access-Control-Allow-Origin": {"https://now.example"}, "Access-Control-Expose-Headers": {"Location"}}
+	x.Response().CopyHeader(into)
+	for name, want := range map[string]string{"Vary": "Prefer|Accept", "Access-Control-Allow-Origin": "https://now.example", "Access-Control-Expose-Headers": "X-Own|Location"} {
+		if got := strings.Join(into[name], "|"); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Handlers from before contexts ask for a CloseNotifier, and panic if there is none.
+func TestCloseNotify(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, leave := context.WithCancel(t.Context())
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			gone := w.(interface{ CloseNotify() <-chan bool }).CloseNotify()
+			select {
+			case <-gone:
+				t.Error("gone before it has left")
+			case <-time.After(time.Second):
+			}
+			leave()
+			if !<-gone {
+				t.Error("want a true")
+			}
+		})
+		var x Exchange
+		x.Capture(ctx, h, httptest.NewRequest("POST", "/", nil), nil, ample)
+		if err := x.Serve(); err != nil {
+			t.Fatal(err)
+		}
+		x.Release()
+	})
+}
 
 func TestCut(t *testing.T) {
 	if p := Cut(nil); p.Size() != 0 {

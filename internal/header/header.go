@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// MaxWait is the longest time that a client may ask an answer to wait.
-const MaxWait = 60 * time.Second
+// MaxWait is the longest time that a client may ask an answer to wait. Many proxies
+// give up after 60 s, and so would win a race against an answer that comes then.
+const MaxWait = 50 * time.Second
 
 // Prefer is what a client prefers (RFC 7240), as far as it concerns a queue.
 type Prefer struct {

@@ -39,9 +39,11 @@ func TestParsePrefer(t *testing.T) {
 		{[]string{"return=minimal"}, false, none, []string{"return=minimal"}},
 
 		// The bound, and numbers that no integer holds.
-		{[]string{"wait=59"}, false, 59 * time.Second, nil},
+		{[]string{"wait=59"}, false, MaxWait, nil},
+		{[]string{"wait=49"}, false, 49 * time.Second, nil},
+		{[]string{"wait=50"}, false, MaxWait, nil},
+		{[]string{"wait=51"}, false, MaxWait, nil},
 		{[]string{"wait=60"}, false, MaxWait, nil},
-		{[]string{"wait=61"}, false, MaxWait, nil},
 		{[]string{"wait=600"}, false, MaxWait, nil},
 		{[]string{"wait=9223372036854775808"}, false, MaxWait, nil},
 		{[]string{"wait=" + strings.Repeat("9", 10_000)}, false, MaxWait, nil},

@@ -17,12 +17,19 @@ import (
 // Write answers with a problem of the type about:blank, so that its title is the
 // status phrase. detail says what happened and what was expected; it goes to the
 // client and must not tell of internals.
-func Write(w http.ResponseWriter, status int, detail string) {
+func Write(w http.ResponseWriter, status int, detail string) { write(w, status, detail, 0) }
+
+// Gone answers with 410 that there never will be what was asked for. If cause is
+// not 0, it is the status that told so to whoever waited for it.
+func Gone(w http.ResponseWriter, detail string, cause int) { write(w, http.StatusGone, detail, cause) }
+
+func write(w http.ResponseWriter, status int, detail string, cause int) {
 	body, err := json.Marshal(struct {
 		Title  string `json:"title"`
 		Status int    `json:"status"`
 		Detail string `json:"detail"`
-	}{http.StatusText(status), status, detail})
+		Cause  int    `json:"cause_status,omitempty"`
+	}{http.StatusText(status), status, detail, cause})
 	if err != nil {
 		panic(err) // strings and a number can always be marshaled
 	}

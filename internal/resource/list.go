@@ -19,6 +19,14 @@ const (
 	mostLimit  = 1000
 )
 
+// An entry is a job in a list: also what it is, which its client knows.
+type entry struct {
+	representation
+	Method string `json:"method"`
+	Target string `json:"target"`
+	Route  string `json:"route,omitempty"`
+}
+
 // List answers with a page of all jobs, in the order and with the promise of
 // store.List. Unlike ServeHTTP it asks for no id, and tells them all.
 func (h *Handler) List(w http.ResponseWriter, r *http.Request) {
@@ -33,11 +41,11 @@ func (h *Handler) List(w http.ResponseWriter, r *http.Request) {
 	}
 	page, next, more := h.Store.List(state, after, limit)
 	answer := struct {
-		Jobs []representation `json:"jobs"`
-		Next string           `json:"next,omitempty"`
-	}{Jobs: make([]representation, 0, len(page))}
+		Jobs []entry `json:"jobs"`
+		Next string  `json:"next,omitempty"`
+	}{Jobs: make([]entry, 0, len(page))}
 	for _, j := range page {
-		answer.Jobs = append(answer.Jobs, h.represent(j.ID, j.View))
+		answer.Jobs = append(answer.Jobs, entry{h.represent(j.ID, j.View), j.Request.Method, j.Request.Target, j.Request.Route})
 	}
 	if more {
 		answer.Next = next.String()

@@ -4,9 +4,11 @@ package resource
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,9 +23,20 @@ import (
 // it what can be done; of all others it says nothing.
 type Handler struct {
 	Store      *store.Store
-	Path       string          // that its URLs begin with; ends in /
+	Path       string          // that the paths of its requests begin with; ends in /
+	Base       string          // that clients find before Path, as from ParseBase
 	RetryAfter func() int      // seconds until the backlog is worked off
 	Stop       <-chan struct{} // closed when nobody is to wait for jobs any more
+}
+
+// ParseBase returns a Base for the URL at which clients find the root of the server,
+// such as https://host/queue. The error says what was expected.
+func ParseBase(s string) (string, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(s, "#") {
+		return "", errors.New("want http://host or https://host, perhaps with a port and a path")
+	}
+	return strings.TrimRight(u.String(), "/"), nil
 }
 
 // ServeHTTP answers requests for Path{id} and Path{id}/response.
@@ -64,7 +77,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Await(w, r, j, received.Add(wait))
 	}
 	if nested {
-		h.Result(w, r, j, Applied(false, wait))
+		h.response(w, r, j, Applied(false, wait))
 		return
 	}
 	w.Header().Add("Vary", "Accept")
@@ -140,35 +153,64 @@ func Unhurried(w http.ResponseWriter, r *http.Request) (hurry func()) {
 	return func() { c.SetWriteDeadline(time.Now().Add(s.WriteTimeout)) }
 }
 
-// Accepted answers that the request has become a job. All such answers have one
-// length.
+// Accepted answers that the request has become a job. All such bodies have one
+// length, and say queued; Job-State says where the job stands, which is another
+// state if the request repeats an earlier one.
+//
+// Operation-Location and Content-Location are for clients that follow operations
+// without knowing this server: some poll the one until its status is final, others
+// the other until it is not 202.
 func (h *Handler) Accepted(w http.ResponseWriter, j *store.Job, applied string) {
-	// One string for the body and, within it, the URL.
+	// One string for the body and for the URLs.
 	id := j.ID.String()
-	answer := `{"id":"` + id + `","state":"queued","url":"` + h.Path + id + "\"}\n"
-	end := len(answer) - len("\"}\n")
-	url := answer[end-len(h.Path)-len(id) : end]
+	text := h.Base + h.Path + id + `/response{"id":"` + id + `","state":"queued","url":"` + h.Base + h.Path + id + "\"}\n"
+	url := text[:len(h.Base)+len(h.Path)+len(id)]
+	response := text[:len(url)+len("/response")]
+	answer := text[len(response):]
 
 	// What Header.Set would do, with one object for all values.
-	values := [...]string{"application/json", strconv.Itoa(len(answer)), string(store.Queued), url}
+	values := [...]string{"application/json", strconv.Itoa(len(answer)), string(h.Store.State(j)), url, response}
 	header := w.Header()
 	header["Content-Type"] = values[0:1:1]
 	header["Content-Length"] = values[1:2:2]
 	header["Job-State"] = values[2:3:3]
 	header["Location"] = values[3:4:4]
+	header["Operation-Location"] = values[3:4:4]
+	header["Content-Location"] = values[4:5:5]
 	setApplied(w, applied)
 	w.WriteHeader(http.StatusAccepted)
 	io.WriteString(w, answer)
 }
 
-// Result answers with the job's response, with the reason why it has none, or, if
-// it has not ended, with 202.
+// Result answers a request that has waited for its job with the job's response, or
+// with the reason why it has none: a retry of the request makes sense, so it is what
+// a handler that was called at once would have led to.
 func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, applied string) {
 	v := h.Store.View(j)
+	if v.State == store.Failed || v.State == store.Dropped {
+		setApplied(w, applied)
+		setState(w, v.State)
+		if v.State == store.Dropped {
+			v.Status = http.StatusServiceUnavailable
+			h.setRetryAfter(w)
+		}
+		problem.Write(w, v.Status, v.Detail)
+		return
+	}
+	h.answer(w, r, j, applied, v)
+}
+
+// response answers with the job's response, with 202 if it has not ended, or with
+// 410 if there is none: whoever asks again gets the same, and a status such as 500
+// or 504 would have clients and proxies ask again.
+func (h *Handler) response(w http.ResponseWriter, r *http.Request, j *store.Job, applied string) {
+	h.answer(w, r, j, applied, h.Store.View(j))
+}
+
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, j *store.Job, applied string, v store.View) {
 	switch {
 	case !v.State.Ended():
 		setApplied(w, applied)
-		w.Header().Set("Retry-After", strconv.Itoa(h.RetryAfter()))
 		h.show(w, j, http.StatusAccepted, v)
 	case v.State == store.Done:
 		v.Response.CopyHeader(w.Header())
@@ -178,8 +220,16 @@ func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, a
 	default:
 		setApplied(w, applied)
 		setState(w, v.State)
-		problem.Write(w, v.Status, v.Detail)
+		cause := 0
+		if v.State == store.Failed {
+			cause = v.Status
+		}
+		problem.Gone(w, v.Detail, cause)
 	}
+}
+
+func (h *Handler) setRetryAfter(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", strconv.Itoa(h.RetryAfter()))
 }
 
 // setState sets what every answer about a job has. What it says may be different
@@ -189,9 +239,14 @@ func setState(w http.ResponseWriter, s store.State) {
 	w.Header().Set("Cache-Control", "no-store")
 }
 
-// show answers with the job resource.
+// show answers with the job resource, and, while there is more to come, with the
+// time after which to ask again: pollers of long-running operations wait for half a
+// minute where nobody tells them.
 func (h *Handler) show(w http.ResponseWriter, j *store.Job, status int, v store.View) {
 	setState(w, v.State)
+	if !v.State.Ended() {
+		h.setRetryAfter(w)
+	}
 	write(w, status, h.represent(j.ID, v))
 }
 
@@ -215,15 +270,33 @@ type representation struct {
 	Error       string      `json:"error,omitempty"`
 	URL         string      `json:"url"`
 	ResponseURL string      `json:"response_url"`
+
+	// For pollers of long-running operations, which know no other names.
+	Status           string `json:"status"`
+	ResourceLocation string `json:"resourceLocation,omitempty"`
+}
+
+// statuses are what pollers of long-running operations call the states. Each of
+// theirs that is not one of the last three, in any form, they take for a state that
+// passes. Dropped is Failed, not Canceled: they report the latter as what their own
+// caller wanted.
+var statuses = map[store.State]string{
+	store.Queued: "NotStarted", store.Running: "Running",
+	store.Done: "Succeeded", store.Failed: "Failed", store.Canceled: "Canceled", store.Dropped: "Failed",
 }
 
 func (h *Handler) represent(id store.ID, v store.View) representation {
-	url := h.Path + id.String()
-	return representation{
-		id.String(), v.State,
-		stamp(v.Accepted), stamp(v.Started), stamp(v.Ended), stamp(v.Expires),
-		v.Detail, url, url + "/response",
+	url := h.Base + h.Path + id.String()
+	r := representation{
+		ID: id.String(), State: v.State,
+		AcceptedAt: stamp(v.Accepted), StartedAt: stamp(v.Started), EndedAt: stamp(v.Ended), ExpiresAt: stamp(v.Expires),
+		Error: v.Detail, URL: url, ResponseURL: url + "/response",
+		Status: statuses[v.State],
 	}
+	if v.State == store.Done {
+		r.ResourceLocation = r.ResponseURL
+	}
+	return r
 }
 
 func marshal(v any) []byte {
@@ -283,6 +356,7 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold the events back to the end
 	w.WriteHeader(http.StatusOK)
 	hurry := Unhurried(w, r)
 	defer hurry()

@@ -52,8 +52,9 @@ func (f *fixture) job() *store.Job {
 		}
 		f.Store.End(j, store.Outcome{State: store.Canceled, Status: 410, Detail: "the job was canceled"})
 		return true
-	}))
-	f.Store.Accept(j, nil)
+	}), store.Request{Method: "POST", Target: "/things?q=1", Route: "POST /things"})
+	f.Store.Add(j, nil)
+	f.Store.Accept(j)
 	return j
 }
 
@@ -101,7 +102,7 @@ func (f *fixture) done(t testing.TB, method string, h http.HandlerFunc) store.Ou
 	return store.Outcome{State: store.Done, Response: x.Response()}
 }
 
-func url(j *store.Job) string { return "/jobs/" + j.ID.String() }
+func urlOf(j *store.Job) string { return "/jobs/" + j.ID.String() }
 
 func (f *fixture) do(method, target string, header ...string) *httptest.ResponseRecorder {
 	return f.doContext(context.Background(), method, target, header...)
@@ -128,6 +129,8 @@ type shown struct {
 	Error       string     `json:"error"`
 	URL         string     `json:"url"`
 	ResponseURL string     `json:"response_url"`
+	Status      string     `json:"status"`
+	Resource    string     `json:"resourceLocation"`
 }
 
 func parse(t testing.TB, data []byte) (s shown) {
@@ -171,6 +174,13 @@ func stateOf(name string) string {
 	return name
 }
 
+// statusOf has what pollers of long-running operations are to see. They know three
+// ends, and take all else for a state that passes.
+var statusOf = map[string]string{
+	"queued": "NotStarted", "running": "Running", "done": "Succeeded",
+	"failed": "Failed", "late": "Failed", "canceled": "Canceled", "dropped": "Failed",
+}
+
 func TestShow(t *testing.T) {
 	details := map[string]string{"failed": "the handler panicked", "late": "the handler ran for longer than a job may", "canceled": "the job was canceled", "dropped": "the job was dropped"}
 	for _, name := range all {
@@ -179,17 +189,21 @@ func TestShow(t *testing.T) {
 			began := time.Now()
 			j := f.in(t, name)
 			time.Sleep(time.Minute) // the times are those of the job
-			rec := f.do("GET", url(j))
+			rec := f.do("GET", urlOf(j))
 			if rec.Code != 200 {
 				t.Fatalf("%s: %d", name, rec.Code)
 			}
 			checkHeader(t, name, rec.Header(), map[string]string{
 				"Job-State": stateOf(name), "Cache-Control": "no-store", "Content-Type": "application/json", "Content-Length": strconv.Itoa(rec.Body.Len()),
-				"Vary": "Prefer|Accept", "Preference-Applied": "", "Retry-After": "", "Location": "",
+				"Vary": "Prefer|Accept", "Preference-Applied": "", "Retry-After": map[bool]string{true: "7"}[name == "queued" || name == "running"], "Location": "",
 			})
 			s := parse(t, rec.Body.Bytes())
-			if s.ID != j.ID.String() || s.State != stateOf(name) || s.URL != url(j) || s.ResponseURL != url(j)+"/response" || s.Error != details[name] {
+			if s.ID != j.ID.String() || s.State != stateOf(name) || s.URL != urlOf(j) || s.ResponseURL != urlOf(j)+"/response" || s.Error != details[name] {
 				t.Errorf("%s: %+v", name, s)
+			}
+			resource := map[bool]string{true: urlOf(j) + "/response"}[name == "done"]
+			if s.Status != statusOf[name] || s.Resource != resource {
+				t.Errorf("%s: status %s, resourceLocation %q; want %s, %q", name, s.Status, s.Resource, statusOf[name], resource)
 			}
 			at := func(got *time.Time, want time.Duration) bool {
 				return got != nil && got.Sub(began) >= want && got.Sub(began) < want+time.Second && got.Location() == time.UTC
@@ -206,7 +220,7 @@ func TestShow(t *testing.T) {
 			// A long poll on what has ended answers at once, and says so.
 			if ended {
 				before := time.Now()
-				for _, target := range []string{url(j), url(j) + "/response"} {
+				for _, target := range []string{urlOf(j), urlOf(j) + "/response"} {
 					rec := f.do("GET", target, "Prefer", "wait=30, other")
 					if time.Since(before) != 0 || rec.Header().Get("Preference-Applied") != "wait=30" || rec.Header().Get("Job-State") != stateOf(name) {
 						t.Errorf("%s %s: after %v, %v", name, target, time.Since(before), rec.Header())
@@ -219,29 +233,45 @@ func TestShow(t *testing.T) {
 
 func TestResponse(t *testing.T) {
 	f := newFixture()
+	// What is kept is final, whatever it was; who waited with the request may retry it.
 	for _, test := range []struct {
-		name   string
-		status int
-		says   string
+		name          string
+		cause, waited int
+		retry, says   string
 	}{
-		{"failed", 500, "the handler panicked"},
-		{"late", 504, "longer than a job may"},
-		{"canceled", 410, "canceled"},
-		{"dropped", 410, "dropped"},
+		{"failed", 500, 500, "", "the handler panicked"},
+		{"late", 504, 504, "", "longer than a job may"},
+		{"canceled", 0, 410, "", "canceled"},
+		{"dropped", 0, 503, "7", "dropped"},
 	} {
-		rec := f.do("GET", url(f.in(t, test.name))+"/response")
-		checkProblem(t, test.name, rec, test.status, test.says)
+		j := f.in(t, test.name)
+		rec := f.do("GET", urlOf(j)+"/response")
+		checkProblem(t, test.name, rec, 410, test.says)
 		checkHeader(t, test.name, rec.Header(), map[string]string{"Job-State": stateOf(test.name), "Cache-Control": "no-store", "Vary": "Prefer", "Preference-Applied": "", "Retry-After": ""})
+		var p struct {
+			Cause *int `json:"cause_status"`
+		}
+		if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil || (p.Cause != nil) != (test.cause != 0) || p.Cause != nil && *p.Cause != test.cause {
+			t.Errorf("%s: %s, want cause_status %d, or none if that is 0", test.name, rec.Body, test.cause)
+		}
+
+		rec = httptest.NewRecorder()
+		f.Result(rec, httptest.NewRequest("POST", "/", nil), j, "wait=1")
+		checkProblem(t, test.name+", waited for", rec, test.waited, test.says)
+		checkHeader(t, test.name+", waited for", rec.Header(), map[string]string{"Job-State": stateOf(test.name), "Cache-Control": "no-store", "Preference-Applied": "wait=1", "Retry-After": test.retry})
+		if test.waited != 410 && strings.Contains(rec.Body.String(), "cause_status") {
+			t.Errorf("%s: %s", test.name, rec.Body)
+		}
 	}
 	for _, name := range []string{"queued", "running"} {
 		j := f.in(t, name)
-		rec := f.do("GET", url(j)+"/response")
+		rec := f.do("GET", urlOf(j)+"/response")
 		if s := parse(t, rec.Body.Bytes()); rec.Code != 202 || s.State != name || s.ID != j.ID.String() {
 			t.Errorf("%s: %d %s", name, rec.Code, rec.Body)
 		}
 		checkHeader(t, name, rec.Header(), map[string]string{"Job-State": name, "Cache-Control": "no-store", "Retry-After": "7", "Vary": "Prefer", "Content-Type": "application/json", "Preference-Applied": ""})
 	}
-	rec := f.do("GET", url(f.in(t, "done"))+"/response")
+	rec := f.do("GET", urlOf(f.in(t, "done"))+"/response")
 	if rec.Code != 404 || rec.Body.String() != "none of ours" {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
@@ -256,13 +286,13 @@ func TestHead(t *testing.T) {
 	for _, name := range all {
 		for _, below := range []string{"", "/response"} {
 			j := f.in(t, name)
-			get, err := http.Get(server.URL + url(j) + below)
+			get, err := http.Get(server.URL + urlOf(j) + below)
 			if err != nil {
 				t.Fatal(err)
 			}
 			body, _ := io.ReadAll(get.Body)
 			get.Body.Close()
-			head, err := http.Head(server.URL + url(j) + below)
+			head, err := http.Head(server.URL + urlOf(j) + below)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -275,7 +305,7 @@ func TestHead(t *testing.T) {
 	}
 	// A stream is not for HEAD.
 	j := f.in(t, "running")
-	if rec := f.do("HEAD", url(j), "Accept", "text/event-stream"); rec.Code != 200 || rec.Header().Get("Content-Type") != "application/json" {
+	if rec := f.do("HEAD", urlOf(j), "Accept", "text/event-stream"); rec.Code != 200 || rec.Header().Get("Content-Type") != "application/json" {
 		t.Errorf("%d %v", rec.Code, rec.Header())
 	}
 }
@@ -297,7 +327,7 @@ func TestDelete(t *testing.T) {
 	} {
 		j := f.in(t, test.name)
 		for range 2 { // a repeat gets the same answer
-			rec := f.do("DELETE", url(j))
+			rec := f.do("DELETE", urlOf(j))
 			checkHeader(t, test.name, rec.Header(), map[string]string{"Job-State": test.then, "Cache-Control": "no-store"})
 			if test.status == 409 {
 				checkProblem(t, test.name, rec, 409, test.then)
@@ -315,22 +345,22 @@ func TestMethods(t *testing.T) {
 	known := f.in(t, "running")
 	unknown := "/jobs/" + store.NewID().String()
 	for _, method := range []string{"POST", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW", "get", "ET", "HEA", "D"} {
-		for target, allow := range map[string]string{url(known): "GET, HEAD, DELETE", url(known) + "/response": "GET, HEAD"} {
+		for target, allow := range map[string]string{urlOf(known): "GET, HEAD, DELETE", urlOf(known) + "/response": "GET, HEAD"} {
 			rec := f.do(method, target)
 			checkProblem(t, method, rec, 405, allow)
 			checkHeader(t, method, rec.Header(), map[string]string{"Allow": allow})
 			// The answer does not tell whether there is such a job.
-			target = strings.Replace(target, url(known), unknown, 1)
+			target = strings.Replace(target, urlOf(known), unknown, 1)
 			other := f.do(method, target)
 			if other.Code != rec.Code || fmt.Sprint(other.Header()) != fmt.Sprint(rec.Header()) || other.Body.String() != rec.Body.String() {
 				t.Errorf("%s tells a known job from an unknown one", method)
 			}
 		}
 	}
-	if rec := f.do("DELETE", url(known)+"/response"); rec.Code != 405 || rec.Header().Get("Allow") != "GET, HEAD" {
+	if rec := f.do("DELETE", urlOf(known)+"/response"); rec.Code != 405 || rec.Header().Get("Allow") != "GET, HEAD" {
 		t.Errorf("DELETE of a response: %d", rec.Code)
 	}
-	if s := parse(t, f.do("GET", url(known)).Body.Bytes()); s.State != "running" {
+	if s := parse(t, f.do("GET", urlOf(known)).Body.Bytes()); s.State != "running" {
 		t.Errorf("a wrong method changed the job: %s", s.State)
 	}
 }
@@ -348,7 +378,7 @@ func TestNotFound(t *testing.T) {
 		checkHeader(t, "unknown", first.Header(), map[string]string{"Job-State": "", "Vary": "", "Preference-Applied": ""})
 		id := open.ID.String()
 		for _, path := range []string{
-			url(expired), url(expired) + "/response", "/jobs/" + store.NewID().String() + "/response",
+			urlOf(expired), urlOf(expired) + "/response", "/jobs/" + store.NewID().String() + "/response",
 			"/jobs/", "/jobs/x", "/jobs/" + strings.ToLower(id), "/jobs/" + id + "/", "/jobs/" + id + "/responses", "/jobs/" + id + "/response/",
 			"/jobs/" + id + "//response", "/jobs//" + id, "/jobs/" + id + "A", "/jobs/" + id[:25], "/other/" + id, "/jobs" + id, "/jobs/" + id + "%00", "/jobs/%20" + id, "/jobs//response", "/",
 		} {
@@ -361,7 +391,7 @@ func TestNotFound(t *testing.T) {
 				}
 			}
 		}
-		for _, path := range []string{url(expired), "/jobs/x"} {
+		for _, path := range []string{urlOf(expired), "/jobs/x"} {
 			if rec := f.do("DELETE", path); rec.Body.String() != first.Body.String() || fmt.Sprint(rec.Header()) != fmt.Sprint(first.Header()) {
 				t.Errorf("DELETE %s: %d %s", path, rec.Code, rec.Body)
 			}
@@ -371,18 +401,19 @@ func TestNotFound(t *testing.T) {
 
 func TestAccepted(t *testing.T) {
 	f := newFixture()
-	f.Path = "/a/b/"
+	f.Path, f.Base = "/a/b/", "https://host/queue"
 	length := 0
 	for i, name := range all { // the answer to a repeat comes when it has long ended
 		j := f.in(t, name)
 		rec := httptest.NewRecorder()
 		applied := []string{"", "respond-async, wait=3"}[i%2]
 		f.Accepted(rec, j, applied)
-		want := fmt.Sprintf("{\"id\":%q,\"state\":\"queued\",\"url\":\"/a/b/%s\"}\n", j.ID, j.ID)
+		want := fmt.Sprintf("{\"id\":%q,\"state\":\"queued\",\"url\":\"https://host/queue/a/b/%s\"}\n", j.ID, j.ID)
+		url := "https://host/queue/a/b/" + j.ID.String()
 		if rec.Code != 202 || rec.Body.String() != want {
 			t.Errorf("%d %s, want %s", rec.Code, rec.Body, want)
 		}
-		checkHeader(t, name, rec.Header(), map[string]string{"Location": "/a/b/" + j.ID.String(), "Content-Type": "application/json", "Content-Length": strconv.Itoa(len(want)), "Job-State": "queued", "Preference-Applied": applied})
+		checkHeader(t, name, rec.Header(), map[string]string{"Location": url, "Operation-Location": url, "Content-Location": url + "/response", "Content-Type": "application/json", "Content-Length": strconv.Itoa(len(want)), "Job-State": stateOf(name), "Preference-Applied": applied})
 		if length > 0 && length != rec.Body.Len() {
 			t.Errorf("%d bytes, then %d", length, rec.Body.Len())
 		}
@@ -391,11 +422,30 @@ func TestAccepted(t *testing.T) {
 		rec.Header().Add("Content-Type", "x")
 		rec.Header().Add("Job-State", "x")
 	}
-	if rec := f.do("GET", url(f.in(t, "done"))); rec.Code != 404 {
+	if rec := f.do("GET", urlOf(f.in(t, "done"))); rec.Code != 404 {
 		t.Errorf("another path: %d", rec.Code)
 	}
-	if rec := f.do("GET", strings.Replace(url(f.in(t, "done")), "/jobs/", "/a/b/", 1)); rec.Code != 200 {
-		t.Errorf("its path: %d", rec.Code)
+	j := f.in(t, "done")
+	rec := f.do("GET", "/a/b/"+j.ID.String()) // whatever clients see, the routes stay
+	at := "https://host/queue/a/b/" + j.ID.String()
+	if s := parse(t, rec.Body.Bytes()); rec.Code != 200 || s.URL != at || s.ResponseURL != at+"/response" || s.Resource != s.ResponseURL {
+		t.Errorf("its path: %d %s", rec.Code, rec.Body)
+	}
+}
+
+func TestParseBase(t *testing.T) {
+	for s, want := range map[string]string{
+		"https://host": "https://host", "http://host:8080/": "http://host:8080", "https://host/queue": "https://host/queue", "https://host/a/b//": "https://host/a/b",
+		"http://[::1]:80/ä": "http://[::1]:80/%C3%A4",
+	} {
+		if got, err := ParseBase(s); got != want || err != nil {
+			t.Errorf("%q: %q, %v; want %q", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"", "/queue", "host", "host:80", "//host", "ftp://host", "https://", "https:///queue", "https://u@host", "https://host?", "https://host?q", "https://host#", "https://host#f", "https://host/%", "https://host/\r\nX: y", "https://ho st"} {
+		if got, err := ParseBase(s); got != "" || err == nil {
+			t.Errorf("%q: %q, want an error", s, got)
+		}
 	}
 }
 
@@ -405,7 +455,7 @@ func TestApplied(t *testing.T) {
 		wait  time.Duration
 		want  string
 	}{
-		{false, -1, ""}, {true, -1, "respond-async"}, {false, 0, "wait=0"}, {true, 60 * time.Second, "respond-async, wait=60"},
+		{false, -1, ""}, {true, -1, "respond-async"}, {false, 0, "wait=0"}, {true, 50 * time.Second, "respond-async, wait=50"},
 	} {
 		if got := Applied(test.async, test.wait); got != test.want {
 			t.Errorf("%v, %v: %q, want %q", test.async, test.wait, got, test.want)
@@ -424,7 +474,7 @@ func TestLongPoll(t *testing.T) {
 			state                 string
 		}{
 			{"nothing", "wait=9", "wait=9", nil, 9 * time.Second, "queued"},
-			{"more than a minute", "wait=3600", "wait=60", nil, time.Minute, "queued"},
+			{"more than a proxy waits", "wait=3600", "wait=50", nil, 50 * time.Second, "queued"},
 			{"no time", "wait=0", "wait=0", nil, 0, "queued"},
 			{"not understood", "wait=-3", "", nil, 0, "queued"},
 			{"only the first", "wait=2, wait=30", "wait=2", nil, 2 * time.Second, "queued"},
@@ -451,12 +501,12 @@ func TestLongPoll(t *testing.T) {
 							test.act(f, j, leave)
 						}()
 					}
-					rec := f.doContext(ctx, "GET", url(j)+below, "Prefer", test.prefer)
+					rec := f.doContext(ctx, "GET", urlOf(j)+below, "Prefer", test.prefer)
 					if took := time.Since(began); took != test.after {
 						t.Errorf("answered after %v, want %v", took, test.after)
 					}
 					want := map[string]string{"Job-State": test.state, "Preference-Applied": test.applied, "Cache-Control": "no-store", "Retry-After": ""}
-					if below != "" && (test.state == "queued" || test.state == "running") {
+					if test.state == "queued" || test.state == "running" {
 						want["Retry-After"] = "7"
 					}
 					checkHeader(t, test.name, rec.Header(), want)
@@ -476,14 +526,14 @@ func TestWriteTimeout(t *testing.T) {
 	defer server.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, prefer := range []string{"wait=1", "wait=60"} {
+	for _, prefer := range []string{"wait=1", "wait=50"} {
 		for _, below := range []string{"", "/response"} {
 			wg.Go(func() {
 				j := f.in(t, "running")
-				if prefer == "wait=60" {
+				if prefer == "wait=50" {
 					time.AfterFunc(300*time.Millisecond, func() { f.Store.End(j, store.Outcome{State: store.Failed, Status: 500, Detail: "x"}) })
 				}
-				r, _ := http.NewRequest("GET", server.URL+url(j)+below, nil)
+				r, _ := http.NewRequest("GET", server.URL+urlOf(j)+below, nil)
 				r.Header.Set("Prefer", prefer)
 				res, err := server.Client().Do(r)
 				if err != nil {
@@ -501,7 +551,7 @@ func TestWriteTimeout(t *testing.T) {
 		j := f.job()
 		time.AfterFunc(200*time.Millisecond, func() { f.Store.Start(j) })
 		time.AfterFunc(400*time.Millisecond, func() { f.Store.End(j, store.Outcome{State: store.Failed, Status: 500, Detail: "x"}) })
-		r, _ := http.NewRequest("GET", server.URL+url(j), nil)
+		r, _ := http.NewRequest("GET", server.URL+urlOf(j), nil)
 		r.Header.Set("Accept", "text/event-stream")
 		res, err := server.Client().Do(r)
 		if err != nil {
@@ -560,7 +610,7 @@ func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "
 
 func open(t *testing.T, conn net.Conn, j *store.Job, header ...string) *stream {
 	t.Helper()
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nAccept: text/html;q=0.1, text/event-stream\r\n%s\r\n", url(j), strings.Join(append(header, ""), "\r\n"))
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nAccept: text/html;q=0.1, text/event-stream\r\n%s\r\n", urlOf(j), strings.Join(append(header, ""), "\r\n"))
 	r := bufio.NewReader(conn)
 	res, err := http.ReadResponse(r, nil)
 	if err != nil {
@@ -608,7 +658,7 @@ func TestEvents(t *testing.T) {
 		dial := f.serve(t)
 		j := f.job()
 		s := open(t, dial(), j)
-		checkHeader(t, "stream", s.res.Header, map[string]string{"Content-Type": "text/event-stream", "Cache-Control": "no-store", "Job-State": "queued", "Vary": "Accept"})
+		checkHeader(t, "stream", s.res.Header, map[string]string{"Content-Type": "text/event-stream", "Cache-Control": "no-store", "Job-State": "queued", "Vary": "Accept", "X-Accel-Buffering": "no"})
 		if s.res.StatusCode != 200 {
 			t.Errorf("%d", s.res.StatusCode)
 		}
@@ -714,7 +764,7 @@ func TestEventsEnd(t *testing.T) {
 			defer leave()
 			began := time.Now()
 			go func() {
-				f.doContext(ctx, "GET", url(j), "Accept", "text/event-stream")
+				f.doContext(ctx, "GET", urlOf(j), "Accept", "text/event-stream")
 				ended <- time.Now()
 			}()
 			time.Sleep(20 * time.Second)
@@ -759,7 +809,7 @@ func TestManyStreams(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range got {
 			wg.Go(func() {
-				rec := f.do("GET", url(j), "Accept", "text/event-stream")
+				rec := f.do("GET", urlOf(j), "Accept", "text/event-stream")
 				for line := range strings.SplitSeq(rec.Body.String(), "\n") {
 					if data, ok := strings.CutPrefix(line, "data: "); ok {
 						got[i] = append(got[i], parse(t, []byte(data)).State)

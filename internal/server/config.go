@@ -22,6 +22,7 @@ import (
 
 	"holdfast"
 	"holdfast/internal/flags"
+	"holdfast/internal/resource"
 )
 
 // A Config is the configuration of the server.
@@ -44,6 +45,8 @@ type Config struct {
 	RetainJobs  int
 	RetainBytes int64
 	Upstream    *url.URL // that the gateway serves; nil: no gateway
+	PublicURL   string   // where clients find the public listener's root; empty: there
+	CORSOrigins string   // whose pages may use it, joined by commas
 }
 
 // Dispatcher returns the configuration of the dispatcher.
@@ -59,7 +62,7 @@ func (c Config) Dispatcher() holdfast.Config {
 
 // Jobs returns the configuration of the job resource.
 func (c Config) Jobs() holdfast.JobsConfig {
-	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes}
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, PublicURL: c.PublicURL}
 }
 
 const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
@@ -90,6 +93,8 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
 		{"retain-bytes", "RETAIN_BYTES", &atLeast{(*Size)(&c.RetainBytes), 64 << 10}, "256MiB", "keep ended jobs that take at most `size`"},
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
+		{"public-url", "PUBLIC_URL", (*baseURL)(&c.PublicURL), "", "tell clients URLs that begin with `url`, such as https://host/queue"},
+		{"cors-origins", "CORS_ORIGINS", (*origins)(&c.CORSOrigins), "", "let pages of these `origins`, joined by commas, use the public listener"},
 		{"admin", "ADMIN_ADDR", (*text)(&c.Admin), "127.0.0.1:8100", "listen for the operator on `host:port`; empty is off, and one that is not loopback needs a token"},
 		{"admin-token-file", "ADMIN_TOKEN_FILE", (*tokenFile)(&c.AdminToken), "", "ask the operator for the token in `file`, as Bearer or as the password of HTTP Basic"},
 		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each request that has run, with its job"},
@@ -271,6 +276,18 @@ func (v upstream) Set(s string) error {
 	}
 	*v.url = u
 	return nil
+}
+
+type baseURL string
+
+func (v *baseURL) String() string { return string(*v) }
+
+func (v *baseURL) Set(s string) error {
+	base, err := resource.ParseBase(s)
+	if err == nil {
+		*v = baseURL(base)
+	}
+	return err
 }
 
 // A Size is a number of bytes, at least 1. Its text form is a whole number,

@@ -52,6 +52,10 @@ func settings() []setting {
 			func(c Config) any { return c.RetainBytes }, int64(256 << 20), int64(1 << 30), int64(64 << 10)},
 		{"upstream", "UPSTREAM", "http://127.0.0.1:1", "https://example.com:2/base/", []string{"127.0.0.1:1", "localhost", "/path", "ftp://h", "http://", "http://:80", "http://u:p@h", "http://h?q", "http://h#f", "http://h:x", "http://h/%zz"}, "http://host:port or https://host:port",
 			func(c Config) any { return upstream{&c.Upstream}.String() }, "", "http://127.0.0.1:1", "https://example.com:2/base/"},
+		{"public-url", "PUBLIC_URL", "https://host/queue/", "http://h:1", []string{"/queue", "host", "ftp://h", "http://", "https://u@h", "https://h?q", "https://h#f"}, "http://host or https://host",
+			func(c Config) any { return c.PublicURL }, "", "https://host/queue", "http://h:1"},
+		{"cors-origins", "CORS_ORIGINS", "https://app.example", "http://localhost:3000, https://App.example:443", []string{"*", "null", "app.example", "https://app.example/", "https://*.example", "https://a.example,,https://b.example", ",", "https://u@h", "ftp://h", "https://ä.example", "https://h https://i"}, "origins such as https://app.example",
+			func(c Config) any { return c.CORSOrigins }, "", "https://app.example", "http://localhost:3000,https://app.example"},
 		{"admin", "ADMIN_ADDR", "127.0.0.1:1", "[::1]:2", nil, "",
 			func(c Config) any { return c.Admin }, "127.0.0.1:8100", "127.0.0.1:1", "[::1]:2"},
 		{"log-jobs", "LOG_JOBS", "true", "false", []string{"1", "yes", "True"}, "true or false",
@@ -174,7 +178,7 @@ func TestConfigHelp(t *testing.T) {
 		for _, s := range settings() {
 			byDefault := fmt.Sprint(s.byDefault)
 			if said, ok := map[string]string{
-				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "upstream": "none",
+				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "upstream": "none", "public-url": "none", "cors-origins": "none",
 			}[s.flag]; ok {
 				byDefault = said
 			}

@@ -126,8 +126,15 @@ func (g *gatewayFixture) problem(mode string, res *http.Response, body string, s
 	var p struct {
 		Detail string
 		Status int
+		Cause  int `json:"cause_status"`
 	}
 	err := json.Unmarshal([]byte(body), &p)
+	if res.Header.Get("Job-State") == "failed" { // what is kept is final
+		if p.Cause != status {
+			g.t.Errorf("%s: %s, want the cause_status %d", mode, body, status)
+		}
+		status = http.StatusGone
+	}
 	if err != nil || res.StatusCode != status || p.Status != status || !strings.Contains(p.Detail, says) || res.Header.Get("Content-Type") != "application/problem+json" {
 		g.t.Errorf("%s: %d %v %.200s, want a problem %d that says %q", mode, res.StatusCode, res.Header, body, status, says)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"holdfast"
 	"holdfast/internal/problem"
+	"holdfast/internal/store"
 )
 
 // maxSleep is the longest sleep_time, a day.
@@ -56,11 +57,16 @@ func rest(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Logged logs each request that h has run, with the id of its job if it is one.
+// Logged logs each request that h has run, with the beginning of the id of its job if
+// it is one: the whole would let whoever reads the log read and cancel the job.
 func Logged(log *slog.Logger, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r)
-		log.Info("ran", "path", r.URL.Path, "job", holdfast.JobID(r.Context()))
+		id := ""
+		if job, ok := store.ParseID(holdfast.JobID(r.Context())); ok {
+			id = job.Short()
+		}
+		log.Info("ran", "path", r.URL.Path, "job", id)
 	})
 }
 

@@ -41,16 +41,16 @@ func digest(lists ...[]string) [sha256.Size]byte {
 type Claim struct {
 	key     Key
 	print   Print
-	decided chan struct{} // closed by Accept or Release
-	job     ID            // set before that, if accepted
+	decided chan struct{} // closed when its job is accepted, or the claim is released
+	job     ID            // set before that, if its job is accepted
 }
 
 // ErrOtherRequest is returned by Claim when the key stands for another request.
 var ErrOtherRequest = errors.New("the key was used for another request")
 
 // Claim returns the job that a request with the same key and print has become,
-// or a claim: the request is the first, and must call Accept or Release. While
-// the first one is undecided it blocks, until ctx ends.
+// or a claim: the request is the first, and must Add a job with it, or Release it.
+// While the first one is undecided it blocks, until ctx ends.
 func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, error) {
 	for {
 		s.mu.Lock()
@@ -73,20 +73,27 @@ func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, 
 			return nil, nil, ctx.Err()
 		}
 		s.mu.Lock()
-		j, ok := s.lookupLocked(c.job)
+		var j *Job
+		if s.claims[key] == c { // neither released, nor evicted with its job, nor freed by it
+			j, _ = s.lookupLocked(c.job)
+		}
 		s.mu.Unlock()
-		if ok {
+		if j != nil {
 			return j, nil, nil
 		}
 	}
 }
 
-// Release gives up a claim that no job was accepted for. After Accept it does
-// nothing.
+// Release gives up a claim that no job was accepted for. Otherwise it does nothing,
+// so that it can be deferred.
 func (s *Store) Release(c *Claim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.job == (ID{}) {
+	s.releaseLocked(c)
+}
+
+func (s *Store) releaseLocked(c *Claim) {
+	if s.claims[c.key] == c && c.job == (ID{}) {
 		delete(s.claims, c.key)
 		close(c.decided)
 	}

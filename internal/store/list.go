@@ -115,6 +115,7 @@ func (s *Store) listOpenLocked(state State, after Cursor, limit int) (page []Lis
 			s.mu.Lock()
 		}
 		switch {
+		case j.accepted == 0: // it may be withdrawn
 		case state != "" && j.outcome.State != state:
 		case after.accepted > 0 && order(after, j.cursor()) >= 0:
 		case last != nil && order(last.cursor(), j.cursor()) < 0:

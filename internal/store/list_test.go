@@ -412,8 +412,8 @@ func TestListConcurrent(t *testing.T) {
 			r := rand.New(rand.NewPCG(uint64(w), 3))
 			var mine []*Job
 			for range churn / workers {
-				j := NewJob(NewID(), nil)
-				s.Accept(j, nil)
+				j := NewJob(NewID(), nil, Request{})
+				accept(s, j, nil)
 				mu.Lock()
 				present[j.ID] = false
 				mu.Unlock()

@@ -48,21 +48,35 @@ type record struct {
 	outcome                  Outcome
 	claimed                  bool // under key
 	key                      Key
-	length                   int // in its chunk
+	request                  Request // cut
+}
+
+// A header is what eviction needs of a record, which is read without an allocation
+// each time that something ends.
+type header struct {
+	id      ID
+	ended   time.Duration
+	claimed bool
+	key     Key
+	length  int   // in its chunk
+	size    int64 // that it takes in all
 }
 
 // job returns a Job that has ended as the record says.
 func (r *record) job() *Job {
-	return &Job{ID: r.id, accepted: r.accepted, started: r.started, ended: r.ended, outcome: r.outcome}
+	return &Job{ID: r.id, request: r.request, accepted: r.accepted, started: r.started, ended: r.ended, outcome: r.outcome}
 }
 
 // states are encoded by their place.
 var states = []State{Queued, Running, Done, Failed, Canceled, Dropped}
 
-// What a record takes besides its Detail and Response.
+// What a record takes besides its strings and its Response.
 const (
-	stateAt   = 16 + 3*8 // the place of its state
-	fixedSize = stateAt + 1 + 2 + 1 + 32 + 2*4
+	endedAt   = 16 + 2*8    // the place of its end,
+	stateAt   = endedAt + 8 // of its state,
+	claimedAt = stateAt + 1 + 2
+	lengthsAt = claimedAt + 1 + 32 // and of its lengths: detail, response, and those of the request
+	fixedSize = lengthsAt + 2*4 + 3
 	indexSize = 2 * (16 + 8) // a map is at most half empty, nearly always
 	claimSize = 256          // the Claim, and its place in a map
 )
@@ -78,7 +92,7 @@ func (l *log) add(r record) Outcome {
 	default:
 		response = 4 + r.outcome.Response.Size()
 	}
-	size := fixedSize + len(r.outcome.Detail) + response
+	size := fixedSize + len(r.outcome.Detail) + response + r.request.size()
 	last := len(l.chunks) - 1
 	if last < 0 || len(l.chunks[last])+size > cap(l.chunks[last]) {
 		l.chunks = append(l.chunks, make([]byte, 0, chunkSize))
@@ -106,7 +120,9 @@ func (l *log) add(r record) Outcome {
 	b = append(append(b, claimed), r.key[:]...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(r.outcome.Detail)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(response))
+	b = append(b, byte(len(r.request.Method)), byte(len(r.request.Target)), byte(len(r.request.Route)))
 	b = append(b, r.outcome.Detail...)
+	b = append(append(append(b, r.request.Method...), r.request.Target...), r.request.Route...)
 	if response > 0 {
 		b = r.outcome.Response.Append(b)
 		r.outcome.Response = exchange.Cut(b[len(b)-response:])
@@ -116,9 +132,11 @@ func (l *log) add(r record) Outcome {
 	return r.outcome
 }
 
+func (r Request) size() int { return len(r.Method) + len(r.Target) + len(r.Route) }
+
 // size returns the bytes that the record takes.
 func (r *record) size() int64 {
-	n := fixedSize + indexSize + len(r.outcome.Detail) + r.outcome.Response.Size()
+	n := fixedSize + indexSize + len(r.outcome.Detail) + r.request.size() + r.outcome.Response.Size()
 	if r.claimed {
 		n += claimSize
 	}
@@ -127,33 +145,62 @@ func (r *record) size() int64 {
 
 // decode reads the record at the beginning of b.
 func (l *log) decode(b []byte) (r record) {
-	r.length = lengthOf(b)
-	b = b[copy(r.id[:], b):]
-	for _, t := range []*time.Duration{&r.accepted, &r.started, &r.ended} {
-		*t = time.Duration(binary.LittleEndian.Uint64(b))
-		b = b[8:]
+	copy(r.id[:], b)
+	for i, t := range []*time.Duration{&r.accepted, &r.started, &r.ended} {
+		*t = time.Duration(binary.LittleEndian.Uint64(b[len(r.id)+8*i:]))
 	}
-	r.outcome.State = states[b[0]]
-	r.outcome.Status = int(binary.LittleEndian.Uint16(b[1:]))
-	r.claimed = b[3] != 0
-	b = b[4:]
-	b = b[copy(r.key[:], b):]
-	detail, response := binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
-	b = b[8:]
-	r.outcome.Detail = string(b[:detail])
+	r.outcome.State = states[b[stateAt]]
+	r.outcome.Status = int(binary.LittleEndian.Uint16(b[stateAt+1:]))
+	r.claimed = b[claimedAt] != 0
+	copy(r.key[:], b[claimedAt+1:])
+	detail, response, request := lengths(b)
+	b = b[fixedSize:]
+	text := func(n int) (s string) {
+		s, b = string(b[:n]), b[n:]
+		return s
+	}
+	r.outcome.Detail = text(detail)
+	r.request = Request{text(request[0]), text(request[1]), text(request[2])}
 	if r.outcome.State == Done {
 		r.outcome.Response = l.large[r.id]
 	}
 	if response > 0 {
-		r.outcome.Response = exchange.Cut(b[detail : detail+response])
+		r.outcome.Response = exchange.Cut(b[:response])
 	}
 	return r
 }
 
+// header reads the header of the record at the beginning of b.
+func (l *log) header(b []byte) (h header) {
+	copy(h.id[:], b)
+	h.ended = time.Duration(binary.LittleEndian.Uint64(b[endedAt:]))
+	h.claimed = b[claimedAt] != 0
+	copy(h.key[:], b[claimedAt+1:])
+	h.length = lengthOf(b)
+	h.size = int64(h.length + indexSize)
+	if _, response, _ := lengths(b); response > 0 {
+		h.size -= 4 // which size leaves out
+	}
+	if states[b[stateAt]] == Done {
+		h.size += int64(l.large[h.id].Size())
+	}
+	if h.claimed {
+		h.size += claimSize
+	}
+	return h
+}
+
+// lengths returns those that stand in the record at the beginning of b.
+func lengths(b []byte) (detail, response int, request [3]int) {
+	b = b[lengthsAt:fixedSize]
+	detail, response = int(binary.LittleEndian.Uint32(b)), int(binary.LittleEndian.Uint32(b[4:]))
+	return detail, response, [3]int{int(b[8]), int(b[9]), int(b[10])}
+}
+
 // lengthOf returns the length of the record at the beginning of b.
 func lengthOf(b []byte) int {
-	detail, response := binary.LittleEndian.Uint32(b[fixedSize-8:]), binary.LittleEndian.Uint32(b[fixedSize-4:])
-	return fixedSize + int(detail) + int(response)
+	detail, response, request := lengths(b)
+	return fixedSize + detail + response + request[0] + request[1] + request[2]
 }
 
 // find returns the record with an id.
@@ -165,19 +212,19 @@ func (l *log) find(id ID) (record, bool) {
 	return l.decode(l.chunks[at.chunk-l.first][at.offset:]), true
 }
 
-// oldest returns the record that was added first, if there is one.
-func (l *log) oldest() (record, bool) {
+// oldest returns the header of the record that was added first, if there is one.
+func (l *log) oldest() (header, bool) {
 	if len(l.index) == 0 {
-		return record{}, false
+		return header{}, false
 	}
-	return l.decode(l.chunks[0][l.front:]), true
+	return l.header(l.chunks[0][l.front:]), true
 }
 
 // drop forgets r, which must be the oldest.
-func (l *log) drop(r record) {
+func (l *log) drop(r header) {
 	delete(l.index, r.id)
 	delete(l.large, r.id)
-	l.bytes -= r.size()
+	l.bytes -= r.size
 	l.front += r.length
 	if l.front == len(l.chunks[0]) && (len(l.chunks) > 1 || len(l.index) == 0) {
 		l.chunks[0] = nil

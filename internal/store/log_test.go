@@ -23,7 +23,6 @@ func emptyLog() *log {
 }
 
 func sameRecord(a, b record) bool {
-	a.length, b.length = 0, 0
 	ra, rb := a.outcome.Response.Append(nil), b.outcome.Response.Append(nil)
 	a.outcome.Response, b.outcome.Response = exchange.Response{}, exchange.Response{}
 	return fmt.Sprintf("%+v", a) == fmt.Sprintf("%+v", b) && bytes.Equal(ra, rb)
@@ -52,8 +51,8 @@ func checkLog(t *testing.T, l *log, records []record) {
 	}
 	for i, r := range records {
 		got, ok := l.oldest()
-		if !ok || !sameRecord(got, r) {
-			t.Fatalf("the oldest is %v %+v, want %+v", ok, got, r)
+		if !ok || got.id != r.id || got.ended != r.ended || got.claimed != r.claimed || got.key != r.key || got.size != r.size() {
+			t.Fatalf("the oldest is %v %+v of size %d, want %+v of %d", ok, got, got.size, r, r.size())
 		}
 		l.drop(got)
 		if _, ok := l.find(r.id); ok {
@@ -82,6 +81,9 @@ func TestLog(t *testing.T) {
 			var records []record
 			for i, n := range sizes {
 				r := record{id: NewID(), accepted: 1, started: time.Duration(i), ended: 1 << 62, claimed: i%2 == 0}
+				if i%3 == 0 {
+					r.request = Request{"POST", strings.Repeat("/é", i%60), "POST /"}
+				}
 				if r.claimed {
 					r.key = Key{31: 7}
 				}
@@ -123,7 +125,7 @@ func TestLogChunkIsFilled(t *testing.T) {
 	if len(l.chunks) != 1 || l.front != 0 || l.first != 1 {
 		t.Errorf("%d chunks, front %d, first %d", len(l.chunks), l.front, l.first)
 	}
-	if got, ok := l.oldest(); !ok || !sameRecord(got, next) {
+	if got, ok := l.oldest(); !ok || got.id != next.id {
 		t.Errorf("%+v", got)
 	}
 }
@@ -136,6 +138,7 @@ func FuzzLog(f *testing.F) {
 		var records []record
 		for i := range int(n)%64 + 1 {
 			r := record{accepted: time.Duration(accepted), started: time.Duration(started), ended: time.Duration(ended), claimed: claimed}
+			r.request = Request{string(key), string(head), detail}.cut()
 			copy(r.id[2:], id)
 			r.id[0] = byte(i) // no two are the same
 			copy(r.key[:], key)

@@ -1,14 +1,52 @@
 // Package store keeps what clients may ask about jobs: where each stands while
 // it is queued or running, and for a bounded time how it has ended.
 //
-// The HTTP layer reaches a job's record by the methods of Store alone.
+// The HTTP layer reaches a job's record by the methods of Store alone. A job is
+// added before it is submitted to the dispatcher; from there it is accepted,
+// started and ended, in this order and each at most once, or withdrawn. Each of
+// these steps is decided in one method, under one lock, so the steps of all jobs
+// have one order.
+//
+// # A journal
+//
+// The memory decides and forgets with the process. A journal beside it would make
+// the state survive. It would be told of the steps at the places where they are
+// decided: acceptLocked (the job's request, key and time), Start, End (the job's
+// whole record, so that its accept record is garbage), and Withdraw never, since a
+// job that was not accepted is not in the journal. A canceled job is told by its
+// End, and what evictLocked forgets only as a prefix: single records taken out of
+// the middle would bring an ended job back to life.
+//
+// It would have to promise:
+//
+//   - Order. It appends under the lock, so its order is that of the decisions. It
+//     must not wait there, nor call the store.
+//   - Durability. Accept returns when the job's record is on disk, which it awaits
+//     after it has released the lock; what many goroutines wait for is written at
+//     once. Start waits for nothing: a job may run twice after a crash. End
+//     publishes the outcome (state, record, changed) when its record is on disk, in
+//     the order of the records, but returns at once, so that the worker is free.
+//   - Failure. When an append fails, no later one may succeed. Accept returns the
+//     error, and the client gets 503 with a problem: the job is perhaps known after
+//     a restart, so a repeat under its key is what tells. The key stays claimed for
+//     that. A job whose End was not written stays running for its clients; nobody
+//     is told of a state that a restart could take back.
+//
+// At a start the records are read in their order, before the first request: for
+// each accept that has no end NewJob, Add and Accept with the time and the claim of
+// the record, and a submit to the dispatcher in that order; for each end keepLocked
+// with the claim. The epoch is then that of the oldest record, since times are
+// positive.
 package store
 
 import (
 	"crypto/rand"
 	"encoding/base32"
+	"net/http"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 	"weak"
 
 	"holdfast/internal/exchange"
@@ -45,11 +83,12 @@ type Store struct {
 	bounds Bounds
 	epoch  time.Time // the clock's zero
 
-	mu     sync.Mutex  // protects the following fields and those of every Job
-	open   map[ID]*Job // that have not ended
-	kept   log         // of those that have
-	timer  *time.Timer // runs when the oldest of them is too old; nil if there is none
-	claims map[Key]*Claim
+	mu      sync.Mutex  // protects the following fields and those of every Job
+	open    map[ID]*Job // that have not ended
+	pending int         // of those, the ones that are not accepted yet
+	kept    log         // of those that have ended
+	timer   *time.Timer // runs when the oldest of them is too old; nil if there is none
+	claims  map[Key]*Claim
 
 	byAge, byJobs, byBytes uint64        // evicted
 	lastEvicted            time.Duration // when the last of those had ended; 0: none was
@@ -58,13 +97,14 @@ type Store struct {
 // A Job is the record of one job that has not ended, or a copy of one that has. Its
 // times are those of the store's clock, 0 if they have not come.
 type Job struct {
-	ID ID // never changed
+	ID      ID      // never changed
+	request Request // nor is this
 
 	accepted, started, ended time.Duration
 	outcome                  Outcome       // State is where the job stands
 	work                     Work          // nil when the job has ended
 	changed                  chan struct{} // closed at the next change; nil if nobody waits
-	claim                    *Claim
+	claim                    *Claim        // until the job has ended
 }
 
 // New returns an empty Store.
@@ -80,9 +120,44 @@ type Work interface {
 	Cancel() bool
 }
 
-// NewJob returns the record of a job that is to be accepted.
-func NewJob(id ID, w Work) *Job {
-	return &Job{ID: id, outcome: Outcome{State: Queued}, work: w}
+// A Request describes the request that a job came from.
+type Request struct {
+	Method string
+	Target string // the path, with the query if there is one
+	Route  string // the pattern that it matched, "" if there is none
+}
+
+// RequestOf returns the description of r.
+func RequestOf(r *http.Request) Request {
+	target := r.RequestURI // as the client sent it, whatever prefix is stripped since
+	if !strings.HasPrefix(target, "/") {
+		target = r.URL.RequestURI()
+	}
+	return Request{r.Method, target, r.Pattern}
+}
+
+// cut returns r with fields that are bounded, since a record keeps them: the
+// longest method in use has 17 bytes, and 200 tell most targets apart.
+func (r Request) cut() Request {
+	r.Method, r.Target, r.Route = prefix(r.Method, 20), prefix(r.Target, 200), prefix(r.Route, 200)
+	return r
+}
+
+// prefix returns at most n bytes of s, and no part of a character.
+func prefix(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+// NewJob returns the record of a job that r is to become. Fields of r that are too
+// long are cut.
+func NewJob(id ID, w Work, r Request) *Job {
+	return &Job{ID: id, request: r.cut(), outcome: Outcome{State: Queued}, work: w}
 }
 
 // An ID is the only key to a job: 128 random bits, which nobody can guess. As a key
@@ -117,38 +192,78 @@ func (id ID) String() string {
 	return string(text[:])
 }
 
+// Short returns the first 8 characters of String. They tell jobs apart in a log, and
+// open none: whoever reads a whole ID can read and cancel its job.
+func (id ID) Short() string { return id.String()[:8] }
+
 // now returns the time on the store's clock, which is never 0. Read under the lock,
 // it tells the order of what was done.
 func (s *Store) now() time.Duration { return time.Since(s.epoch) + 1 }
 
-// Accept makes a job known, by its id and, if there is a claim, by that. It may
-// have started or ended before. A job that is not accepted needs no mention.
-func (s *Store) Accept(j *Job, c *Claim) {
+// Add makes a job known by its id, and c, if it is not nil, the claim that the job
+// decides. It comes before the job is submitted to the dispatcher, so that no job
+// can have started or ended before it is known. Until it is accepted it is not
+// listed and not counted.
+func (s *Store) Add(j *Job, c *Claim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	j.accepted = s.now()
-	for _, earlier := range []time.Duration{j.started, j.ended} {
-		if earlier > 0 {
-			j.accepted = min(j.accepted, earlier)
-		}
+	j.claim = c
+	s.open[j.ID] = j
+	s.pending++
+}
+
+// Accept says that the dispatcher has accepted the job. It may have started or ended
+// before. An error means that the job cannot be relied on: its client must not get
+// 202. There is none while the memory is all there is; see the package comment.
+func (s *Store) Accept(j *Job) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.acceptLocked(j, s.now())
+	return nil
+}
+
+// acceptLocked accepts a job unless it is accepted. Whoever repeats its request gets
+// this job from then on.
+func (s *Store) acceptLocked(j *Job, now time.Duration) {
+	if j.accepted > 0 {
+		return
 	}
-	if c != nil {
-		j.claim, c.job = c, j.ID
+	j.accepted = now
+	s.pending--
+	if c := j.claim; c != nil {
+		c.job = j.ID
 		close(c.decided)
 	}
-	if j.outcome.State.Ended() {
-		s.keepLocked(j)
-	} else {
-		s.open[j.ID] = j
+}
+
+// Withdraw says that the dispatcher has refused the job. It is forgotten, and one
+// of those who wait for its claim becomes the first. When the job is accepted
+// Withdraw does nothing, so that it can be deferred.
+func (s *Store) Withdraw(j *Job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j.accepted > 0 || s.open[j.ID] != j {
+		return
+	}
+	delete(s.open, j.ID)
+	s.pending--
+	j.work = nil
+	if j.claim != nil {
+		s.releaseLocked(j.claim)
 	}
 }
 
 // Start says that the job runs.
 func (s *Store) Start(j *Job) {
 	s.mu.Lock()
-	j.outcome.State, j.started = Running, s.now()
+	defer s.mu.Unlock()
+	if j.outcome.State != Queued {
+		return
+	}
+	now := s.now()
+	s.acceptLocked(j, now)
+	j.outcome.State, j.started = Running, now
 	s.changedLocked(j)
-	s.mu.Unlock()
 }
 
 // An Outcome is how a job has ended: as Done with the response, else with the
@@ -161,24 +276,25 @@ type Outcome struct {
 	Detail   string
 }
 
-// End says how the job has ended. It comes once for each job. The response is
-// copied: its memory is the caller's again.
+// End says how the job has ended; a second End does nothing. The response is copied:
+// its memory is the caller's again, and the next client's response may lie there.
 func (s *Store) End(j *Job, o Outcome) {
-	copied := o.Response.Size() > largeSize
-	if copied {
+	switch {
+	case o.State != Done:
+		o.Response = exchange.Response{}
+	case o.Response.Size() > largeSize: // a smaller one is copied by the log
 		o.Response = o.Response.Clone() // not under the lock, which all jobs need
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	j.ended, j.work = s.now(), nil
-	if j.accepted == 0 && !copied { // Accept is yet to come, and with it the log
-		o.Response = o.Response.Clone()
+	if j.outcome.State.Ended() {
+		return
 	}
-	j.outcome = o
-	if j.accepted > 0 {
-		delete(s.open, j.ID)
-		s.keepLocked(j)
-	}
+	now := s.now()
+	s.acceptLocked(j, now)
+	j.ended, j.work, j.outcome = now, nil, o
+	delete(s.open, j.ID)
+	s.keepLocked(j)
 	s.changedLocked(j)
 }
 
@@ -191,7 +307,8 @@ func (s *Store) changedLocked(j *Job) {
 
 // A View is what is known of a job at one moment.
 type View struct {
-	Outcome                            // of a job that has not ended, only the State
+	Outcome                  // of a job that has not ended, only the State
+	Request                  Request
 	Accepted, Started, Ended time.Time // zero: not yet, or never
 	Expires                  time.Time // when it is forgotten at the latest; zero before its end
 }
@@ -203,6 +320,13 @@ func (s *Store) View(j *Job) View {
 	return s.viewLocked(j)
 }
 
+// State returns where the job stands.
+func (s *Store) State(j *Job) State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return j.outcome.State
+}
+
 func (s *Store) viewLocked(j *Job) View {
 	at := func(t time.Duration) time.Time {
 		if t == 0 {
@@ -210,7 +334,7 @@ func (s *Store) viewLocked(j *Job) View {
 		}
 		return s.epoch.Add(t)
 	}
-	v := View{Outcome: j.outcome, Accepted: at(j.accepted), Started: at(j.started), Ended: at(j.ended)}
+	v := View{Outcome: j.outcome, Request: j.request, Accepted: at(j.accepted), Started: at(j.started), Ended: at(j.ended)}
 	if j.outcome.State.Ended() {
 		v.Expires = at(j.ended + s.bounds.Age)
 	}
@@ -265,12 +389,19 @@ func (s *Store) Cancel(j *Job) View {
 	return s.View(j)
 }
 
-// keepLocked takes a job that has ended into the log.
+// keepLocked takes a job that has ended into the log. Its key stays with it only if
+// it has run: a repeat of a request that came to nothing is a new job, not the old
+// one that will never run.
 func (s *Store) keepLocked(j *Job) {
-	r := record{id: j.ID, accepted: j.accepted, started: j.started, ended: j.ended, outcome: j.outcome}
-	if j.claim != nil {
+	r := record{id: j.ID, request: j.request, accepted: j.accepted, started: j.started, ended: j.ended, outcome: j.outcome}
+	switch {
+	case j.claim == nil:
+	case j.started == 0:
+		delete(s.claims, j.claim.key)
+	default:
 		r.claimed, r.key = true, j.claim.key
 	}
+	j.claim = nil
 	j.outcome = s.kept.add(r)
 	s.evictLocked(j.ended)
 	if s.timer == nil && len(s.kept.index) > 0 {
@@ -295,7 +426,7 @@ func (s *Store) evictLocked(now time.Duration) {
 			return
 		}
 		s.kept.drop(r)
-		s.lastEvicted = max(s.lastEvicted, r.ended) // a late Accept is out of order
+		s.lastEvicted = r.ended
 		if r.claimed {
 			delete(s.claims, r.key)
 		}
@@ -327,7 +458,7 @@ func (s *Store) expireIn(d time.Duration) {
 
 // Stats is a snapshot of what is kept.
 type Stats struct {
-	Open                   int // not ended
+	Open                   int // accepted and not ended
 	Kept                   int
 	Bytes                  int64
 	ByAge, ByJobs, ByBytes uint64        // evicted
@@ -341,7 +472,7 @@ func (s *Store) Stats() Stats {
 	defer s.mu.Unlock()
 	s.evictLocked(now)
 	st := Stats{
-		Open: len(s.open), Kept: len(s.kept.index), Bytes: s.kept.bytes,
+		Open: len(s.open) - s.pending, Kept: len(s.kept.index), Bytes: s.kept.bytes,
 		ByAge: s.byAge, ByJobs: s.byJobs, ByBytes: s.byBytes,
 		Reach: s.bounds.Age,
 	}

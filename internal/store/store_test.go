@@ -54,9 +54,15 @@ type work func() bool
 
 func (w work) Cancel() bool { return w() }
 
+// accept makes j known, and accepted.
+func accept(s *Store, j *Job, c *Claim) {
+	s.Add(j, c)
+	s.Accept(j)
+}
+
 func open(s *Store) *Job {
-	j := NewJob(NewID(), nil)
-	s.Accept(j, nil)
+	j := NewJob(NewID(), nil, Request{})
+	accept(s, j, nil)
 	return j
 }
 
@@ -89,6 +95,9 @@ func TestIDs(t *testing.T) {
 		if strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
 			t.Fatalf("%q has other than letters and digits", text)
 		}
+		if short := id.Short(); len(short) != 8 || !strings.HasPrefix(text, short) {
+			t.Fatalf("%q is short for %q", short, text)
+		}
 		seen[id] = true
 	}
 
@@ -119,8 +128,8 @@ func TestIDs(t *testing.T) {
 		t.Errorf("%d last letters are taken, want 8", canonical)
 	}
 	s := New(plenty)
-	j := NewJob(ID{0: 0xab, 15: 0xff}, nil)
-	s.Accept(j, nil)
+	j := NewJob(ID{0: 0xab, 15: 0xff}, nil, Request{})
+	accept(s, j, nil)
 	for _, text := range bad {
 		if _, ok := ParseID(text); ok {
 			t.Errorf("%q is taken for an ID", text)
@@ -134,78 +143,119 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// Accept, Start and End come from two goroutines, so in any order, but for Start
-// before End.
+// Accept comes from another goroutine than Start and End, so anywhere among them.
 func TestOrders(t *testing.T) {
-	orders := []string{"A", "S", "E", "AS", "SA", "AE", "EA", "ASE", "SAE", "SEA", "SE"}
-	for _, order := range orders {
+	for _, order := range []string{"", "A", "S", "E", "AS", "SA", "AE", "EA", "ASE", "SAE", "SEA", "SE", "AA", "SS", "EE", "ES"} {
 		t.Run(order, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := New(Bounds{Jobs: 10, Bytes: 1 << 20, Age: time.Hour})
-				base := s.epoch.Add(1) // the clock is never 0
-				j := NewJob(NewID(), nil)
-				var accepted, started, ended time.Time
-				for _, step := range order {
-					time.Sleep(time.Second)
-					now := time.Now().Add(1)
-					switch step {
-					case 'A':
-						s.Accept(j, nil)
-						accepted = now
-					case 'S':
-						s.Start(j)
-						started = now
-					case 'E':
-						s.End(j, done(t, "x"))
-						ended = now
-					}
-				}
-				// A job was accepted at the latest when it started.
-				for _, earlier := range []time.Time{started, ended} {
-					if !earlier.IsZero() && earlier.Before(accepted) {
-						accepted = earlier
-					}
-				}
-				want := Queued
-				switch {
-				case !ended.IsZero():
-					want = Done
-				case !started.IsZero():
-					want = Running
-				}
-				known := strings.Contains(order, "A")
-				if there(s, j.ID) != known {
-					t.Fatalf("known: %v, want %v", !known, known)
-				}
-				views := []View{s.View(j)}
-				if known {
-					views = append(views, lookup(t, s, j))
-				}
-				for _, v := range views {
-					expires := time.Time{}
-					if want == Done {
-						expires = ended.Add(time.Hour)
-					}
-					if v.State != want || !v.Accepted.Equal(accepted) || !v.Started.Equal(started) || !v.Ended.Equal(ended) || !v.Expires.Equal(expires) {
-						t.Errorf("%s, times %v %v %v %v; want %s, %v %v %v %v", v.State, v.Accepted.Sub(base), v.Started.Sub(base), v.Ended.Sub(base), v.Expires.Sub(base),
-							want, accepted.Sub(base), started.Sub(base), ended.Sub(base), expires.Sub(base))
-					}
-					if want == Done && bodyOf(v.Outcome) != "x" {
-						t.Errorf("body %q", bodyOf(v.Outcome))
-					}
-				}
-				st := s.Stats()
-				isOpen, kept := 0, 0
-				if known && want == Done {
-					kept = 1
-				} else if known {
-					isOpen = 1
-				}
-				if st.Open != isOpen || st.Kept != kept {
-					t.Errorf("%d open, %d kept; want %d and %d", st.Open, st.Kept, isOpen, kept)
-				}
-			})
+			synctest.Test(t, func(t *testing.T) { testOrder(t, order) })
 		})
+	}
+}
+
+func testOrder(t *testing.T, order string) {
+	s := New(Bounds{Jobs: 10, Bytes: 1 << 20, Age: time.Hour})
+	j := NewJob(NewID(), nil, Request{"POST", "/x?y", "POST /x"})
+	s.Add(j, nil)
+	want := View{Outcome: Outcome{State: Queued}}
+	for i, step := range order {
+		time.Sleep(time.Second)
+		now := time.Now().Add(1) // the clock is never 0
+		if i == 0 {
+			want.Accepted = now
+		}
+		switch step {
+		case 'A':
+			if err := s.Accept(j); err != nil {
+				t.Fatal(err)
+			}
+		case 'S':
+			s.Start(j)
+			if want.State == Queued {
+				want.State, want.Started = Running, now
+			}
+		case 'E':
+			s.End(j, done(t, fmt.Sprint(i)))
+			if want.State != Done {
+				want.State, want.Ended, want.Expires, want.Detail = Done, now, now.Add(time.Hour), fmt.Sprint(i)
+			}
+		}
+		for _, v := range []View{s.View(j), lookup(t, s, j)} {
+			if v.State != want.State || !v.Accepted.Equal(want.Accepted) || !v.Started.Equal(want.Started) || !v.Ended.Equal(want.Ended) || !v.Expires.Equal(want.Expires) {
+				t.Errorf("after %s: %+v, want %+v", order[:i+1], v, want)
+			}
+			if v.Request != (Request{"POST", "/x?y", "POST /x"}) {
+				t.Errorf("after %s: %+v", order[:i+1], v.Request)
+			}
+			if want.State == Done && bodyOf(v.Outcome) != want.Detail {
+				t.Errorf("after %s: body %q, want that of the first end, %q", order[:i+1], bodyOf(v.Outcome), want.Detail)
+			}
+		}
+	}
+	open, kept := 0, 0
+	switch {
+	case want.State == Done:
+		kept = 1
+	case order != "":
+		open = 1
+	}
+	lookup(t, s, j) // also before it is accepted
+	page, _, _ := s.List("", Cursor{}, 10)
+	if st := s.Stats(); st.Open != open || st.Kept != kept || len(page) != open+kept {
+		t.Errorf("%d open, %d kept, %d listed; want %d, %d and %d", st.Open, st.Kept, len(page), open, kept, open+kept)
+	}
+	s.Withdraw(j)
+	if there(s, j.ID) != (order != "") {
+		t.Errorf("there after it was withdrawn: %v", there(s, j.ID))
+	}
+	s.Withdraw(j)
+	if st := s.Stats(); st.Open != open || st.Kept != kept {
+		t.Errorf("withdrawn: %d open, %d kept; want %d and %d", st.Open, st.Kept, open, kept)
+	}
+}
+
+func TestRequestOf(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if got, want := RequestOf(r), (Request{"PUT", "/in/a%2Fb?c=d", "/in/"}); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/in/", http.StripPrefix("/in", h))
+	mux.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("PUT", "/in/a%2Fb?c=d", nil))
+	for target, want := range map[string]string{"*": "*", "http://host/a?b": "/a?b", "http://host": "/"} {
+		if got := RequestOf(httptest.NewRequest("OPTIONS", target, nil)).Target; got != want {
+			t.Errorf("%s: %s, want %s", target, got, want)
+		}
+	}
+}
+
+// What came from a client is kept cut, in whole characters.
+func TestRequestIsCut(t *testing.T) {
+	s := New(plenty)
+	j := NewJob(NewID(), nil, Request{strings.Repeat("M", 1000), "/" + strings.Repeat("é", 1000), strings.Repeat("r", 1000)})
+	accept(s, j, nil)
+	want := Request{strings.Repeat("M", 20), "/" + strings.Repeat("é", 99), strings.Repeat("r", 200)}
+	if got := s.View(j).Request; got != want {
+		t.Errorf("%+v", got)
+	}
+	before := s.Stats().Bytes
+	s.End(j, Outcome{State: Failed})
+	if got := lookup(t, s, j).Request; got != want {
+		t.Errorf("ended: %+v", got)
+	}
+	if took, want := s.Stats().Bytes-before, (&record{request: want}).size(); took != want {
+		t.Errorf("it takes %d bytes, want %d", took, want)
+	}
+}
+
+// A response that comes with another outcome than Done is not kept: its memory is
+// the caller's, who uses it for the next client.
+func TestEndKeepsNoOtherResponse(t *testing.T) {
+	s := New(plenty)
+	j := open(s)
+	s.End(j, Outcome{State: Failed, Response: respond(t, "another client's")})
+	if n := s.View(j).Response.Size(); n != 0 {
+		t.Errorf("%d bytes are kept", n)
 	}
 }
 
@@ -258,7 +308,7 @@ func TestChangedMissesNothing(t *testing.T) {
 	// Each change is told, and nothing else is.
 	synctest.Test(t, func(t *testing.T) {
 		s := New(plenty)
-		j := NewJob(NewID(), nil)
+		j := NewJob(NewID(), nil, Request{})
 		var told atomic.Int64
 		next := func() { c := s.Changed(j); go func() { <-c; told.Add(1) }() }
 		check := func(what string, want int64) {
@@ -268,7 +318,8 @@ func TestChangedMissesNothing(t *testing.T) {
 			}
 		}
 		next()
-		s.Accept(j, nil)
+		s.Add(j, nil)
+		s.Accept(j)
 		check("accepted", 0)
 		s.Start(j)
 		check("started", 1)
@@ -291,8 +342,8 @@ func TestCancel(t *testing.T) {
 				s.End(j, Outcome{State: Canceled, Status: 410})
 			}()
 			return true
-		}))
-		s.Accept(j, nil)
+		}), Request{})
+		accept(s, j, nil)
 		began := time.Now()
 		if v := s.Cancel(j); v.State != Canceled || time.Since(began) != time.Second {
 			t.Errorf("%s after %v", v.State, time.Since(began))
@@ -306,8 +357,8 @@ func TestCancel(t *testing.T) {
 		}
 		// Running: it goes on until it notices.
 		calls := 0
-		j = NewJob(NewID(), work(func() bool { calls++; return false }))
-		s.Accept(j, nil)
+		j = NewJob(NewID(), work(func() bool { calls++; return false }), Request{})
+		accept(s, j, nil)
 		s.Start(j)
 		found, _ = s.Lookup(j.ID.String())
 		if v := s.Cancel(found); v.State != Running || calls != 1 {
@@ -453,13 +504,14 @@ type model struct {
 }
 
 type modelJob struct {
-	job   *Job
-	state State
-	gone  bool
-	ended time.Time
-	size  int64
-	text  string // of the response, or the detail
-	key   *Key
+	job     *Job
+	state   State
+	gone    bool
+	ended   time.Time
+	started time.Time
+	size    int64
+	text    string // of the response, or the detail
+	key     *Key
 }
 
 func (m *model) evict(now time.Time) {
@@ -505,6 +557,12 @@ func simulate(t *testing.T, r *rand.Rand, steps int) {
 	s := New(m.bounds)
 	byKey := make(map[Key]*modelJob)
 	var open []*modelJob
+	start := func(j *modelJob) {
+		s.Start(j.job)
+		if j.started.IsZero() {
+			j.state, j.started = Running, time.Now()
+		}
+	}
 	end := func(j *modelJob) {
 		o := Outcome{State: Done}
 		switch r.IntN(6) {
@@ -523,7 +581,11 @@ func simulate(t *testing.T, r *rand.Rand, steps int) {
 			o.Response = respond(t, j.text)
 		}
 		j.state, j.ended = o.State, time.Now()
-		r := record{outcome: o, claimed: j.key != nil}
+		ran := !j.started.IsZero()
+		if j.key != nil && !ran {
+			delete(byKey, *j.key)
+		}
+		r := record{outcome: o, claimed: j.key != nil && ran}
 		j.size = r.size()
 		s.End(j.job, o)
 	}
@@ -541,7 +603,7 @@ func simulate(t *testing.T, r *rand.Rand, steps int) {
 
 		switch {
 		case len(open) < 5 || r.IntN(2) == 0 && len(open) < 40:
-			j := &modelJob{job: NewJob(NewID(), nil), state: Queued}
+			j := &modelJob{job: NewJob(NewID(), nil, Request{}), state: Queued}
 			var claim *Claim
 			if r.IntN(3) == 0 {
 				key := Key{0: byte(r.IntN(20))}
@@ -562,13 +624,21 @@ func simulate(t *testing.T, r *rand.Rand, steps int) {
 				}
 				claim, j.key, byKey[key] = first, &key, j
 			}
+			s.Add(j.job, claim)
+			if r.IntN(10) == 0 {
+				s.Withdraw(j.job)
+				if claim != nil {
+					delete(byKey, *j.key)
+				}
+				break
+			}
 			m.jobs = append(m.jobs, j)
 			early := r.IntN(10) == 0 // it ends before it is accepted
 			if early {
-				s.Start(j.job)
+				start(j)
 				end(j)
 			}
-			s.Accept(j.job, claim)
+			s.Accept(j.job)
 			if early {
 				m.keep(j, time.Now())
 			} else {
@@ -576,8 +646,7 @@ func simulate(t *testing.T, r *rand.Rand, steps int) {
 			}
 		case r.IntN(3) == 0:
 			j := open[r.IntN(len(open))]
-			j.state = Running
-			s.Start(j.job)
+			start(j)
 		default:
 			i := r.IntN(len(open))
 			j := open[i]
@@ -668,9 +737,10 @@ func TestEndCopies(t *testing.T) {
 	for _, size := range []int{0, 1, 1000, largeSize - 100, largeSize + 1, 2 * chunkSize} {
 		for _, early := range []bool{false, true} {
 			s := New(plenty)
-			j := NewJob(NewID(), nil)
+			j := NewJob(NewID(), nil, Request{})
+			s.Add(j, nil)
 			if !early {
-				s.Accept(j, nil)
+				s.Accept(j)
 			}
 			want := strings.Repeat("m", size)
 			raw := respond(t, want).Append(nil)
@@ -680,7 +750,7 @@ func TestEndCopies(t *testing.T) {
 				raw[i] = 0xff
 			}
 			if early {
-				s.Accept(j, nil)
+				s.Accept(j)
 			}
 			if bodyOf(s.View(j).Outcome) != want || bodyOf(lookup(t, s, j).Outcome) != want {
 				t.Errorf("%d bytes, ended before it was accepted: %v: the response has changed", size, early)
@@ -751,10 +821,10 @@ func TestConcurrent(t *testing.T) {
 	for w := range newest {
 		wg.Go(func() {
 			for i := range 1000 {
-				j := NewJob(NewID(), nil)
+				j := NewJob(NewID(), nil, Request{})
 				j.ID[0] = byte(i % 10) // says which response
 				newest[w].Store(j)
-				s.Accept(j, nil)
+				accept(s, j, nil)
 				s.Start(j)
 				s.End(j, Outcome{State: Done, Response: responses[i%10]})
 			}
@@ -781,7 +851,7 @@ func TestConcurrent(t *testing.T) {
 }
 
 func TestClaimOneWinner(t *testing.T) {
-	for _, ended := range []bool{false, true} {
+	for _, by := range []string{"Accept", "Start", "End"} {
 		synctest.Test(t, func(t *testing.T) {
 			s := New(plenty)
 			var winners []*Claim
@@ -806,14 +876,24 @@ func TestClaimOneWinner(t *testing.T) {
 			if len(winners) != 1 || len(got) != 0 {
 				t.Fatalf("%d winners and %d answers while it is undecided", len(winners), len(got))
 			}
-			j := NewJob(NewID(), nil)
-			if ended {
+			j := NewJob(NewID(), nil, Request{})
+			s.Add(j, winners[0])
+			synctest.Wait()
+			if len(got) != 0 {
+				t.Fatalf("%d answers while it is undecided", len(got))
+			}
+			switch by {
+			case "Accept":
+				s.Accept(j)
+			case "Start":
+				s.Start(j)
+			case "End":
 				s.Start(j)
 				s.End(j, Outcome{State: Failed})
 			}
-			s.Accept(j, winners[0])
+			s.Withdraw(j)
+			s.Release(winners[0]) // neither does anything any more
 			synctest.Wait()
-			s.Release(winners[0]) // does nothing any more
 			if len(winners) != 1 || len(got) != 99 {
 				t.Fatalf("%d winners, %d answers; want 1 and 99", len(winners), len(got))
 			}
@@ -844,11 +924,17 @@ func TestClaimRelease(t *testing.T) {
 				}
 			}()
 		}
-		for range 5 {
+		for i := range 6 {
 			synctest.Wait()
 			if len(winners) != 0 {
 				t.Fatal("two hold the claim")
 			}
+			if i%2 == 0 { // the dispatcher has refused it
+				j := NewJob(NewID(), nil, Request{})
+				s.Add(j, held)
+				s.Withdraw(j)
+			}
+			s.Release(held)
 			s.Release(held)
 			synctest.Wait()
 			if len(winners) != 1 {
@@ -856,8 +942,8 @@ func TestClaimRelease(t *testing.T) {
 			}
 			held = <-winners
 		}
-		j := NewJob(NewID(), nil)
-		s.Accept(j, held)
+		j := NewJob(NewID(), nil, Request{})
+		accept(s, j, held)
 		synctest.Wait()
 		if len(winners) != 0 {
 			t.Error("another claim beside the job")
@@ -901,8 +987,8 @@ func TestClaimOtherRequest(t *testing.T) {
 		}
 	}
 	other("undecided") // and does not wait
-	j := NewJob(NewID(), nil)
-	s.Accept(j, c)
+	j := NewJob(NewID(), nil, Request{})
+	accept(s, j, c)
 	other("queued")
 	s.Start(j)
 	other("running")
@@ -931,14 +1017,14 @@ func TestClaimGoesWithItsJob(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := New(test.bounds)
 				_, c, _ := s.Claim(t.Context(), Key{1}, Print{2})
-				j := NewJob(NewID(), nil)
-				if early {
-					s.End(j, Outcome{State: Failed})
-					s.Accept(j, c)
-				} else {
-					s.Accept(j, c)
-					s.End(j, Outcome{State: Failed})
+				j := NewJob(NewID(), nil, Request{})
+				s.Add(j, c)
+				if !early {
+					s.Accept(j)
 				}
+				s.Start(j)
+				s.End(j, Outcome{State: Failed})
+				s.Accept(j)
 				s.Release(c)
 				for range test.push {
 					if found, _, _ := s.Claim(t.Context(), Key{1}, Print{2}); found == nil {
@@ -958,14 +1044,54 @@ func TestClaimGoesWithItsJob(t *testing.T) {
 				if found != nil || next == nil || err != nil {
 					t.Fatalf("%s: %v, %v, %v", test.name, found, next, err)
 				}
-				j2 := NewJob(NewID(), nil)
-				s.Accept(j2, next)
+				j2 := NewJob(NewID(), nil, Request{})
+				accept(s, j2, next)
 				if found, _, _ := s.Claim(t.Context(), Key{1}, Print{3}); found == nil || found.ID != j2.ID {
 					t.Errorf("%s: the new claim gives %v", test.name, found)
 				}
 			})
 		}
 	}
+}
+
+// The key of a job that ended without having run is free: a repeat is a new job, and
+// not the old one, that will never run. So it is for those who waited for the first,
+// and the end of the old job takes nothing from the new one.
+func TestKeyOfAJobThatNeverRan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Bounds{Jobs: 1, Bytes: 1 << 20, Age: time.Hour})
+		_, c, _ := s.Claim(t.Context(), Key{1}, Print{2})
+		waiting := make(chan *Claim)
+		go func() {
+			j, c, err := s.Claim(t.Context(), Key{1}, Print{2})
+			if j != nil || err != nil {
+				t.Errorf("the one who waited gets %v, %v", j, err)
+			}
+			waiting <- c
+		}()
+		synctest.Wait()
+		never := NewJob(NewID(), nil, Request{})
+		s.Add(never, c)
+		s.End(never, Outcome{State: Dropped, Status: 410})
+		c = <-waiting
+		if !there(s, never.ID) {
+			t.Error("the dropped job can't be read")
+		}
+		again := NewJob(NewID(), nil, Request{})
+		accept(s, again, c)
+		s.End(open(s), Outcome{State: Failed}) // never is forgotten
+		if there(s, never.ID) {
+			t.Fatal("the bound is not reached")
+		}
+		if j, _, err := s.Claim(t.Context(), Key{1}, Print{2}); err != nil || j == nil || j.ID != again.ID {
+			t.Errorf("a repeat gives %v, %v", j, err)
+		}
+		s.Start(again)
+		s.End(again, Outcome{State: Canceled, Status: 410})
+		if j, _, err := s.Claim(t.Context(), Key{1}, Print{2}); err != nil || j == nil || j.ID != again.ID {
+			t.Errorf("a repeat of one that was canceled while it ran gives %v, %v", j, err)
+		}
+	})
 }
 
 // Who has the key but not the credentials has another key. No two requests are one
@@ -1060,11 +1186,11 @@ func TestClaimRace(t *testing.T) {
 				case c != nil && i < 3*len(jobs) && i%3 != 0:
 					s.Release(c)
 				case c != nil:
-					j = NewJob(NewID(), nil)
+					j = NewJob(NewID(), nil, Request{})
 					if !jobs[k].CompareAndSwap(nil, j) {
 						t.Error("two jobs for one key")
 					}
-					s.Accept(j, c)
+					accept(s, j, c)
 					s.Release(c)
 				case jobs[k].Load() == nil || jobs[k].Load().ID != j.ID:
 					t.Error("a job of another key")
