@@ -37,14 +37,11 @@ type process struct {
 	addr, operator string
 }
 
-// start returns the program when it listens.
+// start returns the program when it has said where it listens.
 func start(t *testing.T, args ...string) process {
 	t.Helper()
-	addr, operator := unused(t), unused(t)
-	p := process{launch(t, append([]string{"-addr", addr, "-admin", operator}, args...)...), addr, operator}
-	listening(t, p.Process, "tcp", addr)
-	listening(t, p.Process, "tcp", operator)
-	return p
+	p := launch(t, append([]string{"-addr", "127.0.0.1:0", "-admin", "127.0.0.1:0"}, args...)...)
+	return process{p, p.AwaitLog(regexp.MustCompile(`listening on (\S+) for buyers`)), p.AwaitLog(regexp.MustCompile(`, on (\S+) for the operator`))}
 }
 
 func launch(t *testing.T, args ...string) *proctest.Process {
@@ -54,21 +51,6 @@ func launch(t *testing.T, args ...string) *proctest.Process {
 		t.Fatal(err)
 	}
 	return proctest.Launch(t, []string{asProgram + "=1"}, program, args...)
-}
-
-// unused returns an address where nobody listens. Where there is a second address of
-// this machine it is there, so that no connection of a client takes it meanwhile.
-func unused(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.2:0")
-	if err != nil {
-		l, err = net.Listen("tcp", "127.0.0.1:0")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // listening waits until something listens.
