@@ -56,10 +56,11 @@ module: ## PATH=github.com/you/holdfast: write that module path into every file
 bench: ## measure beside the peers; writes the tables and bench/ratios.svg
 	cd bench && go run .
 
-load: build ## ab on /aaa and /bbb, with and without keep-alive (ab is in apache2-utils)
+load: build ## ab on /aaa and /bbb, with and without keep-alive (needs curl, and ab from apache2-utils)
 	@bin/holdfast -addr 127.0.0.1:8099 & pid=$$!; trap "kill $$pid" EXIT; sleep 1; set -e; \
 	for n in 200 2000; do for path in aaa bbb; do for k in "" -k; do \
 		echo "== ab -n $$n -c 100 $$k /$$path"; \
+		while curl -s http://127.0.0.1:8100/stats | grep -qE '"(queued|running)":[1-9]'; do sleep 1; done; \
 		ab -q -n $$n -c 100 $$k -p testdata/sleep.json -T application/json http://127.0.0.1:8099/$$path | \
 			grep -E 'Time taken|Complete|Failed|Non-2xx|Requests per|  50%|  99%|100%'; \
 	done; done; done
