@@ -1,9 +1,26 @@
+# PATH is also the name of what the shell finds commands by. On the command line of
+# make module it is the module's path, and every command that make starts would get
+# it. So the recipes get back what make was started with: $(shell) sees that up to
+# make 4.3; from 4.4 on it too is given the module's path, and /proc, where there is
+# one, still has what make began with.
+ifneq ($(filter module,$(MAKECMDGOALS)),)
+ifneq ($(origin PATH),command line)
+$(error make module needs a path; want make module PATH=github.com/you/holdfast)
+endif
+MODULE := $(PATH)
+START := $(shell echo "$$PATH")
+ifeq ($(START),$(MODULE))
+START := $(shell command -p sed -zn 's/^PATH=//p' /proc/$$PPID/environ)
+endif
+override PATH := $(START)
+endif
+
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*/go.mod'))
 FUZZTIME := 20s
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help run build test check bench load screenshots fuzz soak
+.PHONY: help run build test check vet module bench load screenshots fuzz soak
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -13,7 +30,7 @@ run: ## run the demo server on :8099
 	go run main.go
 
 build: ## build bin/holdfast with its version
-	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/holdfast main.go
+	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/holdfast ./cmd/holdfast
 
 test: ## run the tests of the root module
 	go test ./...
@@ -24,17 +41,26 @@ check: ## everything that must hold before a commit lands, but for fuzzing
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
 	$(STATICCHECK) ./... && $(STATICCHECK) main.go
 	go mod tidy -diff
-	test "$$(go list -m all)" = holdfast # the root has no dependency
+	test "$$(go list -m all)" = "$$(go list -m)" # the root has no dependency
 	@set -e; for m in $(MODULES); do echo "== $$m"; (cd $$m && \
 		go mod tidy -diff && go vet ./... && $(STATICCHECK) ./... && go test -race -shuffle=on ./...); done
+
+vet: ## compile the tests for the other platforms
+	@set -e; for p in windows/amd64 darwin/arm64 linux/386 linux/arm linux/arm64; do echo "== $$p"; \
+		GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./... && GOOS=$${p%/*} GOARCH=$${p#*/} go vet main.go; done
+	@echo "== js/wasm"; GOOS=js GOARCH=wasm go vet . ./plan
+
+module: ## PATH=github.com/you/holdfast: write that module path into every file
+	@go run ./internal/modpath '$(MODULE)'
 
 bench: ## measure beside the peers; writes the tables and bench/ratios.svg
 	cd bench && go run .
 
-load: build ## ab on /aaa and /bbb, with and without keep-alive (ab is in apache2-utils)
+load: build ## ab on /aaa and /bbb, with and without keep-alive (needs curl, and ab from apache2-utils)
 	@bin/holdfast -addr 127.0.0.1:8099 & pid=$$!; trap "kill $$pid" EXIT; sleep 1; set -e; \
 	for n in 200 2000; do for path in aaa bbb; do for k in "" -k; do \
 		echo "== ab -n $$n -c 100 $$k /$$path"; \
+		while curl -s http://127.0.0.1:8100/stats | grep -qE '"(queued|running)":[1-9]'; do sleep 1; done; \
 		ab -q -n $$n -c 100 $$k -p testdata/sleep.json -T application/json http://127.0.0.1:8099/$$path | \
 			grep -E 'Time taken|Complete|Failed|Non-2xx|Requests per|  50%|  99%|100%'; \
 	done; done; done

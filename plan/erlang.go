@@ -109,12 +109,12 @@ func Loss(workers, queue int, load float64) float64 {
 	if queue < 0 {
 		return math.NaN()
 	}
-	return loss(workers, queue, load, ErlangB(workers, load))
+	return loss(workers, int64(queue), load, ErlangB(workers, load))
 }
 
 // loss sums B·r^L / (1 + B·(r + r² + … + r^L)) in closed form, with r = a/w.
 // For r > 1 the powers would overflow, so both sides are multiplied by r^−L.
-func loss(workers, queue int, load, b float64) float64 {
+func loss(workers int, queue int64, load, b float64) float64 {
 	w, l := float64(workers), float64(queue)
 	if queue == 0 || workers == 0 || load == 0 || math.IsInf(load, 1) || b != b {
 		return b
@@ -140,30 +140,35 @@ func logUtilisation(w, load float64) float64 {
 }
 
 // longest is the longest queue that LeastQueue considers. A float64 represents
-// every whole number up to it.
+// every whole number up to it. An int may have 32 bits, so lengths are int64 until
+// they are returned.
 const longest = 1 << 53
 
 // LeastQueue returns the shortest queue that refuses at most the share refuse of
 // the requests: the smallest L with [Loss] <= refuse. It reports false if no length
-// does. That is so if load > workers and refuse < 1 − workers/load, where only
+// that an int holds does. That is so if load > workers and refuse < 1 − workers/load, where only
 // more workers help.
 func LeastQueue(workers int, load, refuse float64) (queue int, ok bool) {
-	return leastQueue(workers, load, refuse, ErlangB(workers, load))
+	l, ok := leastQueue(workers, load, refuse, ErlangB(workers, load))
+	if !ok || l > math.MaxInt {
+		return 0, false
+	}
+	return int(l), true
 }
 
-func leastQueue(workers int, load, refuse, b float64) (int, bool) {
+func leastQueue(workers int, load, refuse, b float64) (int64, bool) {
 	if !(refuse > 0) || !(loss(workers, longest, load, b) <= refuse) {
 		return 0, false
 	}
-	return least(0, longest, func(l int) bool { return loss(workers, l, load, b) <= refuse }), true
+	return least(0, longest, func(l int64) bool { return loss(workers, l, load, b) <= refuse }), true
 }
 
 // least returns the smallest i in [low, high] with enough(i), or high if there is
 // none. If enough is not monotone, it returns some i where enough(i−1) is false.
 // The cost of enough grows with its argument, so least first goes up in doubling
 // steps.
-func least(low, high int, enough func(int) bool) int {
-	for step := 1; low+step < high; step *= 2 {
+func least[N int | int64](low, high N, enough func(N) bool) N {
+	for step := N(1); step < high-low; step *= 2 {
 		if enough(low + step - 1) {
 			high = low + step - 1
 			break

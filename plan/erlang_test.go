@@ -217,7 +217,11 @@ func TestProperties(t *testing.T) {
 		}
 		for _, e := range []float64{1e-12, 1e-3, .01, .3, 1} {
 			l, ok := LeastQueue(w, a, e)
-			if low := 1 - float64(w)/a; !ok && e > low*(1+1e-9) && a != float64(w) {
+			if n, _ := leastQueue(w, a, e, ErlangB(w, a)); n > math.MaxInt {
+				if ok {
+					t.Errorf("w=%d a=%v: a queue of %d for %v, want none, since an int holds no %d", w, a, l, e, n)
+				}
+			} else if low := 1 - float64(w)/a; !ok && e > low*(1+1e-9) && a != float64(w) {
 				t.Errorf("w=%d a=%v: no queue for %v", w, a, e)
 			} else if ok && e < low*(1-1e-9) {
 				t.Errorf("w=%d a=%v: a queue of %d for %v", w, a, l, e)

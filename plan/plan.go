@@ -157,7 +157,8 @@ type Waiting struct {
 
 // Bounds are the bounds of a useful queue length for Plan.Workers. A queue
 // shorter than Refusals or Burst refuses too many requests; one longer than
-// Deadline accepts requests that will be answered too late.
+// Deadline accepts requests that will be answered too late. A bound that an int
+// cannot hold is the greatest int, far above MaxQueue.
 type Bounds struct {
 	// Refusals is the smallest length that refuses at most MayRefuse outside
 	// bursts; nil if no length does.
@@ -225,7 +226,7 @@ func For(load Load) (Plan, error) {
 		Workers:      l.Workers,
 		Queue:        a.queue,
 		Utilisation:  a.load / float64(l.Workers),
-		Refused:      loss(l.Workers, a.queue, a.load, a.b),
+		Refused:      loss(l.Workers, int64(a.queue), a.load, a.b),
 		AcceptedWait: acceptedWait(l.Workers, a.queue, a.load, a.b) * l.Service.Seconds(),
 		FullWait:     float64(a.queue) * l.Service.Seconds() / float64(l.Workers),
 		Capacity:     float64(l.Workers) / l.Service.Seconds(),
@@ -239,14 +240,14 @@ func For(load Load) (Plan, error) {
 // setQueue sets the fields that describe the queue: Bounds, Backlog, Drain, Waiting.
 func (p *Plan) setQueue(l Load, a assessment) {
 	if a.refusals >= 0 {
-		p.Bounds.Refusals = &a.refusals
+		p.Bounds.Refusals = bound(a.refusals)
 	}
 	if l.Burst > 0 {
-		p.Bounds.Burst = &a.burst
+		p.Bounds.Burst = bound(a.burst)
 		p.Backlog = max(0, l.growth(l.Workers))
 	}
 	if l.Deadline > 0 {
-		p.Bounds.Deadline = &a.deadline
+		p.Bounds.Deadline = bound(a.deadline)
 	}
 	if a.load >= float64(l.Workers) {
 		p.Drain = -1
@@ -402,9 +403,9 @@ func (l Load) maxRate() float64 {
 // bounds of the queue are those of [Bounds].
 type assessment struct {
 	load, b, c float64  // the load in erlangs, Erlang B and C
-	refusals   int      // −1 if no length is enough
-	burst      int      // 0 without bursts
-	deadline   int      // −1 if no length is short enough
+	refusals   int64    // −1 if no length is enough
+	burst      int64    // 0 without bursts
+	deadline   int64    // −1 if no length is short enough
 	queue      int      // as given, or else the smallest sufficient
 	faults     []string // the limits that are not met, in sentences
 }
@@ -427,7 +428,7 @@ func (l Load) assess(workers int) assessment {
 	}
 	a.queue = l.Queue
 	if a.queue < 0 {
-		a.queue = min(max(a.refusals, a.burst, 0), MaxQueue)
+		a.queue = int(min(max(a.refusals, a.burst, 0), MaxQueue))
 	}
 	a.judgeWorkers(l, workers)
 	a.judgeQueue(l, workers)
@@ -456,13 +457,13 @@ func (a *assessment) judgeQueue(l Load, workers int) {
 	case a.load >= float64(workers): // judgeWorkers reports it
 	case a.refusals > MaxQueue && l.Queue < 0:
 		a.fault("With %d workers, refusing at most %s takes a queue of %d, above the maximum of 10,000,000.", workers, share(l.MayRefuse), a.refusals)
-	case a.queue < a.refusals:
+	case int64(a.queue) < a.refusals:
 		a.fault("With %d workers and a queue of %d, more than %s of the requests are refused; the queue must be at least %d.", workers, a.queue, share(l.MayRefuse), a.refusals)
 	}
 	switch {
 	case a.burst > MaxQueue && l.Queue < 0:
 		a.fault("A burst needs a queue of %d with %d workers, above the maximum of 10,000,000.", a.burst, workers)
-	case a.queue < a.burst:
+	case int64(a.queue) < a.burst:
 		a.fault("A burst needs a queue of at least %d with %d workers; %d is too short.", a.burst, workers, a.queue)
 	}
 }
@@ -472,13 +473,19 @@ func (a *assessment) judgeDeadline(l Load, workers int) {
 	case a.deadline < 0:
 		a.fault("The service alone misses the deadline of %v: with probability %s it takes longer than %s. Only a faster service helps.",
 			l.Deadline, share(min(l.MayRefuse, 1)), seconds(l.longService()))
-	case a.queue > a.deadline && l.Queue >= 0:
+	case int64(a.queue) > a.deadline && l.Queue >= 0:
 		a.fault("With %d workers, a queue longer than %d is too long: the request in its last place is answered after the deadline.", workers, a.deadline)
-	case a.queue > a.deadline && a.burst >= a.refusals:
+	case int64(a.queue) > a.deadline && a.burst >= a.refusals:
 		a.fault("With %d workers, a burst needs a queue of at least %d, but the deadline allows at most %d. Only more workers help.", workers, a.burst, a.deadline)
-	case a.queue > a.deadline:
+	case int64(a.queue) > a.deadline:
 		a.fault("With %d workers, refusing at most %s takes a queue of at least %d, but the deadline allows at most %d. Only more workers help.", workers, share(l.MayRefuse), a.refusals, a.deadline)
 	}
+}
+
+// bound returns a length as it is shown in Bounds.
+func bound(l int64) *int {
+	n := int(min(l, math.MaxInt))
+	return &n
 }
 
 // growth returns how many more requests arrive in a burst than workers do:
@@ -490,7 +497,7 @@ func (l Load) growth(workers int) float64 {
 // burstQueue returns the shortest queue that absorbs a burst:
 // (m·n − w/s)·T + z·√(T·(m·n·ArrivalCV2 + w/s·CV2)), with a margin of z standard
 // deviations. Workers that are faster than the burst serve only what arrives.
-func (l Load) burstQueue(workers int, z float64) int {
+func (l Load) burstQueue(workers int, z float64) int64 {
 	in := l.Burst * l.Rate
 	out := min(in, float64(workers)/l.Service.Seconds())
 	return whole(math.Ceil((l.growth(workers) + z*math.Sqrt(l.BurstFor.Seconds()*(in*l.ArrivalCV2+out*l.CV2))) * (1 - rounding)))
@@ -501,7 +508,7 @@ func (l Load) burstQueue(workers int, z float64) int {
 // request's own service takes long seconds. The L + 1 services before it take
 // (L+1)·s/w on average, with a standard deviation of √((L+1)·CV2)·s/w, of which z
 // are added. The equation is quadratic in √(L+1).
-func (l Load) deadlineQueue(workers int, long, z float64) int {
+func (l Load) deadlineQueue(workers int, long, z float64) int64 {
 	left := float64(workers) * (l.Deadline.Seconds() - long) / l.Service.Seconds()
 	if left < 0 {
 		return -1
@@ -519,9 +526,9 @@ func (l Load) deadlineQueue(workers int, long, z float64) int {
 // a place: 8·0.95/0.05 is a little below 152.
 const rounding = 1e-12
 
-// whole converts x to an int from 0 to longest.
-func whole(x float64) int {
-	return int(max(0, min(x, longest)))
+// whole converts x to a whole number from 0 to longest.
+func whole(x float64) int64 {
+	return int64(max(0, min(x, longest)))
 }
 
 // margin returns by how many standard deviations a normally distributed value

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -19,7 +20,10 @@ func TestSourceExamples(t *testing.T) {
 	mean := l.Service.Seconds()
 	// The published example is without a margin, and leaves out the last request's
 	// own service.
-	for _, test := range []struct{ workers, least, most int }{{8, 680, 152}, {17, 320, 323}} {
+	for _, test := range []struct {
+		workers     int
+		least, most int64
+	}{{8, 680, 152}, {17, 320, 323}} {
 		if got := l.burstQueue(test.workers, 0); got != test.least {
 			t.Errorf("%d workers: a burst needs %d, want %d", test.workers, got, test.least)
 		}
@@ -375,5 +379,45 @@ func BenchmarkFor(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// Where an int has 32 bits, a longer queue is not taken for a short one: the same
+// sentences are told, and the bounds go as far as an int does.
+func TestBoundsBeyondAnInt(t *testing.T) {
+	load := Load{Rate: 999.999999, Service: time.Second, Burst: 1e6, BurstFor: time.Hour, Deadline: 1e6 * time.Hour, MayRefuse: 1e-12, MayWait: 1, Workers: 1000}
+	p, err := For(load)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Holds || p.Queue != MaxQueue {
+		t.Errorf("holds %v with a queue of %d, want false and %d", p.Holds, p.Queue, MaxQueue)
+	}
+	l, err := load.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, reasons := l.assess(load.Workers), strings.Join(p.Reasons, " ")
+	for _, test := range []struct {
+		name  string
+		bound *int
+		want  int64
+		said  string
+	}{
+		{"refusals", p.Bounds.Refusals, a.refusals, fmt.Sprintf("takes a queue of %d,", a.refusals)},
+		{"burst", p.Bounds.Burst, a.burst, fmt.Sprintf("A burst needs a queue of %d ", a.burst)},
+		{"deadline", p.Bounds.Deadline, a.deadline, ""},
+	} {
+		switch {
+		case test.want <= math.MaxInt32:
+			t.Errorf("%s: %d, want more than 32 bits hold", test.name, test.want)
+		case int64(*test.bound) != min(test.want, math.MaxInt):
+			t.Errorf("%s: %d, want %d", test.name, *test.bound, min(test.want, math.MaxInt))
+		case !strings.Contains(reasons, test.said):
+			t.Errorf("%s: %q lacks %q", test.name, reasons, test.said)
+		}
+	}
+	if n, ok := LeastQueue(1000, 1000, 1e-12); ok != (math.MaxInt > math.MaxInt32) {
+		t.Errorf("%d, %v for a queue longer than 32 bits hold", n, ok)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"log"
+	"net"
 	"net/http"
 	"os/signal"
 	"sync"
@@ -31,16 +32,20 @@ func main() {
 	if err == nil && *server != "" {
 		items, err = shared(*server)
 	}
-	if err != nil {
+	front, errFront := net.Listen("tcp", *addr)
+	back, errBack := net.Listen("tcp", cmp.Or(*control, "127.0.0.1:8081"))
+	if err = errors.Join(err, errFront, errBack); err != nil {
 		log.Fatal(err)
 	}
+	log.Printf("listening on %v for buyers, on %v for the operator", front.Addr(), back.Addr())
 	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	operator := admin.New(admin.Config{Dispatcher: queue})
-	public := &http.Server{Addr: *addr, Handler: shop{queue, items, *work}, ReadTimeout: 10 * time.Second}
+	go operator.Run(ctx)
+	public := &http.Server{Handler: shop{queue, items, *work}, ReadTimeout: 10 * time.Second}
 	ended := make(chan error, 3)
-	go func() { ended <- http.ListenAndServe(cmp.Or(*control, "127.0.0.1:8081"), operator) }()
-	go func() { go operator.Run(ctx); ended <- public.ListenAndServe() }()
+	go func() { ended <- http.Serve(back, operator) }()
+	go func() { ended <- public.Serve(front) }()
 	context.AfterFunc(ctx, func() { restore(); ended <- nil }) // a second signal ends the program at once
 	err = <-ended
 	limit, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -41,11 +41,8 @@ type process struct {
 // start starts the program and waits until it listens.
 func start(t *testing.T, args ...string) process {
 	t.Helper()
-	addr, operator := unused(t), unused(t)
-	p := process{launch(t, append([]string{"-addr", addr, "-admin", operator}, args...)...), addr, operator}
-	listening(t, p.Process, "tcp", addr)
-	listening(t, p.Process, "tcp", operator)
-	return p
+	p := launch(t, append([]string{"-addr", "127.0.0.1:0", "-admin", "127.0.0.1:0"}, args...)...)
+	return process{p, p.AwaitLog(regexp.MustCompile(`listening on (\S+) for buyers`)), p.AwaitLog(regexp.MustCompile(`, on (\S+) for the operator`))}
 }
 
 func launch(t *testing.T, args ...string) *proctest.Process {

@@ -38,9 +38,11 @@ func Main(m *testing.M) {
 func Build(t *testing.T) string {
 	t.Helper()
 	binary.once.Do(func() {
-		root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "holdfast").Output()
+		// The tests may stand in another module. A package names the root's module
+		// in a way that make module finds, whatever its path.
+		root, err := exec.Command("go", "list", "-f", "{{.Module.Dir}}", "holdfast/internal/proctest").Output()
 		if err != nil {
-			binary.err = fmt.Errorf("go list -m holdfast: %v", err)
+			binary.err = fmt.Errorf("go list holdfast/internal/proctest: %v", err)
 			return
 		}
 		if binary.dir, binary.err = os.MkdirTemp("", "holdfast"); binary.err != nil {

@@ -34,9 +34,6 @@ var (
 	firstSeed = flag.Uint64("seed", 1, "seed of the first of them")
 )
 
-// patience bounds whatever is waited for here.
-const patience = proctest.Patience
-
 func TestMain(m *testing.M) { proctest.Main(m) }
 
 func build(t *testing.T) string {

@@ -17,7 +17,11 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/proctest"
 )
+
+// patience bounds whatever is waited for in this package's tests.
+const patience = proctest.Patience
 
 // memory is a listener without a network. Its connections are pipes: they have
 // no buffer, and their deadlines pass in the time of a synctest bubble.
