@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,10 +62,17 @@ type Config struct {
 	// for: POST /aaa and POST /bbb with {"sleep_time":n}. If nil, there is no burst.
 	Demo http.Handler
 
-	// Resize changes the number of workers for a request, one call at a time, with
-	// the errors of [holdfast.Dispatcher.Resize]: for a program in which something
-	// else depends on that number. If nil, it is the dispatcher's.
+	// Resize changes the number of workers for a request, one call at a time: for a
+	// program in which something else depends on that number, or which bounds it.
+	// [holdfast.ErrClosed] is answered with 503, any other error with 400 and its
+	// text. If nil, [holdfast.Dispatcher.Resize] is used.
 	Resize func(workers int) error
+
+	// Admitted is called with each request that the guard lets through, before it is
+	// served; with a Token not for /healthz and /readyz, which need none. So a server
+	// can tell the operator's connections from those of strangers. If nil, it is not
+	// called.
+	Admitted func(r *http.Request)
 }
 
 // A Handler serves the admin listener. Create one with [New] and let it [Handler.Run];
@@ -113,6 +121,9 @@ func New(c Config) *Handler {
 	}
 	if c.Resize == nil {
 		c.Resize = c.Dispatcher.Resize
+	}
+	if c.Admitted == nil {
+		c.Admitted = func(*http.Request) {}
 	}
 	h := &Handler{config: c, began: time.Now()}
 	st := c.Dispatcher.Stats()
@@ -258,7 +269,7 @@ func (h *Handler) serveChange(w http.ResponseWriter, r *http.Request) {
 			problem.Write(w, http.StatusServiceUnavailable, "the dispatcher is shut down")
 			return
 		case err != nil:
-			problem.Write(w, http.StatusBadRequest, fmt.Sprintf("workers is %d; want 0 (paused) to 1000000", *workers))
+			problem.Write(w, http.StatusBadRequest, strings.TrimPrefix(err.Error(), "holdfast: "))
 			return
 		}
 		if *workers > 0 {

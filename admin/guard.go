@@ -31,6 +31,9 @@ func (h *Handler) guard(next http.Handler) http.Handler {
 			problem.Write(w, http.StatusUnauthorized, "want the token, as Bearer or as the password of HTTP Basic")
 		default:
 			w.Header().Del("Connection")
+			if h.config.Token == "" || !isHealth(r) {
+				h.config.Admitted(r)
+			}
 			next.ServeHTTP(w, r)
 		}
 	})

@@ -62,7 +62,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
 		Token: config.AdminToken, Host: config.AdminHost(),
-		Demo: mux, Resize: resize,
+		Demo: mux, Resize: resize, Admitted: s.Admitted,
 	})
 	s.Admin(operator)
 
@@ -96,17 +96,29 @@ func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *
 	if config.LogJobs {
 		sleep = server.Logged(log, sleep)
 	}
+	resizable := func(to func(int) error) func(int) error {
+		return func(workers int) error {
+			if err := config.Resizable(workers); err != nil {
+				return err
+			}
+			return to(workers)
+		}
+	}
+	waiting := func(wrap func(http.Handler) http.Handler, h http.Handler) http.Handler {
+		return server.Waiting(config.MaxBody, wrap, h)
+	}
 	checked := func(h http.Handler) http.Handler { return s.Work(server.Checked(config.MaxBody, h)) }
-	mux.Handle("POST /aaa", checked(jobs.Sync(sleep)))
-	mux.Handle("POST /bbb", checked(jobs.Async(sleep)))
+	mux.Handle("POST /aaa", checked(waiting(jobs.Sync, sleep)))
+	mux.Handle("POST /bbb", checked(waiting(jobs.Async, sleep)))
 	mux.Handle("/jobs/", jobs)
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
 	if config.Upstream == nil {
-		return d.Resize
+		return resizable(d.Resize)
 	}
 	gateway := server.NewGateway(config.Upstream, config.Workers, config.MaxResponse, log)
-	s.Below("/sync", s.Work(jobs.Queued(gateway)))
-	s.Below("/async", s.Work(jobs.Async(gateway)))
-	return func(workers int) error { return gateway.Resize(d, workers) }
+	gateway.Limit(config.UpstreamFiles())
+	s.Below("/sync", s.Work(waiting(jobs.Queued, gateway)))
+	s.Below("/async", s.Work(waiting(jobs.Async, gateway)))
+	return resizable(func(workers int) error { return gateway.Resize(d, workers) })
 }

@@ -34,6 +34,8 @@ type Config struct {
 	Drain      time.Duration     // time to stop; 0: without limit
 	MaxBody    int64             // bytes
 	MaxConns   int               // open connections
+	MaxWorkers int               // that the operator may change Workers to, if it is not more itself
+	Files      int               // limit of open files
 	LogJobs    bool              // log each request that has run
 	Admin      string            // listen address of the operator; empty: none
 	AdminToken string            // that the operator needs; empty: none
@@ -69,8 +71,8 @@ const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
 // flag.ErrHelp after -h and an empty Config after -version; both have then been
 // written to out. Any other error names what is wrong and what is allowed.
 func ParseConfig(args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
-	var c Config
-	connLimit, connDefault := maxConns()
+	c := Config{Files: openFiles()}
+	connLimit, connDefault := connsOf(c.Files, 0)
 	settings := []struct {
 		name, env string
 		value     flag.Value
@@ -84,7 +86,8 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"job-timeout", "JOB_TIMEOUT", &flags.Duration{D: &c.JobTimeout, Want: wantDuration}, "0", "cancel a job that runs for longer than `d`; 0 never does"},
 		{"drain", "DRAIN_TIMEOUT", &flags.Duration{D: &c.Drain, Want: wantDuration}, "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
-		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
+		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files, and leaves one for each worker with -upstream"},
+		{"max-workers", "MAX_RESIZE", &number{&c.MaxWorkers, 1, 1_000_000}, "10000", "let the operator change -workers to at most `n`, or to what it was at the start"},
 		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`, and half of -retain-bytes; a job with a larger one fails"},
 		{"retain", "RETAIN", &flags.Duration{D: &c.Retain, Want: "a duration above 0, such as 500ms, 30s or 1h", Least: 1}, "1h", "keep ended jobs for `d`"},
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
@@ -141,6 +144,12 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 			return Config{}, fmt.Errorf("invalid value %q for %s: %w", value, s.env, err)
 		}
 		given[s.name] = true
+	}
+	if !given["max-conns"] {
+		_, c.MaxConns = connsOf(c.Files, upstreamConns(c.Upstream, c.Workers))
+	}
+	if err := c.fit(c.Workers); err != nil {
+		return Config{}, err
 	}
 	c.AdminSet = given["admin"]
 	if _, _, err := net.SplitHostPort(c.Admin); c.Admin != "" && err != nil {

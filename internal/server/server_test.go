@@ -199,6 +199,7 @@ func TestAdminCutsOffSlowReaders(t *testing.T) {
 		s := New(d, http.NewServeMux(), Config{MaxBody: 1, MaxConns: 1}, slog.New(slog.DiscardHandler))
 		took := make(chan time.Duration, 1)
 		s.Admin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s.Admitted(r)
 			began := time.Now()
 			for err := error(nil); err == nil; {
 				_, err = w.Write(make([]byte, 1000))
@@ -562,7 +563,7 @@ func TestSlowBody(t *testing.T) {
 	}
 }
 
-// A body at bodyRate is in time, however large; then its connection is good for
+// A body at rate is in time, however large; then its connection is good for
 // as long as ever.
 func TestBodyInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -573,7 +574,7 @@ func TestBodyInTime(t *testing.T) {
 			c.send(request("POST", "/aaa", "", fmt.Sprintf("Content-Length: %d", len(body))))
 			for len(body) > 0 {
 				time.Sleep(time.Second)
-				n := min(len(body), bodyRate)
+				n := min(len(body), rate)
 				c.send(body[:n])
 				body = body[n:]
 			}
@@ -723,32 +724,63 @@ func TestSlowReader(t *testing.T) {
 		})
 	}
 
-	// Who goes on reading may take as long as it takes.
-	t.Run("steady", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			failed := make(chan error, 1)
-			f := serve(t, Config{Workers: 1, Queue: 1}, map[string]http.HandlerFunc{"GET /big": pieces(30, 64<<10, failed)})
-			c := f.dial()
-			c.send(request("GET", "/big", "", "Connection: close"))
-			n := 0
-			for buf := make([]byte, 4<<10); ; {
-				time.Sleep(time.Second) // 64 KiB in 16 s
-				m, err := c.conn.Read(buf)
-				n += m
-				if err == io.EOF {
-					break
+	// Whoever reads at the least rate may take as long as that takes. Whoever is
+	// slower may not, however small the pieces are and however fast a single one.
+	for _, test := range []struct {
+		name  string
+		n     int // bytes that are read at once
+		every time.Duration
+		cut   bool
+	}{
+		{"steady", rate, time.Second, false},
+		{"in bursts", 20 * rate, 20 * time.Second, false},
+		{"trickle", 1000, time.Second, true},
+		{"half the rate", rate / 2, time.Second, true},
+		{"half the rate in bursts", 10 * rate, 20 * time.Second, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const n = 8 << 20
+				failed := make(chan error, 1)
+				f := serve(t, Config{Workers: 1, Queue: 1}, map[string]http.HandlerFunc{"GET /big": pieces(n/1000, 1000, failed)})
+				c := f.dial()
+				c.send(request("GET", "/big", "", "Connection: close"))
+				read := 0
+				for {
+					time.Sleep(test.every)
+					m, err := io.CopyN(io.Discard, c.conn, int64(test.n))
+					read += int(m)
+					if err != nil {
+						break
+					}
 				}
-				if err != nil {
-					t.Fatal(err)
+				took := time.Since(f.began)
+				if err := <-failed; (err != nil) != test.cut {
+					t.Errorf("%d bytes read in %v, the handler's error %v", read, took, err)
 				}
-			}
-			if err := <-failed; err != nil || n < 30*64<<10 {
-				t.Errorf("%d bytes read, the handler's error %v", n, err)
-			}
-			if d := time.Since(f.began); d < 5*writeTimeout {
-				t.Errorf("all read in %v, too fast to show something", d)
-			}
+				if test.cut && took > 2*writeTimeout+20*time.Second {
+					t.Errorf("cut off after %v", took)
+				}
+				if !test.cut && took < n/rate*time.Second*9/10 {
+					t.Errorf("all read in %v, too fast to show something", took)
+				}
+			})
 		})
+	}
+}
+
+// That a client has read much fast gives it no right to stand still for long.
+func TestSlowReaderStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed := make(chan error, 1)
+		f := serve(t, Config{Workers: 1, Queue: 1}, map[string]http.HandlerFunc{"GET /big": pieces(16, 1<<20, failed)})
+		c := f.dial()
+		c.send(request("GET", "/big", ""))
+		io.CopyN(io.Discard, c.conn, 8<<20)
+		if err := <-failed; err == nil {
+			t.Error("a client that has stopped reading is waited for")
+		}
+		f.at("cut off", writeTimeout)
 	})
 }
 
