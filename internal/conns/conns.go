@@ -62,7 +62,6 @@ const (
 
 // Listen bounds the connections of l.
 func Listen(l net.Listener, limits Limits) *Listener {
-	unbuffered(l)
 	limited := &Listener{Listener: l, limits: limits, ask: ask}
 	limited.refusals.limit = max(limits.Refused, 1)
 	return limited
@@ -81,6 +80,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if conn := l.admit(c); conn != nil {
+			unbuffered(c)
 			return conn, nil
 		}
 		l.refusals.add(c)

@@ -42,23 +42,28 @@ func ask(c net.Conn) peer {
 		return gone // closed here
 	case failed != nil:
 		return present
-	case info[0] == tcpClose:
-		return gone
-	case info[0] == tcpCloseWait:
+	case info[0] != tcpClose && info[0] != tcpCloseWait:
+		return present
+	}
+	if multipath, err := socket.MultipathTCP(); multipath || err != nil {
+		return present // the state is that of one path
+	}
+	if info[0] == tcpCloseWait {
 		return ended
 	}
-	return present
+	return gone
 }
 
-// unbuffered lets the connections of l take no more in advance than a little. By
-// itself the system takes up to 4 MiB for each: memory that a slow reader holds,
-// and from outside it looks as if the client had taken it.
-func unbuffered(l net.Listener) {
-	listener, ok := l.(*net.TCPListener)
+// unbuffered lets a connection take no more in advance than a little. By itself the
+// system takes up to 4 MiB for each: memory that a slow reader holds, and from here
+// it looks as if the client had taken it. A listener that has the option passes it
+// on only to some: not where it listens for Multipath TCP too, as Go's do.
+func unbuffered(c net.Conn) {
+	socket, ok := c.(*net.TCPConn)
 	if !ok {
 		return
 	}
-	raw, err := listener.SyscallConn()
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return
 	}

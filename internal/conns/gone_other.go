@@ -7,5 +7,5 @@ import "net"
 // Here the system is not asked: that a client has left is noticed as far as
 // net/http notices it.
 
-func ask(net.Conn) peer       { return present }
-func unbuffered(net.Listener) {}
+func ask(net.Conn) peer   { return present }
+func unbuffered(net.Conn) {}
