@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -66,7 +65,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	})
 	s.Admin(operator)
 
-	public, err := net.Listen("tcp", config.Addr)
+	public, err := server.Listen(config.Addr)
 	if err != nil {
 		return err
 	}

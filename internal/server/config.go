@@ -5,6 +5,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -177,6 +178,16 @@ func (c Config) AdminHost() string {
 	return host
 }
 
+// Listen listens on a TCP address, for connections of one path: of those that
+// Multipath TCP joins, which Go offers by itself, the system does not say whether
+// the other end is there. With thousands of connections at once a Linux listener for
+// it also has left some waiting for ever.
+func Listen(addr string) (net.Listener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	return config.Listen(context.Background(), "tcp", addr)
+}
+
 // ListenAdmin returns the admin listener, or nil if there is to be none, or if the
 // default address is taken, which is logged: a second server on a machine should
 // start like the first one.
@@ -184,7 +195,7 @@ func (c Config) ListenAdmin(log *slog.Logger) (net.Listener, error) {
 	if c.Admin == "" {
 		return nil, nil
 	}
-	l, err := net.Listen("tcp", c.Admin)
+	l, err := Listen(c.Admin)
 	if err != nil && !c.AdminSet && errors.Is(err, syscall.EADDRINUSE) {
 		log.Warn("no admin listener: its default address is taken; -admin sets another", "addr", c.Admin)
 		return nil, nil

@@ -119,7 +119,8 @@ func serve(t *testing.T, c Config, routes map[string]http.HandlerFunc) *fixture 
 	s := New(f.d, mux, c, log)
 	sleep := Logged(log, Sleep(1<<20))
 	mux.Handle("POST /aaa", s.Work(Checked(c.MaxBody, sleep)))
-	mux.Handle("POST /bbb", s.Work(Checked(c.MaxBody, jobs.Async(sleep))))
+	mux.Handle("POST /bbb", s.Work(Checked(c.MaxBody, Waiting(c.MaxBody, jobs.Async, sleep))))
+	mux.Handle("POST /queued", s.Work(Waiting(c.MaxBody, jobs.Queued, sleep)))
 	for pattern, h := range routes {
 		mux.HandleFunc(pattern, h)
 	}
@@ -849,5 +850,86 @@ func TestIdle(t *testing.T) {
 		if got := time.Since(idle); got != idleTimeout {
 			t.Errorf("closed after %v, want %v", got, idleTimeout)
 		}
+	})
+}
+
+// A request waits for a place only so long, and is told to come again. Its
+// connection ends: so has the context that all its requests have.
+func TestWaitForPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 0}, nil)
+		f.dial().do(202, "POST", "/bbb", sleepFor(3600))
+		c, work := f.dial(), f.dial()
+		work.send(request("POST", "/aaa", sleepFor(3600))) // it is at work, and does not wait
+		c.send(request("POST", "/bbb", sleepFor(0)))
+		time.Sleep(placeTimeout - time.Second)
+		later := f.dial()
+		later.send(request("POST", "/bbb", sleepFor(0)))
+		a := c.answer()
+		a.check(t, 503)
+		if !a.close || a.header.Get("Retry-After") == "" {
+			t.Errorf("%v; want Retry-After, and the end of the connection", a.header)
+		}
+		<-c.closed
+		f.at("answered", placeTimeout)
+		later.answer().check(t, 503)
+		f.at("the later one answered", 2*placeTimeout-time.Second)
+		work.answer().check(t, 200)
+		if got := f.d.Stats().Accepted; got != 1 {
+			t.Errorf("%d jobs accepted, want 1", got)
+		}
+	})
+}
+
+// Behind Queued the limit is one of the wait for a worker, not of the work.
+func TestWaitForWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 9}, nil)
+		first, second := f.dial(), f.dial()
+		first.send(request("POST", "/queued", sleepFor(3600)))
+		synctest.Wait()
+		second.send(request("POST", "/queued", sleepFor(0)))
+		second.answer().check(t, 503)
+		f.at("answered", placeTimeout)
+		first.answer().check(t, 200)
+		f.at("the first one answered", time.Hour)
+		first.do(200, "POST", "/queued", sleepFor(0))
+	})
+}
+
+// An accepted job that runs when its request is over lifts no limit of another
+// request on its connection.
+func TestAcceptedJobLiftsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 1}, nil)
+		c, other := f.dial(), f.dial()
+		other.do(202, "POST", "/bbb", sleepFor(60))
+		c.do(202, "POST", "/bbb", sleepFor(3600)) // begins in a minute
+		other.send(request("POST", "/bbb", sleepFor(0)))
+		synctest.Wait()
+		c.send(request("POST", "/bbb", sleepFor(0)))
+		other.answer().check(t, 202)
+		f.at("a place became free", time.Minute)
+		c.answer().check(t, 503)
+		f.at("answered", placeTimeout)
+	})
+}
+
+// A header has a bound on its lines too.
+func TestHeaderLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 1}, nil)
+		few := strings.Split(strings.Repeat("A: b\n", 120)+"A: b", "\n")
+		c := f.dial()
+		for range 2 {
+			c.do(200, "GET", "/healthz", "", few...)
+		}
+		c = f.dial()
+		go io.WriteString(c.conn, strings.TrimSuffix(request("GET", "/healthz", "", append(few, few...)...), "\r\n"))
+		a := c.answer()
+		a.check(t, 431)
+		f.at("answered before the header's end", 0)
+		<-c.closed
+		f.dial().do(200, "GET", "/healthz", "")
 	})
 }
