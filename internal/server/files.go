@@ -17,8 +17,10 @@ const (
 // maxFiles is as many open files as are reckoned with.
 const maxFiles = 1 << 20
 
-// refusedOf returns how many connections may linger that are being refused.
-func refusedOf(files int) int { return min(max(files/32, 12), 512) }
+// refusedOf returns how many connections may linger that are being refused. With
+// few, a storm of newcomers drives them out before their requests have arrived, and
+// these meet with a reset.
+func refusedOf(files int) int { return min(max(files/8, 12), 1024) }
 
 // ownOf returns how many open files the server needs besides the connections that
 // it serves and those to the upstream.
