@@ -82,7 +82,7 @@ func TestSlowHeadersGiveWay(t *testing.T) {
 			if v := limit.admit(new(net.TCPConn)); v != nil {
 				t.Fatalf("first request %v: closed for another one after less than %v", first, Grace)
 			}
-			time.Sleep(1)
+			time.Sleep(1 * time.Nanosecond)
 			if v := limit.admit(new(net.TCPConn)); v == nil || !isClosed(end.closed) {
 				t.Errorf("first request %v: there is no room after %v", first, Grace)
 			}
@@ -191,7 +191,7 @@ func TestProve(t *testing.T) {
 		if isClosed(strangers[49].closed) {
 			t.Error("closed before its time")
 		}
-		time.Sleep(1)
+		time.Sleep(1 * time.Nanosecond)
 		synctest.Wait()
 		if !isClosed(strangers[49].closed) {
 			t.Error("a connection that has proved nothing is open after its time")
@@ -383,5 +383,33 @@ func TestHeaderLines(t *testing.T) {
 				t.Errorf("%s, %d bytes at a time: fits %v", test.name, size, fits)
 			}
 		}
+	}
+}
+
+// A connection that has been silent for longer than another one is idle goes first.
+func TestSilentBeforeIdle(t *testing.T) {
+	for _, silentFirst := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			l := listenMemory()
+			defer l.Close()
+			limit := Listen(l, Limits{Open: 2, Refused: 1})
+			_, a := mustDialTo(t, l, limit)
+			time.Sleep(time.Minute)
+			_, b := mustDialTo(t, l, limit)
+			idle, silent := b, a
+			if !silentFirst {
+				idle, silent = a, b
+			}
+			State(idle.conn, http.StateIdle)
+			time.Sleep(time.Minute)
+			if !silentFirst {
+				State(idle.conn, http.StateActive)
+				State(idle.conn, http.StateIdle)
+			}
+			mustDialTo(t, l, limit)
+			if !isClosed(silent.closed) || isClosed(idle.closed) {
+				t.Errorf("silent first %v: closed %v, and the idle one %v", silentFirst, isClosed(silent.closed), isClosed(idle.closed))
+			}
+		})
 	}
 }
