@@ -180,8 +180,7 @@ func (c Config) AdminHost() string {
 
 // Listen listens on a TCP address, for connections of one path: of those that
 // Multipath TCP joins, which Go offers by itself, the system does not say whether
-// the other end is there. With thousands of connections at once a Linux listener for
-// it also has left some waiting for ever.
+// the other end is there.
 func Listen(addr string) (net.Listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
