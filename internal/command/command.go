@@ -9,7 +9,6 @@ import (
 	"fmt"
 	stdlog "log"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -83,11 +82,11 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
 		Token: config.AdminToken, Host: config.AdminHost(),
-		Demo: mux, Resize: resize,
+		Demo: mux, Resize: resize, Admitted: s.Admitted,
 	})
 	s.Admin(operator)
 
-	public, err := net.Listen("tcp", config.Addr)
+	public, err := server.Listen(config.Addr)
 	if err != nil {
 		return err
 	}
@@ -111,16 +110,28 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 
 // routes adds the public routes, and returns how to change the number of workers.
 func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error) {
-	mux.Handle("POST /aaa", s.Work(server.Sleep(config.MaxBody, jobs.Sync)))
-	mux.Handle("POST /bbb", s.Work(server.Sleep(config.MaxBody, jobs.Async)))
+	resizable := func(to func(int) error) func(int) error {
+		return func(workers int) error {
+			if err := config.Resizable(workers); err != nil {
+				return err
+			}
+			return to(workers)
+		}
+	}
+	waiting := func(wrap func(http.Handler) http.Handler) func(http.Handler) http.Handler {
+		return server.Waiting(config.MaxBody, wrap)
+	}
+	mux.Handle("POST /aaa", s.Work(server.Sleep(config.MaxBody, waiting(jobs.Sync))))
+	mux.Handle("POST /bbb", s.Work(server.Sleep(config.MaxBody, waiting(jobs.Async))))
 	mux.Handle("/jobs/", jobs)
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
 	if config.Upstream == nil {
-		return d.Resize
+		return resizable(d.Resize)
 	}
 	gateway := server.NewGateway(config.Upstream, config.Workers, config.MaxResponse, log)
-	s.Below("/sync", s.Work(jobs.Queued(gateway)))
-	s.Below("/async", s.Work(jobs.Async(gateway)))
-	return func(workers int) error { return gateway.Resize(d, workers) }
+	gateway.Limit(config.UpstreamFiles())
+	s.Below("/sync", s.Work(waiting(jobs.Queued)(gateway)))
+	s.Below("/async", s.Work(waiting(jobs.Async)(gateway)))
+	return resizable(func(workers int) error { return gateway.Resize(d, workers) })
 }

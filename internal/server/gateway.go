@@ -40,6 +40,7 @@ const (
 type Gateway struct {
 	proxy httputil.ReverseProxy
 	conns atomic.Pointer[http.Transport] // for as many workers as there are
+	files chan struct{}                  // has one for each connection that is open; nil: no limit
 }
 
 // Resize changes the number of workers of d, and of connections with it. A job must
@@ -68,7 +69,7 @@ func (g *Gateway) connect(workers int) {
 	if workers == 0 || old.MaxConnsPerHost == workers {
 		return
 	}
-	g.conns.Store(connections(workers))
+	g.conns.Store(g.connections(workers))
 	old.CloseIdleConnections()
 }
 
@@ -86,17 +87,41 @@ func (g *Gateway) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
+// Limit bounds the connections to the upstream that are open at once, also those of
+// a former number of workers and those that are being closed: of these there can be
+// any number beside one for each worker, if many clients leave. A job that needs
+// one more waits. It must not be called any more when the gateway serves.
+func (g *Gateway) Limit(files int) { g.files = make(chan struct{}, max(files, 1)) }
+
+// dial returns a connection that counts until it is closed.
+func (g *Gateway) dial(ctx context.Context, dialer *net.Dialer, network, addr string) (net.Conn, error) {
+	if g.files != nil {
+		select {
+		case g.files <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	release := func() {
+		if g.files != nil {
+			<-g.files
+		}
+	}
+	c, err := dialer.DialContext(ctx, network, addr)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return &lingering{Conn: c, closed: make(chan struct{}), release: release}, nil
+}
+
 // connections returns a transport for so many workers.
-func connections(workers int) *http.Transport {
+func (g *Gateway) connections(workers int) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
 	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := dialer.DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return &lingering{Conn: c, closed: make(chan struct{})}, nil
+			return g.dial(ctx, dialer, network, addr)
 		},
 		TLSHandshakeTimeout:    dialTimeout,
 		ExpectContinueTimeout:  time.Second,
@@ -113,7 +138,7 @@ func connections(workers int) *http.Transport {
 // at most maxResponse bytes.
 func NewGateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Logger) *Gateway {
 	g := new(Gateway)
-	g.conns.Store(connections(workers))
+	g.conns.Store(g.connections(workers))
 	g.proxy = httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(upstream)
@@ -176,8 +201,9 @@ func (u unusable) Error() string { return string(u) }
 // later: until then the upstream may still be at work on its last request.
 type lingering struct {
 	net.Conn
-	once   sync.Once
-	closed chan struct{}
+	once    sync.Once
+	closed  chan struct{}
+	release func() // is called when it is closed
 }
 
 func (c *lingering) Close() (err error) {
@@ -187,6 +213,7 @@ func (c *lingering) Close() (err error) {
 			io.Copy(io.Discard, io.LimitReader(c.Conn, 64<<10))
 		}
 		err = c.Conn.Close()
+		c.release()
 		close(c.closed)
 	})
 	return err
