@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,10 +63,16 @@ type Config struct {
 	Demo http.Handler
 
 	// Resize changes the number of workers for a request. It is called by one request
-	// at a time and returns the errors of [holdfast.Dispatcher.Resize]. A program in
-	// which something else depends on that number sets it. If nil, the dispatcher's
-	// Resize is used.
+	// at a time. A program in which something else depends on that number, or which
+	// bounds it, sets it. [holdfast.ErrClosed] is answered with 503, any other error
+	// with 400 and its text. If nil, the dispatcher's Resize is used.
 	Resize func(workers int) error
+
+	// Admitted is called with each request that the guard lets through, before it is
+	// served; with a Token not for /healthz and /readyz, which need none. So a server
+	// can tell the operator's connections from those of strangers. If nil, it is not
+	// called.
+	Admitted func(r *http.Request)
 }
 
 // A Handler serves the admin listener. Create it with [New] and call [Handler.Run].
@@ -120,6 +127,9 @@ func New(c Config) *Handler {
 	}
 	if c.Resize == nil {
 		c.Resize = c.Dispatcher.Resize
+	}
+	if c.Admitted == nil {
+		c.Admitted = func(*http.Request) {}
 	}
 	h := &Handler{config: c, began: time.Now(), tries: newTries(c.Logger)}
 	st := c.Dispatcher.Stats()
@@ -280,7 +290,7 @@ func (h *Handler) resizeLocked(w http.ResponseWriter, workers int) bool {
 		problem.Write(w, http.StatusServiceUnavailable, "the dispatcher is shut down")
 		return false
 	case err != nil:
-		problem.Write(w, http.StatusBadRequest, fmt.Sprintf("workers is %d; want 0 (paused) to 1000000", workers))
+		problem.Write(w, http.StatusBadRequest, strings.TrimPrefix(err.Error(), "holdfast: "))
 		return false
 	}
 	if workers > 0 {

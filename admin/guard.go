@@ -30,6 +30,9 @@ func (h *Handler) guard(next http.Handler) http.Handler {
 		case h.config.Token != "" && !isHealth(r) && !h.authorize(w, r, token):
 		default:
 			w.Header().Del("Connection")
+			if h.config.Token == "" || !isHealth(r) {
+				h.config.Admitted(r)
+			}
 			next.ServeHTTP(w, r)
 		}
 	})

@@ -2,6 +2,8 @@ package admin
 
 import (
 	"encoding/base64"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -157,4 +159,36 @@ func TestGuardOpensThePage(t *testing.T) {
 
 func basic(user, password string) string {
 	return "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+}
+
+// Those that the guard lets through are told of; the probes that need no token are
+// not, and strangers are not.
+func TestAdmitted(t *testing.T) {
+	d, err := holdfast.New(holdfast.Config{Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Shutdown(t.Context())
+	for _, test := range []struct {
+		token, path, given string
+		want               int
+	}{
+		{"", "/stats", "", 1},
+		{"", "/healthz", "", 1},
+		{"secret", "/stats", "", 0},
+		{"secret", "/stats", "wrong", 0},
+		{"secret", "/stats", "secret", 1},
+		{"secret", "/healthz", "", 0},
+	} {
+		n := 0
+		h := New(Config{Dispatcher: d, Token: test.token, Health: http.NotFoundHandler(), Admitted: func(*http.Request) { n++ }})
+		r := httptest.NewRequest("GET", "http://localhost"+test.path, nil)
+		if test.given != "" {
+			r.Header.Set("Authorization", "Bearer "+test.given)
+		}
+		h.ServeHTTP(httptest.NewRecorder(), r)
+		if n != test.want {
+			t.Errorf("%+v: told %d times", test, n)
+		}
+	}
 }

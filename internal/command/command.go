@@ -9,7 +9,6 @@ import (
 	"fmt"
 	stdlog "log"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -84,11 +83,11 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
 		Token: config.AdminToken, Host: config.AdminHost(),
-		Demo: mux, Resize: resize,
+		Demo: mux, Resize: resize, Admitted: s.Admitted,
 	})
 	s.Admin(operator)
 
-	public, err := net.Listen("tcp", config.Addr)
+	public, err := server.Listen(config.Addr)
 	if err != nil {
 		return err
 	}
@@ -113,24 +112,33 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 
 // routes adds the public routes, and returns how to change the number of workers and
 // what to do when the server begins to stop.
-func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error, release func()) {
-	resize, release = d.Resize, func() {}
+func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (func(int) error, func()) {
+	resize, release := d.Resize, func() {}
 	work := s.Work
+	waiting := func(wrap func(http.Handler) http.Handler) func(http.Handler) http.Handler {
+		return server.Waiting(config.MaxBody, wrap)
+	}
 	if config.Upstream != nil {
 		g := gateway.New(gateway.Config{
 			Upstream: config.Upstream, Workers: config.Workers, MaxBody: config.MaxBody, MaxResponse: config.MaxResponse,
 			Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(),
-			Logger: log,
+			Files: config.UpstreamFiles(), Logger: log,
 		})
-		s.Below("/sync", s.Work(g.Route("/sync", jobs.Queued)))
-		s.Below("/async", s.Work(g.Route("/async", jobs.Async)))
+		s.Below("/sync", s.Work(g.Route("/sync", waiting(jobs.Queued))))
+		s.Below("/async", s.Work(g.Route("/async", waiting(jobs.Async))))
 		resize, release = func(workers int) error { return g.Resize(d, workers) }, g.Release
 		work = func(h http.Handler) http.Handler { return g.NotAgain(s.Work(h)) }
 	}
-	mux.Handle("POST /aaa", work(server.Sleep(config.MaxBody, jobs.Sync)))
-	mux.Handle("POST /bbb", work(server.Sleep(config.MaxBody, jobs.Async)))
+	mux.Handle("POST /aaa", work(server.Sleep(config.MaxBody, waiting(jobs.Sync))))
+	mux.Handle("POST /bbb", work(server.Sleep(config.MaxBody, waiting(jobs.Async))))
 	mux.Handle("/jobs/", jobs)
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
-	return resize, release
+	resizable := func(workers int) error {
+		if err := config.Resizable(workers); err != nil {
+			return err
+		}
+		return resize(workers)
+	}
+	return resizable, release
 }

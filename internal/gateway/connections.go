@@ -25,13 +25,14 @@ type lane struct {
 	places
 	timeout time.Duration // that the upstream has for a request; 0: none
 	idle    time.Duration
+	files   chan struct{}                  // has one for each connection that is open; nil: no limit
 	conns   atomic.Pointer[http.Transport] // for as many requests as there are places
 }
 
-func (l *lane) open(workers int, idle, timeout time.Duration) {
-	l.idle, l.timeout = idle, timeout
+func (l *lane) open(workers int, idle, timeout time.Duration, files chan struct{}) {
+	l.idle, l.timeout, l.files = idle, timeout, files
 	l.places.resize(max(workers, 1))
-	l.conns.Store(connections(max(workers, 1), idle))
+	l.conns.Store(l.connections(max(workers, 1)))
 }
 
 // resize sees to it that there are places for so many workers.
@@ -40,7 +41,7 @@ func (l *lane) resize(workers int) {
 	if workers == 0 || old.MaxConnsPerHost == workers {
 		return
 	}
-	l.conns.Store(connections(workers, l.idle))
+	l.conns.Store(l.connections(workers))
 	old.CloseIdleConnections()
 	l.places.resize(workers)
 }
@@ -67,26 +68,43 @@ func (l *lane) roundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // connections returns a transport for so many requests at once.
-func connections(workers int, idle time.Duration) *http.Transport {
+func (l *lane) connections(workers int) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
 	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := dialer.DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return &lingering{Conn: c, closed: make(chan struct{})}, nil
+			return l.dial(ctx, dialer, network, addr)
 		},
 		TLSHandshakeTimeout:    dialTimeout,
-		IdleConnTimeout:        idle,
-		DisableKeepAlives:      idle == 0,
+		IdleConnTimeout:        l.idle,
+		DisableKeepAlives:      l.idle == 0,
 		MaxConnsPerHost:        workers,
 		MaxIdleConnsPerHost:    workers,
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true, // what the client asks for is what it gets
 		ForceAttemptHTTP2:      true,
 	}
+}
+
+// dial returns a connection that counts until it is closed. Of those that are being
+// closed there can be any number beside one for each worker, if many clients leave. A
+// job that needs one more waits.
+func (l *lane) dial(ctx context.Context, dialer *net.Dialer, network, addr string) (net.Conn, error) {
+	release := func() {}
+	if l.files != nil {
+		select {
+		case l.files <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		release = func() { <-l.files }
+	}
+	c, err := dialer.DialContext(ctx, network, addr)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return &lingering{Conn: c, closed: make(chan struct{}), release: release}, nil
 }
 
 // places bounds the requests at the upstream, also of jobs that have ended as late. The
@@ -159,8 +177,9 @@ func (p *places) handOnLocked() {
 // later: until then the upstream may still be at work on its last request.
 type lingering struct {
 	net.Conn
-	once   sync.Once
-	closed chan struct{}
+	once    sync.Once
+	closed  chan struct{}
+	release func() // called when it is closed
 }
 
 func (c *lingering) Close() (err error) {
@@ -170,6 +189,7 @@ func (c *lingering) Close() (err error) {
 			io.Copy(io.Discard, io.LimitReader(c.Conn, 64<<10))
 		}
 		err = c.Conn.Close()
+		c.release()
 		close(c.closed)
 	})
 	return err

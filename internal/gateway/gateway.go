@@ -48,6 +48,7 @@ type Config struct {
 	// Trusted are the proxies whose X-Forwarded-* are believed.
 	Trusted []netip.Prefix
 
+	Files  int // connections that may be open at once, also those being closed; 0: no limit
 	Logger *slog.Logger
 }
 
@@ -71,8 +72,12 @@ func New(c Config) *Gateway {
 	// Random, so that two servers in a row do not take each other for a loop.
 	g.name = "holdfast-" + rand.Text()[:13]
 	g.trouble = &trouble.Log{Logger: c.Logger, What: "upstream failed", Over: "upstream answers again"}
-	g.work.open(c.Workers, c.Idle, c.Timeout)
-	g.preflights.open(1, c.Idle, preflightTimeout)
+	var files chan struct{}
+	if c.Files > 0 {
+		files = make(chan struct{}, c.Files)
+	}
+	g.work.open(c.Workers, c.Idle, c.Timeout, files)
+	g.preflights.open(1, c.Idle, preflightTimeout, files)
 	return g
 }
 

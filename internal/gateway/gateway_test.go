@@ -751,3 +751,36 @@ func TestClientLeaves(t *testing.T) {
 		t.Errorf("a client that leaves is logged as a fault of the upstream: %s", g.log.String())
 	}
 }
+
+// A gateway has no more connections open than it may, those included that are being
+// closed.
+func TestGatewayLimit(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	g := New(Config{Files: 1, Logger: slog.New(slog.DiscardHandler)})
+	dial := func(ctx context.Context, addr string) (net.Conn, error) {
+		return g.work.dial(ctx, new(net.Dialer), "tcp", addr)
+	}
+	if _, err := dial(t.Context(), "127.0.0.1:bad"); err == nil {
+		t.Fatal("a bad address is dialed")
+	}
+	first, err := dial(t.Context(), l.Addr().String())
+	if err != nil {
+		t.Fatalf("a dial that failed still counts: %v", err)
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if c, err := dial(gone, l.Addr().String()); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, %v: there is a second connection", c, err)
+	}
+	first.Close()
+	first.Close()
+	second, err := dial(t.Context(), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+}

@@ -5,6 +5,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -36,6 +37,8 @@ type Config struct {
 	Linger     time.Duration     // of that, for ended jobs to be read
 	MaxBody    int64             // bytes
 	MaxConns   int               // open connections
+	MaxWorkers int               // that the operator may change Workers to, if it is not more itself
+	Files      int               // limit of open files
 	LogJobs    bool              // log each job that has ended
 	Admin      string            // listen address of the operator; empty: none
 	AdminToken string            // that the operator needs; empty: none
@@ -81,8 +84,8 @@ const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
 // flag.ErrHelp after -h and an empty Config after -version; both have then been
 // written to out. Any other error names what is wrong and what is allowed.
 func ParseConfig(args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
-	var c Config
-	connLimit, connDefault := maxConns()
+	c := Config{Files: openFiles()}
+	connLimit, connDefault := connsOf(c.Files, 0)
 	settings := []struct {
 		name, env string
 		value     flag.Value
@@ -97,7 +100,8 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"drain", "DRAIN_TIMEOUT", &flags.Duration{D: &c.Drain, Want: wantDuration}, "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"linger", "LINGER", &flags.Duration{D: &c.Linger, Want: wantDuration}, "1s", "after the last job go on answering for at most `d`, within -drain, while ended jobs are unread"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
-		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files"},
+		{"max-conns", "MAX_CONNS", &number{&c.MaxConns, 1, connLimit}, strconv.Itoa(connDefault), "hold at most `n` connections open; the default follows the limit of open files, and leaves one for each worker with -upstream"},
+		{"max-workers", "MAX_RESIZE", &number{&c.MaxWorkers, 1, 1_000_000}, "10000", "let the operator change -workers to at most `n`, or to what it was at the start"},
 		{"max-response", "MAX_RESPONSE", (*Size)(&c.MaxResponse), "8MiB", "keep a response of at most `size`, and half of -retain-bytes; a job with a larger one fails"},
 		{"retain", "RETAIN", &flags.Duration{D: &c.Retain, Want: "a duration above 0, such as 500ms, 30s or 1h", Least: 1}, "1h", "keep ended jobs for `d`"},
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
@@ -161,6 +165,12 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		}
 		given[s.name] = true
 	}
+	if !given["max-conns"] {
+		_, c.MaxConns = connsOf(c.Files, upstreamConns(c.Upstream, c.Workers))
+	}
+	if err := c.fit(c.Workers); err != nil {
+		return Config{}, err
+	}
 	c.AdminSet = given["admin"]
 	if _, _, err := net.SplitHostPort(c.Admin); c.Admin != "" && err != nil {
 		return Config{}, fmt.Errorf("-admin is %q; want host:port, or nothing for no admin listener", c.Admin)
@@ -187,6 +197,15 @@ func (c Config) AdminHost() string {
 	return host
 }
 
+// Listen listens on a TCP address, for connections of one path: of those that
+// Multipath TCP joins, which Go offers by itself, the system does not say whether
+// the other end is there.
+func Listen(addr string) (net.Listener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	return config.Listen(context.Background(), "tcp", addr)
+}
+
 // ListenAdmin returns the admin listener, or nil if there is to be none, or if the
 // default address is taken, which is logged: a second server on a machine should
 // start like the first one.
@@ -194,7 +213,7 @@ func (c Config) ListenAdmin(log *slog.Logger) (net.Listener, error) {
 	if c.Admin == "" {
 		return nil, nil
 	}
-	l, err := net.Listen("tcp", c.Admin)
+	l, err := Listen(c.Admin)
 	if err != nil && !c.AdminSet && errors.Is(err, syscall.EADDRINUSE) {
 		log.Warn("no admin listener: its default address is taken; -admin sets another", "addr", c.Admin)
 		return nil, nil

@@ -5,8 +5,10 @@ import (
 	"flag"
 	"fmt"
 	"math"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +26,7 @@ func parse(env map[string]string, args ...string) (Config, string, error) {
 // settings has, for each setting, two good values with what they mean, and bad
 // values with what their error must say.
 func settings() []setting {
-	most, conns := maxConns()
+	most, conns := connsOf(openFiles(), 0)
 	return []setting{
 		{"addr", "ADDR", "127.0.0.1:1", "[::1]:2", nil, "",
 			func(c Config) any { return c.Addr }, ":8099", "127.0.0.1:1", "[::1]:2"},
@@ -44,6 +46,8 @@ func settings() []setting {
 			func(c Config) any { return c.MaxBody }, int64(1 << 20), int64(1), int64(64 << 10)},
 		{"max-conns", "MAX_CONNS", "1", fmt.Sprint(most), []string{"0", "-1", fmt.Sprint(most + 1), "all"}, fmt.Sprintf("a whole number from 1 to %d", most),
 			func(c Config) any { return c.MaxConns }, conns, 1, most},
+		{"max-workers", "MAX_RESIZE", "1", "1000000", []string{"0", "-1", "1000001", "none"}, "a whole number from 1 to 1000000",
+			func(c Config) any { return c.MaxWorkers }, 10_000, 1, 1_000_000},
 		{"max-response", "MAX_RESPONSE", "1", "64KiB", []string{"0", "-1", "8MB"}, "a size of at least 1 byte, such as 65536, 64KiB",
 			func(c Config) any { return c.MaxResponse }, int64(8 << 20), int64(1), int64(64 << 10)},
 		{"retain", "RETAIN", "1ns", "24h", []string{"0", "0s", "-1h", "1", "1d", "forever"}, "a duration above 0, such as 500ms",
@@ -115,13 +119,14 @@ func TestConfigPrecedence(t *testing.T) {
 	}
 	// All at once, each into a field of its own.
 	env, args := map[string]string{}, []string{}
-	for _, s := range settings() {
+	all := slices.DeleteFunc(settings(), func(s setting) bool { return s.flag == "upstream" }) // for which there would be too few descriptors
+	for _, s := range all {
 		env[s.env] = s.first
 		args = append(args, "-"+s.flag+"="+s.second)
 	}
 	fromEnv, _, err1 := parse(env)
 	fromArgs, _, err2 := parse(env, args...)
-	for _, s := range settings() {
+	for _, s := range all {
 		if s.get(fromEnv) != s.isFirst || s.get(fromArgs) != s.isSecond || err1 != nil || err2 != nil {
 			t.Errorf("%s: %v and %v, want %v and %v (%v, %v)", s.flag, s.get(fromEnv), s.get(fromArgs), s.isFirst, s.isSecond, err1, err2)
 		}
@@ -331,16 +336,75 @@ func FuzzSize(f *testing.F) {
 	})
 }
 
-func TestConnsFor(t *testing.T) {
+func TestConnsOf(t *testing.T) {
 	for _, test := range []struct {
-		files           uint64
+		files, upstream int
 		most, byDefault int
 	}{
-		{0, 1, 1}, {48, 1, 1}, {49, 1, 1}, {64, 16, 14}, {1024, 976, 854}, {20000, 19952, 17458},
-		{1 << 20, 1<<20 - 48, 917462}, {math.MaxUint64, 1<<20 - 48, 917462},
+		{0, 0, 1, 1}, {48, 0, 1, 1}, {49, 0, 1, 1}, {64, 0, 16, 14}, {1024, 0, 860, 753}, {1024, 400, 460, 403},
+		{20000, 0, 18940, 16573}, {1 << 20, 0, 1<<20 - 1060, 916577},
 	} {
-		if most, byDefault := connsFor(test.files); most != test.most || byDefault != test.byDefault {
-			t.Errorf("connsFor(%d) = %d, %d; want %d, %d", test.files, most, byDefault, test.most, test.byDefault)
+		if most, byDefault := connsOf(test.files, test.upstream); most != test.most || byDefault != test.byDefault {
+			t.Errorf("connsOf(%d, %d) = %d, %d; want %d, %d", test.files, test.upstream, most, byDefault, test.most, test.byDefault)
+		}
+		if test.files >= 49 && test.most+test.upstream+ownOf(test.files) > test.files {
+			t.Errorf("%d files: the sum of what is open is more", test.files)
+		}
+	}
+}
+
+// The sum of what may be open is within the limit of open files, or the error says
+// what it would be.
+func TestConfigFits(t *testing.T) {
+	upstream := &url.URL{Scheme: "http", Host: "localhost:1"}
+	for _, test := range []struct {
+		c    Config
+		says []string
+	}{
+		{Config{Files: 64, MaxConns: 16, Workers: 1_000_000}, nil},
+		{Config{Files: 64, MaxConns: 17}, []string{"17 connections (-max-conns)", "48 files", "are 65", "limit of open files is 64"}},
+		{Config{Files: 32, MaxConns: 1}, []string{"limit of open files is 32", "at least 49"}},
+		{Config{Files: 1024, MaxConns: 460, Workers: 400, Upstream: upstream}, nil},
+		{Config{Files: 1024, MaxConns: 460, Workers: 401, Upstream: upstream}, []string{"460 connections", "401 workers", "164 files", "are 1025", "is 1024"}},
+		{Config{Files: 1024, MaxConns: 1, Workers: 2000, Upstream: upstream}, []string{"2000 workers"}},
+	} {
+		err := test.c.fit(test.c.Workers)
+		if (err != nil) != (test.says != nil) {
+			t.Errorf("%+v: %v", test.c, err)
+		}
+		for _, want := range test.says {
+			if err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q in it", err, want)
+			}
+		}
+	}
+	if c, _, err := parse(nil, "-upstream", "http://h", "-workers", "20"); err != nil || c.MaxConns+20 > c.Files-ownOf(c.Files) || c.UpstreamFiles() < 20 {
+		t.Errorf("the default of -max-conns leaves no room for 20 workers: %d of %d files, %v", c.MaxConns, c.Files, err)
+	}
+	if _, _, err := parse(nil, "-upstream", "http://h", "-workers", "1000000", "-max-conns", "100"); openFiles() < 1_000_000 && (err == nil || !strings.Contains(err.Error(), "1000000 workers")) {
+		t.Errorf("a million connections to the upstream: %v", err)
+	}
+}
+
+func TestConfigResizable(t *testing.T) {
+	upstream := &url.URL{Scheme: "http", Host: "localhost:1"}
+	for _, test := range []struct {
+		c       Config
+		workers int
+		says    string
+	}{
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 50, Workers: 1}, 50, ""},
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 50, Workers: 1}, 0, ""},
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 50, Workers: 1}, 51, "workers is 51; want 0 (paused) to 50, which -max-workers sets"},
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 50, Workers: 1}, -1, "workers is -1; want 0 (paused) to 50"},
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 50, Workers: 70}, 70, ""}, // after a pause
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 50, Workers: 70}, 71, "to 70"},
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 10_000, Upstream: upstream}, 760, ""},
+		{Config{Files: 1024, MaxConns: 100, MaxWorkers: 10_000, Upstream: upstream}, 761, "are 1025; the limit of open files is 1024; want at most 760 workers"},
+	} {
+		err := test.c.Resizable(test.workers)
+		if (err != nil) != (test.says != "") || err != nil && !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%d workers with %+v: %v, want %q", test.workers, test.c, err, test.says)
 		}
 	}
 }

@@ -717,7 +717,7 @@ func TestProcessEnvironment(t *testing.T) {
 func TestProcessFewDescriptors(t *testing.T) {
 	t.Parallel()
 	const files, conns = 64, 200
-	_, want := connsFor(files)
+	_, want := connsOf(files, 0)
 	p := launch(t, nil, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, files), build(t), "-addr", "127.0.0.1:0", "-admin", "")
 	p.listens()
 	for round := range 3 {
@@ -744,9 +744,12 @@ func TestProcessFewDescriptors(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if got[200] != want || got[200]+got[503]+got[0] != conns {
-			t.Errorf("round %d: answers %v, want %d times 200, and else 503 or none", round, got, want)
+		// Each refusal was sent before a request: what a client loses of it, it loses
+		// because its own request meets a closed connection.
+		if got[200] < want || got[200]+got[503]+got[0] != conns {
+			t.Errorf("round %d: answers %v, want at least %d times 200, and else 503 or none", round, got, want)
 		}
+		t.Log(got)
 		for _, c := range open {
 			c.conn.Close()
 		}

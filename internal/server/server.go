@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/conns"
 	"holdfast/internal/logline"
 	"holdfast/internal/problem"
 )
@@ -23,10 +24,12 @@ const (
 	headerTimeout = 10 * time.Second // to send a header
 	idleTimeout   = 2 * time.Minute  // between requests
 	adminIdle     = 5 * time.Second  // there, where few connections are
-	writeTimeout  = 30 * time.Second // to take a piece of a response
-	bodyTimeout   = 10 * time.Second // to send a request, besides the time that bodyRate allows
-	bodyRate      = 16 << 10         // bytes a second
+	writeTimeout  = 30 * time.Second // to take a piece of a response; also all of it, besides the time that rate allows
+	bodyTimeout   = 10 * time.Second // to send a request, besides the time that rate allows
+	rate          = 16 << 10         // bytes a second
 	adminTimeout  = 10 * time.Second // to send a request to the admin listener
+	adminProof    = 2 * time.Second  // there, to have sent one that is let through
+	placeTimeout  = 2 * time.Minute  // to wait for a place, and for an answer to wait for a worker
 
 	// lastAnswers is how long connections may stay after the last job has ended
 	// or been cut off, for responses to be written.
@@ -40,7 +43,7 @@ type Server struct {
 	admin      *http.Server // nil if there is none
 	routes     http.Handler
 	below      []below
-	maxConns   int
+	limits     conns.Limits
 	log        *slog.Logger
 	linger     time.Duration
 	unread     func() int // nil if there is nothing to linger for
@@ -53,11 +56,12 @@ type Server struct {
 // /readyz. Requests for a route that mux does not have, and all but those two
 // while the server stops, are answered with a problem.
 func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
-	s := &Server{dispatcher: d, routes: problem.Mux(mux), maxConns: c.MaxConns, log: log}
+	s := &Server{dispatcher: d, routes: problem.Mux(mux), log: log}
+	s.limits = conns.Limits{Open: c.MaxConns, Refused: refusedOf(c.Files)}
 	health := s.Health()
 	mux.Handle("GET /healthz", health)
 	mux.Handle("GET /readyz", health)
-	timeout := bodyTimeout + time.Duration(min(c.MaxBody/bodyRate, math.MaxInt32))*time.Second
+	timeout := bodyTimeout + time.Duration(min(c.MaxBody/rate, math.MaxInt32))*time.Second
 	s.http = s.listening(s.counted(prompt(crossOrigin(c, http.HandlerFunc(s.route)), timeout)), timeout)
 	s.http.WriteTimeout = writeTimeout // for what the server answers past prompt, which extends it
 	return s
@@ -74,6 +78,8 @@ func (s *Server) listening(h http.Handler, timeout time.Duration) *http.Server {
 		// The server's own answer to OPTIONS * reads a body, and past prompt.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(logline.Seldom(s.log.Handler()), slog.LevelWarn),
+		ConnState:                    conns.State,
+		ConnContext:                  conns.Context,
 	}
 }
 
@@ -93,6 +99,54 @@ func (s *Server) Admin(h http.Handler) {
 // Linger makes Run go on answering when the last job has ended: for d, but no longer
 // than until unread returns 0. It must be called before Run.
 func (s *Server) Linger(d time.Duration, unread func() int) { s.linger, s.unread = d, unread }
+
+// Admitted tells that the operator's handler has let a request through. When it is
+// there to its end, its connection is one that is kept.
+func (s *Server) Admitted(r *http.Request) {
+	if r.Body == http.NoBody {
+		conns.Prove(r.Context())
+		return
+	}
+	r.Body = &proof{r.Body, r.Context()}
+}
+
+// A proof is a body whose end proves a connection. A client that announces a body
+// and sends none could hold one of the operator's for as long as for a slow one.
+type proof struct {
+	io.ReadCloser
+	ctx context.Context
+}
+
+func (b *proof) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		conns.Prove(b.ctx)
+	}
+	return n, err
+}
+
+// Waiting returns what wrap does, and bounds the time for which a request waits
+// there: for a place in the queue, and, if it waits there for its answer, for a
+// worker. Then it is answered with 503. wrap is a method of holdfast.Jobs; a body has
+// at most maxBody bytes.
+func Waiting(maxBody int64, wrap func(http.Handler) http.Handler) func(http.Handler) http.Handler {
+	return func(h http.Handler) http.Handler {
+		next := wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// A job that was accepted runs when its request is over, and there may be
+			// another one on the connection.
+			if holdfast.JobID(r.Context()) == "" {
+				conns.Unlimit(r.Context())
+			}
+			h.ServeHTTP(w, r)
+		}))
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, ok := problem.ReadBody(w, r, maxBody); ok { // it has a time of its own
+				conns.Limit(r.Context(), placeTimeout)
+				next.ServeHTTP(w, r)
+			}
+		})
+	}
+}
 
 // Stopping reports whether Run has begun to stop.
 func (s *Server) Stopping() bool { return s.stopping.Load() }
@@ -153,93 +207,6 @@ func (s *Server) counted(next http.Handler) http.Handler {
 	})
 }
 
-// prompt bounds the time for which a slow client can hold a connection, and that
-// time alone. When the request is there, the server itself lifts its ReadTimeout,
-// which is timeout, from then on reading only to notice that the client leaves. Its
-// WriteTimeout runs from the header on and would cut off whoever waits for a long
-// answer, so each piece of a response gets one of its own instead.
-func prompt(next http.Handler, timeout time.Duration) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		prompt := &promptWriter{ResponseWriter: w, request: r, from: time.Now()}
-		if r.Body != http.NoBody {
-			prompt.bodyBy = prompt.from.Add(timeout)
-		}
-		defer prompt.extend()
-		next.ServeHTTP(prompt, r)
-	})
-}
-
-// promptWriter gives the client a time-out for each piece.
-type promptWriter struct {
-	http.ResponseWriter
-	request *http.Request
-	from    time.Time // of the present write deadline
-	bodyBy  time.Time // when the request's body has to be there; zero: no body
-	written int
-}
-
-// heldBack is how much of a response the server does not send before the handler
-// returns, unless it is flushed.
-const heldBack = 2048
-
-func (w *promptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// pieceSize is how much a client has to take in within writeTimeout.
-const pieceSize = 64 << 10
-
-func (w *promptWriter) Write(p []byte) (n int, err error) {
-	for len(p) > pieceSize && err == nil {
-		var m int
-		w.more(pieceSize)
-		m, err = w.ResponseWriter.Write(p[:pieceSize])
-		n, p = n+m, p[m:]
-	}
-	if err != nil {
-		return n, err
-	}
-	w.more(len(p))
-	m, err := w.ResponseWriter.Write(p)
-	return n + m, err
-}
-
-func (w *promptWriter) WriteString(s string) (int, error) {
-	if len(s) > pieceSize {
-		return w.Write([]byte(s))
-	}
-	w.more(len(s))
-	return io.WriteString(w.ResponseWriter, s)
-}
-
-// more extends the time for a write that may have to wait for the client.
-func (w *promptWriter) more(n int) {
-	if w.written += n; w.written >= heldBack {
-		w.extend()
-	}
-}
-
-// FlushError is what an http.ResponseController calls.
-func (w *promptWriter) FlushError() error {
-	w.extend()
-	return http.NewResponseController(w.ResponseWriter).Flush()
-}
-
-// extend lets the time for the next piece begin: now, or if the body may not be
-// there yet, when it has to be, since the server waits for it before it answers.
-func (w *promptWriter) extend() {
-	from := time.Now()
-	if _, arrived := w.request.Body.(*problem.Body); !arrived && w.bodyBy.After(from) {
-		from = w.bodyBy
-	}
-	if from.Sub(w.from) < writeTimeout/30 {
-		return // to the second is close enough, and setting a deadline is dear
-	}
-	w.from = from
-	http.NewResponseController(w.ResponseWriter).SetWriteDeadline(from.Add(writeTimeout))
-}
-
-// Unhurried tells whoever waits that there is nothing to do about the deadline.
-func (w *promptWriter) Unhurried() (hurry func()) { return func() {} }
-
 // Run serves on public, and on admin unless that is nil, until ctx ends or serving
 // the public fails, then stops: at once it is no longer ready and accepts no work;
 // until the jobs have ended, or for drain if that is not 0, it goes on answering,
@@ -249,12 +216,13 @@ func (w *promptWriter) Unhurried() (hurry func()) { return func() {} }
 func (s *Server) Run(ctx context.Context, public, admin net.Listener, drain time.Duration) error {
 	var serving error
 	failed := make(chan error, 1)
-	go func() { failed <- s.http.Serve(&connLimit{Listener: public, max: int64(s.maxConns)}) }()
+	go func() { failed <- s.http.Serve(conns.Listen(public, s.limits)) }()
 	if admin != nil {
 		watched, leave := context.WithCancel(context.Background())
 		s.admin.BaseContext = func(net.Listener) context.Context { return watched }
 		go func() {
-			if err := s.admin.Serve(&connLimit{Listener: admin, max: adminConns}); err != http.ErrServerClosed {
+			limited := conns.Listen(admin, conns.Limits{Open: adminConns, Refused: adminRefused, Prove: adminProof})
+			if err := s.admin.Serve(limited); err != http.ErrServerClosed {
 				s.log.Error("the admin listener has failed", "error", err)
 			}
 		}()

@@ -129,7 +129,8 @@ func serve(t *testing.T, c Config, routes map[string]http.HandlerFunc) *fixture 
 	s.Linger(c.Linger, func() int { return jobs.Stats().Unread })
 	mux.Handle("/jobs/", jobs)
 	mux.Handle("POST /aaa", s.Work(Sleep(c.MaxBody, jobs.Sync)))
-	mux.Handle("POST /bbb", s.Work(Sleep(c.MaxBody, jobs.Async)))
+	mux.Handle("POST /bbb", s.Work(Sleep(c.MaxBody, Waiting(c.MaxBody, jobs.Async))))
+	mux.Handle("POST /queued", s.Work(Sleep(c.MaxBody, Waiting(c.MaxBody, jobs.Queued))))
 	for pattern, h := range routes {
 		mux.HandleFunc(pattern, h)
 	}
@@ -209,6 +210,7 @@ func TestAdminCutsOffSlowReaders(t *testing.T) {
 		s := New(d, http.NewServeMux(), Config{MaxBody: 1, MaxConns: 1}, slog.New(slog.DiscardHandler))
 		took := make(chan time.Duration, 1)
 		s.Admin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s.Admitted(r)
 			began := time.Now()
 			for err := error(nil); err == nil; {
 				_, err = w.Write(make([]byte, 1000))
@@ -622,7 +624,7 @@ func TestSlowBody(t *testing.T) {
 	}
 }
 
-// A body at bodyRate is in time, however large; then its connection is good for
+// A body at rate is in time, however large; then its connection is good for
 // as long as ever.
 func TestBodyInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -633,7 +635,7 @@ func TestBodyInTime(t *testing.T) {
 			c.send(request("POST", "/aaa", "", fmt.Sprintf("Content-Length: %d", len(body))))
 			for len(body) > 0 {
 				time.Sleep(time.Second)
-				n := min(len(body), bodyRate)
+				n := min(len(body), rate)
 				c.send(body[:n])
 				body = body[n:]
 			}
@@ -783,32 +785,63 @@ func TestSlowReader(t *testing.T) {
 		})
 	}
 
-	// Who goes on reading may take as long as it takes.
-	t.Run("steady", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			failed := make(chan error, 1)
-			f := serve(t, Config{Workers: 1, Queue: 1}, map[string]http.HandlerFunc{"GET /big": pieces(30, 64<<10, failed)})
-			c := f.dial()
-			c.send(request("GET", "/big", "", "Connection: close"))
-			n := 0
-			for buf := make([]byte, 4<<10); ; {
-				time.Sleep(time.Second) // 64 KiB in 16 s
-				m, err := c.conn.Read(buf)
-				n += m
-				if err == io.EOF {
-					break
+	// Whoever reads at the least rate may take as long as that takes. Whoever is
+	// slower may not, however small the pieces are and however fast a single one.
+	for _, test := range []struct {
+		name  string
+		n     int // bytes that are read at once
+		every time.Duration
+		cut   bool
+	}{
+		{"steady", rate, time.Second, false},
+		{"in bursts", 20 * rate, 20 * time.Second, false},
+		{"trickle", 1000, time.Second, true},
+		{"half the rate", rate / 2, time.Second, true},
+		{"half the rate in bursts", 10 * rate, 20 * time.Second, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const n = 8 << 20
+				failed := make(chan error, 1)
+				f := serve(t, Config{Workers: 1, Queue: 1}, map[string]http.HandlerFunc{"GET /big": pieces(n/1000, 1000, failed)})
+				c := f.dial()
+				c.send(request("GET", "/big", "", "Connection: close"))
+				read := 0
+				for {
+					time.Sleep(test.every)
+					m, err := io.CopyN(io.Discard, c.conn, int64(test.n))
+					read += int(m)
+					if err != nil {
+						break
+					}
 				}
-				if err != nil {
-					t.Fatal(err)
+				took := time.Since(f.began)
+				if err := <-failed; (err != nil) != test.cut {
+					t.Errorf("%d bytes read in %v, the handler's error %v", read, took, err)
 				}
-			}
-			if err := <-failed; err != nil || n < 30*64<<10 {
-				t.Errorf("%d bytes read, the handler's error %v", n, err)
-			}
-			if d := time.Since(f.began); d < 5*writeTimeout {
-				t.Errorf("all read in %v, too fast to show something", d)
-			}
+				if test.cut && took > 2*writeTimeout+20*time.Second {
+					t.Errorf("cut off after %v", took)
+				}
+				if !test.cut && took < n/rate*time.Second*9/10 {
+					t.Errorf("all read in %v, too fast to show something", took)
+				}
+			})
 		})
+	}
+}
+
+// That a client has read much fast gives it no right to stand still for long.
+func TestSlowReaderStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed := make(chan error, 1)
+		f := serve(t, Config{Workers: 1, Queue: 1}, map[string]http.HandlerFunc{"GET /big": pieces(16, 1<<20, failed)})
+		c := f.dial()
+		c.send(request("GET", "/big", ""))
+		io.CopyN(io.Discard, c.conn, 8<<20)
+		if err := <-failed; err == nil {
+			t.Error("a client that has stopped reading is waited for")
+		}
+		f.at("cut off", writeTimeout)
 	})
 }
 
@@ -877,5 +910,86 @@ func TestIdle(t *testing.T) {
 		if got := time.Since(idle); got != idleTimeout {
 			t.Errorf("closed after %v, want %v", got, idleTimeout)
 		}
+	})
+}
+
+// A request waits for a place only so long, and is told to come again. Its
+// connection ends: so has the context that all its requests have.
+func TestWaitForPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 0}, nil)
+		f.dial().do(202, "POST", "/bbb", sleepFor(3600))
+		c, work := f.dial(), f.dial()
+		work.send(request("POST", "/aaa", sleepFor(3600))) // it is at work, and does not wait
+		c.send(request("POST", "/bbb", sleepFor(0)))
+		time.Sleep(placeTimeout - time.Second)
+		later := f.dial()
+		later.send(request("POST", "/bbb", sleepFor(0)))
+		a := c.answer()
+		a.check(t, 503)
+		if !a.close || a.header.Get("Retry-After") == "" {
+			t.Errorf("%v; want Retry-After, and the end of the connection", a.header)
+		}
+		<-c.closed
+		f.at("answered", placeTimeout)
+		later.answer().check(t, 503)
+		f.at("the later one answered", 2*placeTimeout-time.Second)
+		work.answer().check(t, 200)
+		if got := f.d.Stats().Accepted; got != 1 {
+			t.Errorf("%d jobs accepted, want 1", got)
+		}
+	})
+}
+
+// Behind Queued the limit is one of the wait for a worker, not of the work.
+func TestWaitForWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 9}, nil)
+		first, second := f.dial(), f.dial()
+		first.send(request("POST", "/queued", sleepFor(3600)))
+		synctest.Wait()
+		second.send(request("POST", "/queued", sleepFor(0)))
+		second.answer().check(t, 503)
+		f.at("answered", placeTimeout)
+		first.answer().check(t, 200)
+		f.at("the first one answered", time.Hour)
+		first.do(200, "POST", "/queued", sleepFor(0))
+	})
+}
+
+// An accepted job that runs when its request is over lifts no limit of another
+// request on its connection.
+func TestAcceptedJobLiftsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 1}, nil)
+		c, other := f.dial(), f.dial()
+		other.do(202, "POST", "/bbb", sleepFor(60))
+		c.do(202, "POST", "/bbb", sleepFor(3600)) // begins in a minute
+		other.send(request("POST", "/bbb", sleepFor(0)))
+		synctest.Wait()
+		c.send(request("POST", "/bbb", sleepFor(0)))
+		other.answer().check(t, 202)
+		f.at("a place became free", time.Minute)
+		c.answer().check(t, 503)
+		f.at("answered", placeTimeout)
+	})
+}
+
+// A header has a bound on its lines too.
+func TestHeaderLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := serve(t, Config{Workers: 1, Queue: 1}, nil)
+		few := strings.Split(strings.Repeat("A: b\n", 120)+"A: b", "\n")
+		c := f.dial()
+		for range 2 {
+			c.do(200, "GET", "/healthz", "", few...)
+		}
+		c = f.dial()
+		go io.WriteString(c.conn, strings.TrimSuffix(request("GET", "/healthz", "", append(few, few...)...), "\r\n"))
+		a := c.answer()
+		a.check(t, 431)
+		f.at("answered before the header's end", 0)
+		<-c.closed
+		f.dial().do(200, "GET", "/healthz", "")
 	})
 }

@@ -1,7 +1,8 @@
-package server
+package conns
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,11 +16,81 @@ import (
 	"time"
 )
 
-// limited accepts from a listener in memory, up to max connections at once, and
-// passes what it accepts on.
-func limited(t *testing.T, max int) (*memory, *connLimit, <-chan net.Conn) {
+// memory is a listener without a network. Its connections are pipes: they have no
+// buffer, and their deadlines pass in the time of a synctest bubble.
+type memory struct {
+	conns chan net.Conn
+	gone  chan struct{}
+	close func()
+}
+
+func listenMemory() *memory {
+	l := &memory{conns: make(chan net.Conn), gone: make(chan struct{})}
+	l.close = sync.OnceFunc(func() { close(l.gone) })
+	return l
+}
+
+func (l *memory) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memory) Close() error   { l.close(); return nil }
+func (l *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }
+
+// A watched connection tells when the server has closed its end.
+type watched struct {
+	net.Conn
+	closed chan struct{}
+	once   func()
+}
+
+func (c *watched) Close() error {
+	defer c.once()
+	return c.Conn.Close()
+}
+
+// dial returns both ends of a new connection.
+func (l *memory) dial() (client net.Conn, server *watched, err error) {
+	client, end := net.Pipe()
+	server = &watched{Conn: end, closed: make(chan struct{})}
+	server.once = sync.OnceFunc(func() { close(server.closed) })
+	select {
+	case l.conns <- server:
+		return client, server, nil
+	case <-l.gone:
+		return nil, nil, net.ErrClosed
+	}
+}
+
+func mustDial(t *testing.T, l *memory) (net.Conn, <-chan struct{}) {
+	t.Helper()
+	c, server, err := l.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c, server.closed
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// limited accepts from a listener in memory, and passes what it accepts on, as
+// connections that are busy.
+func limited(t *testing.T, limits Limits) (*memory, *Listener, <-chan net.Conn) {
 	l := listenMemory()
-	limit := &connLimit{Listener: l, max: int64(max)}
+	limit := Listen(l, limits)
 	accepted := make(chan net.Conn, 1000)
 	done := make(chan struct{})
 	go func() {
@@ -32,6 +103,7 @@ func limited(t *testing.T, max int) (*memory, *connLimit, <-chan net.Conn) {
 				}
 				return
 			}
+			State(c, http.StateActive)
 			accepted <- c
 		}
 	}()
@@ -42,15 +114,17 @@ func limited(t *testing.T, max int) (*memory, *connLimit, <-chan net.Conn) {
 	return l, limit, accepted
 }
 
-func mustDial(t *testing.T, l *memory) (net.Conn, <-chan struct{}) {
-	t.Helper()
-	c, server, err := l.dial()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c, server.(*watchedConn).closed
+// counts returns how many connections are open, and how many are being refused.
+func (l *Listener) counts() (open, refused int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refusals.mu.Lock()
+	defer l.refusals.mu.Unlock()
+	return l.open, l.refusals.line.Len()
 }
+
+// refused is how many may linger in these tests.
+const refused = 16
 
 // refusal reads the answer of a connection beyond the limit to its end.
 func refusal(t *testing.T, r io.Reader) {
@@ -64,9 +138,8 @@ func refusal(t *testing.T, r io.Reader) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer{res.StatusCode, res.Header, string(body), res.Close}.check(t, 503)
-	if !res.Close || res.Header.Get("Retry-After") != "1" || res.ContentLength != int64(len(body)) {
-		t.Errorf("header %v, want Connection: close, Retry-After: 1 and the length", res.Header)
+	if res.StatusCode != 503 || res.Header.Get("Content-Type") != "application/problem+json" || !json.Valid(body) || !res.Close || res.Header.Get("Retry-After") != "1" || res.ContentLength != int64(len(body)) {
+		t.Errorf("%d %v %s; want 503, a problem, Connection: close, Retry-After: 1 and the length", res.StatusCode, res.Header, body)
 	}
 	if rest, err := io.ReadAll(buffered); len(rest) > 0 || err != nil {
 		t.Errorf("%q and %v follow the answer", rest, err)
@@ -76,7 +149,7 @@ func refusal(t *testing.T, r io.Reader) {
 func TestConnLimit(t *testing.T) {
 	for _, max := range []int{1, 2, 7} {
 		synctest.Test(t, func(t *testing.T) {
-			l, limit, accepted := limited(t, max)
+			l, limit, accepted := limited(t, Limits{Open: max, Refused: refused})
 			var open []net.Conn
 			for range max {
 				mustDial(t, l)
@@ -98,7 +171,7 @@ func TestConnLimit(t *testing.T) {
 				}
 				mustDial(t, l)
 				open = append(open[1:], <-accepted)
-				if n := limit.open.Load(); n != int64(max) {
+				if n, _ := limit.counts(); n != max {
 					t.Fatalf("round %d: %d counted as open, want %d", round, n, max)
 				}
 			}
@@ -108,7 +181,7 @@ func TestConnLimit(t *testing.T) {
 				c.Close()
 			}
 			synctest.Wait()
-			if n, m := limit.open.Load(), limit.refusing.Load(); n != 0 || m != 0 {
+			if n, m := limit.counts(); n != 0 || m != 0 {
 				t.Errorf("%d open and %d being refused after the end", n, m)
 			}
 		})
@@ -116,10 +189,10 @@ func TestConnLimit(t *testing.T) {
 }
 
 // Of clients that do not take their refusal only so many are waited for, and
-// only for so long.
+// only for so long. The oldest goes first.
 func TestRefusersBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, limit, accepted := limited(t, 1)
+		l, limit, accepted := limited(t, Limits{Open: 1, Refused: refused})
 		mustDial(t, l)
 		kept := <-accepted
 		began := time.Now()
@@ -138,8 +211,13 @@ func TestRefusersBounded(t *testing.T) {
 			}
 			return n
 		}
-		if got := at(); got != n-refusers {
-			t.Errorf("%d of %d connections closed at once, want all but %d", got, n, refusers)
+		if got := at(); got != n-refused {
+			t.Errorf("%d of %d connections closed at once, want all but %d", got, n, refused)
+		}
+		for i, c := range closed {
+			if isClosed(c) != (i < n-refused) {
+				t.Errorf("number %d: closed %v", i, isClosed(c))
+			}
 		}
 		for _, c := range closed {
 			<-c
@@ -148,7 +226,7 @@ func TestRefusersBounded(t *testing.T) {
 			t.Errorf("the last refusal took %v, want a second", d)
 		}
 		synctest.Wait()
-		if m := limit.refusing.Load(); m != 0 {
+		if _, m := limit.counts(); m != 0 {
 			t.Errorf("%d being refused after the end", m)
 		}
 		// Then refusals are complete again.
@@ -162,7 +240,7 @@ func TestRefusersBounded(t *testing.T) {
 // ever.
 func TestRefusedSender(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, _, accepted := limited(t, 1)
+		l, _, accepted := limited(t, Limits{Open: 1, Refused: refused})
 		mustDial(t, l)
 		kept := <-accepted
 		defer kept.Close()
@@ -203,7 +281,7 @@ func TestRefuseHalfCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := net.Pipe()
 		var events []string
-		go refuse(halfPipe{s, &events})
+		go func() { c := halfPipe{s, &events}; linger(c, tooMany, false); c.Close() }()
 		io.ReadFull(c, make([]byte, len(tooMany)))
 		for range 3 {
 			synctest.Wait()
@@ -246,11 +324,11 @@ func tcp(t *testing.T) (client, server *net.TCPConn) {
 func TestRefuseTCP(t *testing.T) {
 	for _, size := range []int{0, 1, 100_000} {
 		c, s := tcp(t)
-		if _, err := io.WriteString(c, request("POST", "/bbb", strings.Repeat("x", size))); err != nil {
+		if _, err := fmt.Fprintf(c, "POST /bbb HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("x", size)); err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan struct{})
-		go func() { refuse(s); close(done) }()
+		go func() { linger(s, tooMany, false); s.Close(); close(done) }()
 		refusal(t, c)
 		c.Close() // ends the refusal at once
 		<-done
@@ -258,13 +336,13 @@ func TestRefuseTCP(t *testing.T) {
 }
 
 // The server's own refusals, too, end in an end of file, not in a reset.
-func TestCountedConnCloseWrite(t *testing.T) {
+func TestCloseWrite(t *testing.T) {
 	c, s := tcp(t)
-	closed := 0
-	var conn net.Conn = &countedConn{Conn: s, closed: func() { closed++ }}
+	l := Listen(nil, Limits{Open: 1})
+	var conn net.Conn = l.admit(s)
 	half, ok := conn.(interface{ CloseWrite() error })
 	if !ok {
-		t.Fatal("a counted connection hides CloseWrite from net/http")
+		t.Fatal("a connection hides CloseWrite from net/http")
 	}
 	if err := half.CloseWrite(); err != nil {
 		t.Fatal(err)
@@ -276,14 +354,14 @@ func TestCountedConnCloseWrite(t *testing.T) {
 	if n, err := conn.Read(make([]byte, 1)); n != 1 || err != nil {
 		t.Errorf("the server reads %d bytes, %v; want 1", n, err)
 	}
-	if closed != 0 {
+	if n, _ := l.counts(); n != 1 {
 		t.Error("half closed counts as closed")
 	}
 
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	if err := (&countedConn{Conn: b}).CloseWrite(); !errors.Is(err, errors.ErrUnsupported) {
+	if err := (&Conn{Conn: b}).CloseWrite(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("CloseWrite of a pipe: %v", err)
 	}
 }
@@ -292,7 +370,7 @@ func TestCountedConnCloseWrite(t *testing.T) {
 func TestConnLimitConcurrent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const max, dialers, each = 10, 40, 50
-		l, limit, accepted := limited(t, max)
+		l, limit, accepted := limited(t, Limits{Open: max, Refused: refused})
 		var serving atomic.Int64
 		stop := make(chan struct{})
 		for range max + 1 {
@@ -330,7 +408,7 @@ func TestConnLimitConcurrent(t *testing.T) {
 		wg.Wait()
 		close(stop)
 		synctest.Wait()
-		if n, m := limit.open.Load(), limit.refusing.Load(); n != 0 || m != 0 {
+		if n, m := limit.counts(); n != 0 || m != 0 {
 			t.Errorf("%d open and %d being refused after the end", n, m)
 		}
 	})
