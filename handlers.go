@@ -175,31 +175,29 @@ func (j *Jobs) ListHandler() http.Handler { return http.HandlerFunc(j.requests.R
 type queue struct{ *Dispatcher }
 
 func (q queue) NewJob(ctx context.Context, limit time.Duration, run func(context.Context) error, ended func(httpjob.End, error)) httpjob.Job {
-	j := &requestJob{Job{fn: run, timeout: limit}}
-	j.job.onEnd = func() { ended(j.job.end()) }
-	j.job.prepare(q.Dispatcher, ctx, false)
-	return j
-}
-
-// A requestJob is a Job as package httpjob needs it.
-type requestJob struct{ job Job }
-
-func (j *requestJob) Submit(ctx context.Context) error {
-	return j.job.d.submit(ctx, entry{job: &j.job})
-}
-
-func (j *requestJob) Cancel() bool {
-	j.job.Cancel()
-	return j.job.State() == StateCanceled
+	j := q.newJob(ctx, false, run)
+	j.timeout = limit
+	j.onEnd = func() { ended(j.end()) }
+	return (*requestJob)(j)
 }
 
 func (q queue) Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (httpjob.End, error) {
-	j := Job{fn: run, timeout: limit}
-	j.prepare(q.Dispatcher, ctx, true)
-	if err := q.do(ctx, &j); !j.State().Ended() {
+	j := q.newJob(ctx, true, run)
+	j.timeout = limit
+	if err := q.do(ctx, j); !j.State().Ended() {
 		return httpjob.Refused, err
 	}
 	return j.end()
+}
+
+// A requestJob is a Job as package httpjob needs it.
+type requestJob Job
+
+func (j *requestJob) Submit(ctx context.Context) error { return j.d.submit(ctx, entry{job: (*Job)(j)}) }
+
+func (j *requestJob) Cancel() bool {
+	(*Job)(j).Cancel()
+	return (*Job)(j).State() == StateCanceled
 }
 
 // end says how the job has ended. What a function panicked with is only compared: its

@@ -80,17 +80,12 @@ func (d *Dispatcher) newJob(ctx context.Context, attached bool, fn func(context.
 	if fn == nil {
 		panic("holdfast: nil function")
 	}
-	j := &Job{fn: fn, timeout: d.jobTimeout}
-	j.prepare(d, ctx, attached)
-	return j
-}
-
-func (j *Job) prepare(d *Dispatcher, ctx context.Context, attached bool) {
 	if !attached {
 		ctx = lazy.Values(ctx)
 	}
-	j.d = d
+	j := &Job{d: d, fn: fn, timeout: d.jobTimeout}
 	j.context.Parent, j.context.Attached, j.context.Stop, j.context.Owner = ctx, attached, d.ctx, d
+	return j
 }
 
 // Done returns a channel that is closed when the job has ended. Every accepted job
