@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"holdfast/internal/logline"
+	"holdfast/internal/trouble"
 )
 
 // How wrong tokens are slowed down.
@@ -26,7 +26,7 @@ const (
 // is slow too, since to look at a right token without a wait would be to look at every
 // token without a wait, but is always looked at if the address has had a right one.
 type tries struct {
-	spell *logline.Spell
+	wrong *trouble.Log
 
 	mu   sync.Mutex // protects the following fields
 	from map[netip.Prefix]*trier
@@ -45,7 +45,7 @@ func (f *trier) idle(now time.Time) bool {
 }
 
 func newTries(log *slog.Logger) *tries {
-	return &tries{spell: logline.NewSpell(log, "wrong admin token", "no more wrong admin tokens"), from: make(map[netip.Prefix]*trier)}
+	return &tries{wrong: &trouble.Log{Logger: log, What: "wrong admin token", Over: "no more wrong admin tokens", Quiet: true}, from: make(map[netip.Prefix]*trier)}
 }
 
 // network returns what a remote address counts as. What is no address is one too.
@@ -95,7 +95,7 @@ func (t *tries) wait(ctx context.Context, from netip.Prefix) bool {
 
 // failed notes a wrong token.
 func (t *tries) failed(from netip.Prefix, remote string) {
-	t.spell.Happened("from", remote)
+	t.wrong.Failed("from", remote)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()

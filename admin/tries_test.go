@@ -190,7 +190,7 @@ func TestTriesAreLogged(t *testing.T) {
 			t.Errorf("%s, want one line, without the token", log)
 		}
 		time.Sleep(3 * time.Minute)
-		if log := g.text(); strings.Count(log, "\n") != 3 || !strings.Contains(log, `more=9 total=10`) || !strings.Contains(log, `msg="no more wrong admin tokens" total=10`) {
+		if log := g.text(); strings.Count(log, "\n") != 3 || !strings.Contains(log, `times=9 `) || !strings.Contains(log, `msg="no more wrong admin tokens" times=10`) {
 			t.Errorf("%s, want the number and the end", log)
 		}
 	})

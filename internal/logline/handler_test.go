@@ -119,38 +119,6 @@ func (l *logged) take() string {
 	return strings.Join(l.text, "; ")
 }
 
-func TestSpell(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out logged
-		s := NewSpell(slog.New(NewHandler(&out)), "it fails", "it works")
-		expect := func(want string) {
-			t.Helper()
-			if got := out.take(); got != want {
-				t.Errorf("%q, want %q", got, want)
-			}
-		}
-		time.Sleep(time.Hour)
-		expect("")
-		for i := range 1000 {
-			s.Happened("path", i)
-		}
-		expect("WARN it fails path=0")
-		time.Sleep(time.Minute)
-		expect("WARN it fails more=999 total=1000")
-		s.Happened("path", "x")
-		time.Sleep(time.Minute)
-		expect("WARN it fails more=1 total=1001")
-		time.Sleep(time.Minute)
-		expect("INFO it works total=1001")
-		time.Sleep(time.Hour)
-		expect("")
-		s.Happened("path", "y")
-		expect("WARN it fails path=y")
-		time.Sleep(time.Hour)
-		expect("INFO it works total=1")
-	})
-}
-
 func TestSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out logged

@@ -7,54 +7,6 @@ import (
 	"time"
 )
 
-// A Spell logs something that others can make happen as often as they like: that it
-// begins, once a minute how often it has happened, and that it is over, when a minute
-// has passed without. Its methods may be called by any number of goroutines at once.
-type Spell struct {
-	log          *slog.Logger
-	begins, over string
-
-	mu            sync.Mutex // protects the following fields
-	recent, total int        // since the last line, since it began
-}
-
-// NewSpell returns a Spell that logs under these messages.
-func NewSpell(log *slog.Logger, begins, over string) *Spell {
-	return &Spell{log: log, begins: begins, over: over}
-}
-
-// Happened notes that it has happened. The args are logged if it begins so.
-func (s *Spell) Happened(args ...any) {
-	s.mu.Lock()
-	s.total++
-	begins := s.total == 1
-	if !begins {
-		s.recent++
-	}
-	s.mu.Unlock()
-	if begins {
-		s.log.Warn(s.begins, args...)
-		time.AfterFunc(time.Minute, s.minute)
-	}
-}
-
-// minute runs once a minute from the beginning to the end.
-func (s *Spell) minute() {
-	s.mu.Lock()
-	recent, total := s.recent, s.total
-	s.recent = 0
-	if recent == 0 {
-		s.total = 0
-	}
-	s.mu.Unlock()
-	if recent == 0 {
-		s.log.Info(s.over, "total", total)
-		return
-	}
-	s.log.Warn(s.begins, "more", recent, "total", total)
-	time.AfterFunc(time.Minute, s.minute)
-}
-
 // mostOften is how many records a minute Seldom lets through.
 const mostOften = 10
 

@@ -26,6 +26,7 @@ type Log struct {
 	Logger *slog.Logger
 	What   string // the message, such as "upstream failed"
 	Over   string // the message when it is over; if empty, the end is not logged
+	Quiet  bool   // a minute without it is its end, since nobody calls Worked
 
 	open atomic.Bool // there is trouble; written with mu locked
 
@@ -93,7 +94,7 @@ func (l *Log) look() {
 	case l.unsaid > 0:
 		l.Logger.Warn(l.What, append([]any{"times", l.unsaid, "since", l.since}, l.last...)...)
 		l.said, l.unsaid, l.worked, l.last = now, 0, false, nil
-	case l.worked || l.Over == "":
+	case l.worked || l.Quiet || l.Over == "":
 		l.endLocked(now)
 		return
 	}
