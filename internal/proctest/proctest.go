@@ -5,14 +5,20 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
+
+// A process inherits what its parent ignores. The tests may run where a hangup is
+// ignored, but what they start must begin as from a shell.
+func init() { signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) }
 
 // Patience is the longest time to wait for anything.
 const Patience = 30 * time.Second
