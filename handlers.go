@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"holdfast/internal/httpjob"
+	"holdfast/internal/patience"
 	"holdfast/internal/resource"
 	"holdfast/internal/store"
 )
@@ -45,6 +46,11 @@ type JobsConfig struct {
 	// job, or whoever canceled it, so it should return soon. A panic in it is logged. If
 	// nil, nothing is called.
 	OnEnd func(JobInfo)
+
+	// Patience is the time after which an answer to a request is worth nothing, unless
+	// the request names a shorter one. What cannot be answered within it gets 503. If
+	// zero, Queued learns it from when clients leave; if negative or Async, there is none.
+	Patience time.Duration
 
 	// PublicURL is where clients find the root of the server, such as
 	// "https://host/queue", if that is not where it listens: a prefix for all URLs
@@ -104,13 +110,14 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 			cfg.OnEnd(infoOf(id, v))
 		}
 	}
-	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout}}, nil
+	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout, Patience: cfg.Patience}}, nil
 }
 
 // Limits are the limits of a route. A limit of zero is that of the Jobs.
 type Limits struct {
-	MaxBody int64         // as in JobsConfig
-	Timeout time.Duration // as JobTimeout in Config
+	MaxBody  int64         // as in JobsConfig
+	Timeout  time.Duration // as JobTimeout in Config
+	Patience time.Duration // as in JobsConfig
 }
 
 // With returns a view of j that wraps handlers under other limits, so that one route
@@ -120,7 +127,7 @@ func (j *Jobs) With(l Limits) (*Jobs, error) {
 	if l.MaxBody < 0 || l.Timeout < 0 {
 		return nil, fmt.Errorf("holdfast: Limits has MaxBody %d and Timeout %v; want 0 (as before) or more", l.MaxBody, l.Timeout)
 	}
-	return &Jobs{j.requests, httpjob.Limits{Body: cmp.Or(l.MaxBody, j.limits.Body), Run: cmp.Or(l.Timeout, j.limits.Run)}}, nil
+	return &Jobs{j.requests, httpjob.Limits{Body: cmp.Or(l.MaxBody, j.limits.Body), Run: cmp.Or(l.Timeout, j.limits.Run), Patience: cmp.Or(l.Patience, j.limits.Patience)}}, nil
 }
 
 // Sync returns a handler that calls h at once, in the request's own goroutine and
@@ -217,6 +224,12 @@ func (j *Job) end() (httpjob.End, error) {
 var ends = [...]httpjob.End{
 	StateSucceeded: httpjob.Succeeded, StateFailed: httpjob.Failed, StatePanicked: httpjob.Panicked,
 	StateCanceled: httpjob.Canceled, StateDropped: httpjob.Dropped, StateAbandoned: httpjob.Abandoned,
+}
+
+func (q queue) Load() patience.Load {
+	q.lock()
+	defer q.mu.Unlock()
+	return patience.Load{Waiting: q.stats.Queued + q.stats.Blocked, Running: q.stats.Running, Workers: q.stats.Workers}
 }
 
 // Refusal says to a client why its request has not run.
