@@ -94,8 +94,8 @@ type JobsStats struct {
 	// RetainJobs or RetainBytes.
 	EvictedAge, EvictedJobs, EvictedBytes uint64
 
-	// Requests that were refused by patience: when they came, and while they waited.
-	// The latter the Dispatcher counts too, as Canceled or RefusedGone.
+	// Requests that could not be answered in time, found when they came, and later; the
+	// latter are among Canceled and RefusedGone of the Dispatcher's Stats too.
 	RefusedLate, Expired uint64
 
 	// Reach is how far back one can look: a job that ended less long ago is still

@@ -47,9 +47,9 @@ type JobsConfig struct {
 	// nil, nothing is called.
 	OnEnd func(JobInfo)
 
-	// Patience is the time after which an answer to a request is worth nothing, unless
-	// the request names a shorter one. What cannot be answered within it gets 503. If
-	// zero, Queued learns it from when clients leave; if negative or Async, there is none.
+	// Patience is the time after which an answer is worth nothing; a request may name
+	// less (Prefer: wait, Grpc-Timeout, X-Envoy-Expected-Rq-Timeout-Ms, its context's
+	// deadline). If zero, Queued learns it from clients that leave. Negative is none.
 	Patience time.Duration
 
 	// PublicURL is where clients find the root of the server, such as
@@ -138,8 +138,8 @@ func (j *Jobs) Sync(h http.Handler) http.Handler { return j.requests.Sync(h, j.l
 // Queued returns a handler that lets the request wait in the queue until a worker
 // calls h with it, and answers with the response of h. If the client leaves before h
 // is called, it is not called; if it leaves later, the request's context ends. A
-// request that is refused or dropped gets 503, one that runs for longer than its limit
-// 504, and a panic becomes 500. A request with Prefer: respond-async is answered as by
+// request that is refused, dropped or cannot be answered in time (see Patience in
+// [JobsConfig]) gets 503, one that runs for too long 504, and a panic becomes 500. A request with Prefer: respond-async is answered as by
 // [Jobs.Async].
 func (j *Jobs) Queued(h http.Handler) http.Handler { return j.requests.Queued(h, j.limits) }
 

@@ -86,8 +86,9 @@ type Jobs struct {
 
 	mount sync.Once
 
-	predicts    atomic.Bool      // some route has a patience
-	service     patience.Service // of all routes
+	predicts    atomic.Bool               // some route has a patience
+	service     patience.Service          // of all routes
+	idle        atomic.Pointer[time.Time] // when a request last found an idle worker
 	lateAtDoor  atomic.Uint64
 	lateWaiting atomic.Uint64
 }
@@ -110,7 +111,7 @@ func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
 // Queued returns a handler that lets a worker call h and answers with its response,
 // unless the client prefers an asynchronous one.
 func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
-	j.predicts.Store(j.predicts.Load() || l.Patience >= 0)
+	j.predicts.Store(true) // clients may name their patience
 	rt := j.newRoute(h, l)
 	return j.unlessAsync(rt, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
 		t := turn{jobs: j, route: rt, received: time.Now()}
@@ -140,7 +141,7 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 		}
 		started = time.Now()
 		x.Capture(t.route.handler, p.Strip(r), body, j.MaxResponse)
-		return j.serve(ctx, t.route, &x)
+		return j.serve(ctx, t.route, &x, r.Context())
 	})
 	hurry()
 	t.stop()
@@ -167,7 +168,6 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 
 // Async returns a handler that accepts requests as jobs and answers with 202.
 func (j *Jobs) Async(h http.Handler, l Limits) http.Handler {
-	j.predicts.Store(j.predicts.Load() || l.Patience > 0)
 	rt := j.newRoute(h, l)
 	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, rt, p) })
 }
@@ -284,7 +284,7 @@ func (x *execution) run(ctx context.Context) error {
 	if !x.jobs.predicts.Load() {
 		return x.exchange.Serve(ctx)
 	}
-	return x.jobs.serve(ctx, x.route, &x.exchange)
+	return x.jobs.serve(ctx, x.route, &x.exchange, context.Background())
 }
 
 // ended tells the store how the job has ended.

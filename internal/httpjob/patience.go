@@ -21,17 +21,28 @@ type route struct {
 	clients patience.Departures
 }
 
-func (j *Jobs) newRoute(h http.Handler, l Limits) *route { return &route{handler: h, limits: l} }
+func (j *Jobs) newRoute(h http.Handler, l Limits) *route {
+	if l.Patience > 0 {
+		j.predicts.Store(true)
+	}
+	return &route{handler: h, limits: l}
+}
 
 // serve lets the handler serve a request, and learns how long it takes. The wait for a
 // worker depends on the runs of all routes, the time that a request needs on those of
-// its own.
-func (j *Jobs) serve(ctx context.Context, rt *route, x *exchange.Exchange) error {
+// its own. A run is broken off when client ends.
+func (j *Jobs) serve(ctx context.Context, rt *route, x *exchange.Exchange, client context.Context) error {
 	started := time.Now()
 	err := x.Serve(ctx)
-	took, ok := time.Since(started), err == nil && x.Response().Status() < http.StatusInternalServerError
-	j.service.Ran(took, ok)
-	rt.service.Ran(took, ok)
+	took, result := time.Since(started), patience.Done
+	switch {
+	case client.Err() != nil:
+		result = patience.Cut
+	case err != nil || x.Response().Status() >= http.StatusInternalServerError:
+		result = patience.Failed
+	}
+	j.service.Ran(took, result)
+	rt.service.Ran(took, result)
 	return err
 }
 
@@ -55,6 +66,10 @@ func (e *lateError) Error() string {
 	}
 	return fmt.Sprintf("the request would wait for about %v, and be answered too late; try again later", e.wait.Round(time.Millisecond))
 }
+
+// passes is for how many patiences a queue may last and still be called passing: a
+// service that is not overloaded has such queues too.
+const passes = 2
 
 // states of a turn
 const (
@@ -96,18 +111,23 @@ func (t *turn) left() (left time.Duration, ok bool) {
 	if limit == 0 || t.probe {
 		return 0, false
 	}
-	return limit - t.route.service.Estimate().Need(limit) - time.Since(t.received), true
+	idle := t.jobs.idle.Load()
+	standing := idle != nil && time.Since(*idle) > passes*limit
+	return limit - t.route.service.Estimate().Need(limit, standing) - time.Since(t.received), true
 }
 
 // enter returns a lateError if the request cannot be answered in time. A request that
 // finds nothing else running while predictions are old is let in all the same: if all
 // were refused, nobody would learn that the service has become quick again.
 func (t *turn) enter() error {
+	load := t.jobs.Queue.Load()
+	if load.Idle() {
+		t.jobs.idle.Store(new(time.Now()))
+	}
 	left, ok := t.left()
 	if !ok {
 		return nil
 	}
-	load := t.jobs.Queue.Load()
 	wait := t.jobs.service.Estimate().Wait(load)
 	if wait <= left {
 		return nil

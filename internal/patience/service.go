@@ -48,13 +48,26 @@ type Estimate struct {
 	Mean, Deviation, Median, High time.Duration
 }
 
-// Ran tells that a run has ended, and whether it did what was asked for. A run that
-// failed quickly says nothing about how long the work takes; one that failed slowly
-// has held its worker for that time, and so counts.
-func (s *Service) Ran(took time.Duration, ok bool) {
+// A Result is what a run came to.
+type Result int
+
+const (
+	Done   Result = iota // it did what was asked for
+	Failed               // it did not
+	Cut                  // it was broken off, since its client has left
+)
+
+// Ran tells that a run has ended. A run that failed quickly says nothing about how long
+// the work takes; one that failed slowly has held its worker for that time, and so
+// counts. One that was broken off would have taken longer. Nobody knows how long, so it
+// counts twice: then runs begin earlier, until they are not broken off.
+func (s *Service) Ran(took time.Duration, r Result) {
 	now := time.Now()
-	if !ok {
-		if mean := s.Estimate().Mean; mean == 0 || took < mean {
+	if r == Cut {
+		took *= 2
+	}
+	if r != Done {
+		if mean := s.Estimate().Mean; took < mean || mean == 0 && r == Failed {
 			return
 		}
 	}
@@ -127,7 +140,7 @@ func (l Load) Idle() bool { return l.Waiting == 0 && l.Running < l.Workers }
 // unlucky is how many standard deviations a wait is assumed to be above its mean. One
 // that comes in spite of that is found only when its time is over, which is later than
 // a refusal should come.
-const unlucky = 3
+const unlucky = 4
 
 // Wait predicts how long a job that comes now waits for a worker: each worker ends one
 // job in a mean service time, and as many must end as are before it, and one more. It
@@ -142,8 +155,12 @@ func (e Estimate) Wait(l Load) time.Duration {
 
 // Need returns how much of a patience a request must have left when it begins. If most
 // runs are quick and few are slower than half of the patience, it is that half: it
-// would refuse everything for the sake of these few.
-func (e Estimate) Need(patience time.Duration) time.Duration {
+// would refuse everything for the sake of these few. While the queue is a passing one,
+// a good chance is enough: the worker would otherwise soon be idle.
+func (e Estimate) Need(patience time.Duration, standing bool) time.Duration {
+	if !standing {
+		return e.Median
+	}
 	if e.High > patience/2 {
 		return max(patience/2, e.Median)
 	}
