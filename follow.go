@@ -94,9 +94,7 @@ type JobsStats struct {
 	// RetainJobs or RetainBytes.
 	EvictedAge, EvictedJobs, EvictedBytes uint64
 
-	// Requests that could not be answered in time, found when they came, and later; the
-	// latter are among Canceled and RefusedGone of the Dispatcher's Stats too.
-	RefusedLate, Expired uint64
+	RefusedLate, Expired uint64 // requests refused by patience, when they came and later
 
 	// Reach is how far back one can look: a job that ended less long ago is still
 	// there. It is Retain, unless the other bounds allow less.

@@ -112,7 +112,7 @@ func (t *turn) left() (left time.Duration, ok bool) {
 		return 0, false
 	}
 	idle := t.jobs.idle.Load()
-	standing := idle != nil && time.Since(*idle) > passes*limit
+	standing := idle != nil && time.Since(*idle)/passes > limit
 	return limit - t.route.service.Estimate().Need(limit, standing) - time.Since(t.received), true
 }
 
@@ -162,11 +162,13 @@ func (t *turn) stop() {
 // check is called when it was to be too late. The service may have become quicker
 // since.
 func (t *turn) check() {
-	if left, ok := t.left(); ok && left > 0 {
+	switch left, ok := t.left(); {
+	case !ok: // what was learned has been forgotten
+	case left > 0:
 		if t.state.Load() == waiting {
 			t.timer.Reset(left)
 		}
-	} else if t.state.CompareAndSwap(waiting, late) {
+	case t.state.CompareAndSwap(waiting, late):
 		t.cancel(errLate)
 	}
 }

@@ -353,10 +353,15 @@ func TestProbe(t *testing.T) {
 
 // Workers hang, so no turn comes: that is told as soon as it is too late to begin.
 func TestExpired(t *testing.T) {
-	for _, places := range []int{0, 5} { // it waits for a place, or in the queue
+	for _, test := range []struct {
+		places int // 0: it waits for a place, else in the queue
+		set    time.Duration
+		prefer []string
+	}{{0, time.Second, nil}, {5, time.Second, nil}, {0, 0, []string{"wait=1"}}, {5, -1, []string{"wait=1"}}} {
+		places := test.places
 		synctest.Test(t, func(t *testing.T) {
 			var ends []string
-			cfg := holdfast.JobsConfig{Patience: time.Second, OnEnd: func(i holdfast.JobInfo) { ends = append(ends, i.State+" "+i.Error) }}
+			cfg := holdfast.JobsConfig{Patience: test.set, OnEnd: func(i holdfast.JobInfo) { ends = append(ends, i.State+" "+i.Error) }}
 			d, j := queue(t, 1, places, cfg)
 			took := 50 * ms
 			calls := 0
@@ -367,8 +372,9 @@ func TestExpired(t *testing.T) {
 			took = time.Minute
 			busy(h, 1)
 			begin := time.Now()
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+			w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)
+			r.Header["Prefer"] = test.prefer
+			h.ServeHTTP(w, r)
 			if w.Code != 503 || time.Since(begin) != 950*ms || w.Header().Get("Retry-After") == "" || !strings.Contains(w.Body.String(), "too late to begin") {
 				t.Errorf("%d places: %d after %v, %s; want 503 after 950ms", places, w.Code, time.Since(begin), w.Body)
 			}
@@ -479,5 +485,50 @@ func TestPatienceOfAPausedQueue(t *testing.T) {
 			t.Errorf("%d after %v; want 503 after 950ms", status, time.Since(begin))
 		}
 		d.Resize(1)
+	})
+}
+
+// Who waits by a patience that was learned waits on when it has been forgotten.
+func TestForgottenPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j := queue(t, 1, 30, holdfast.JobsConfig{})
+		h := j.Queued(sleeping(10 * time.Minute))
+		busy(h, 1)
+		for range 20 { // they leave after 3 minutes, and no others do
+			go func() {
+				ctx, leave := context.WithCancel(context.Background())
+				time.AfterFunc(3*time.Minute, leave)
+				call(h, httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+			}()
+		}
+		time.Sleep(3*time.Minute + time.Second)
+		if status := call(h, httptest.NewRequest("GET", "/", nil)); status != 200 {
+			t.Errorf("%d; want 200, since what was learned is forgotten when it would count", status)
+		}
+		conserved(t, d)
+	})
+}
+
+// What was learned of clients that wait says nothing of jobs that nobody waits for.
+func TestLearnedPatienceIsNotForAsync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, j := queue(t, 1, 100, holdfast.JobsConfig{})
+		h := j.Queued(sleeping(time.Second))
+		for range 50 {
+			ctx, leave := context.WithCancel(context.Background())
+			time.AfterFunc(2500*ms, leave)
+			go call(h, httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+		}
+		time.Sleep(time.Minute)
+		for range 20 {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Prefer", "respond-async")
+			if status := call(h, r); status != 202 {
+				t.Fatalf("%d; want 202", status)
+			}
+		}
+		if status := call(h, httptest.NewRequest("GET", "/", nil)); status != 503 {
+			t.Errorf("%d for one that waits; want 503, since it was learned that clients leave after 2.5s", status)
+		}
 	})
 }
