@@ -360,8 +360,13 @@ func TestExpired(t *testing.T) {
 	}{{0, time.Second, nil}, {5, time.Second, nil}, {0, 0, []string{"wait=1"}}, {5, -1, []string{"wait=1"}}} {
 		places := test.places
 		synctest.Test(t, func(t *testing.T) {
+			var mu sync.Mutex
 			var ends []string
-			cfg := holdfast.JobsConfig{Patience: test.set, OnEnd: func(i holdfast.JobInfo) { ends = append(ends, i.State+" "+i.Error) }}
+			cfg := holdfast.JobsConfig{Patience: test.set, OnEnd: func(i holdfast.JobInfo) {
+				mu.Lock()
+				ends = append(ends, i.State+" "+i.Error)
+				mu.Unlock()
+			}}
 			d, j := queue(t, 1, places, cfg)
 			took := 50 * ms
 			calls := 0
@@ -382,7 +387,10 @@ func TestExpired(t *testing.T) {
 			if late.Expired != 1 || st.Queued+st.Blocked != 0 || calls != 6 || int(st.Canceled) != min(places, 1) || int(st.RefusedGone) != 1-min(places, 1) {
 				t.Errorf("%d places: %+v, %d queued, %d blocked, %d canceled, %d gone, %d calls; want one expired", places, late, st.Queued, st.Blocked, st.Canceled, st.RefusedGone, calls)
 			}
-			if last := ends[len(ends)-1]; places > 0 && !strings.Contains(last, "canceled the job was not begun") {
+			mu.Lock()
+			last := ends[len(ends)-1]
+			mu.Unlock()
+			if places > 0 && !strings.Contains(last, "canceled the job was not begun") {
 				t.Errorf("OnEnd says %q", last)
 			}
 			time.Sleep(time.Minute)

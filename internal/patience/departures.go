@@ -39,6 +39,7 @@ type Departures struct {
 	changed      bool
 	patience     time.Duration // 0: not known
 	made         time.Time     // when patience was
+	decayed      time.Time     // until when left and stayed are decayed
 }
 
 // Left tells that a client left when its request was so old.
@@ -50,6 +51,7 @@ func (d *Departures) Stayed(age time.Duration) { d.add(&d.stayed, age) }
 func (d *Departures) add(to *[buckets]float64, age time.Duration) {
 	i := math.Log2(float64(max(age, youngest))/float64(youngest)) * perOctave
 	d.mu.Lock()
+	d.decay(time.Now())
 	to[min(int(i), buckets-1)]++
 	d.changed = true
 	d.mu.Unlock()
@@ -63,15 +65,17 @@ func (d *Departures) Patience() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if age := now.Sub(d.made); age >= time.Second || d.changed && age >= often {
-		d.decay(age)
+		d.decay(now)
 		d.patience, d.made, d.changed = d.estimate(), now, false
 	}
 	return d.patience
 }
 
-// decay lets what was observed count for less.
-func (d *Departures) decay(age time.Duration) {
-	if d.made.IsZero() {
+// decay lets what was observed until now count for less. It need not be more exact than
+// to the second.
+func (d *Departures) decay(now time.Time) {
+	age := now.Sub(d.decayed)
+	if age < time.Second {
 		return
 	}
 	f := math.Exp2(-age.Seconds() / halfLife.Seconds())
@@ -79,6 +83,7 @@ func (d *Departures) decay(age time.Duration) {
 		d.left[i] *= f
 		d.stayed[i] *= f
 	}
+	d.decayed = now
 }
 
 func (d *Departures) estimate() time.Duration {
