@@ -89,6 +89,7 @@ type Jobs struct {
 	predicts    atomic.Bool               // some route has a patience
 	service     patience.Service          // of all routes
 	idle        atomic.Pointer[time.Time] // when a request last found an idle worker
+	expired     atomic.Pointer[time.Time] // when a request last expired
 	lateAtDoor  atomic.Uint64
 	lateWaiting atomic.Uint64
 }

@@ -107,13 +107,18 @@ func (t *turn) limit() time.Duration {
 // left returns the time in which the request has to begin; ok is false if it is not
 // limited.
 func (t *turn) left() (left time.Duration, ok bool) {
-	limit := t.limit()
+	limit := min(t.limit(), math.MaxInt64/passes)
 	if limit == 0 || t.probe {
 		return 0, false
 	}
-	idle := t.jobs.idle.Load()
-	standing := idle != nil && time.Since(*idle)/passes > limit
-	return limit - t.route.service.Estimate().Need(limit, standing) - time.Since(t.received), true
+	return limit - t.route.service.Estimate().Need(limit, t.jobs.standing(passes*limit)) - time.Since(t.received), true
+}
+
+// standing reports whether no worker has been idle for a while, or a request has
+// expired. That may empty a queue, which then only looks like a passing one.
+func (j *Jobs) standing(while time.Duration) bool {
+	idle, expired := j.idle.Load(), j.expired.Load()
+	return idle != nil && time.Since(*idle) > while || expired != nil && time.Since(*expired) < while
 }
 
 // enter returns a lateError if the request cannot be answered in time. A request that
@@ -168,7 +173,15 @@ func (t *turn) check() {
 		if t.state.Load() == waiting {
 			t.timer.Reset(left)
 		}
-	case t.state.CompareAndSwap(waiting, late):
+	default:
+		t.expire()
+	}
+}
+
+// expire ends the wait, unless a worker has begun.
+func (t *turn) expire() {
+	if t.state.CompareAndSwap(waiting, late) {
+		t.jobs.expired.Store(new(time.Now()))
 		t.cancel(errLate)
 	}
 }
@@ -181,9 +194,7 @@ func (t *turn) begin() bool {
 	if left, ok := t.left(); !ok || left > 0 {
 		return t.state.CompareAndSwap(waiting, begun)
 	}
-	if t.state.CompareAndSwap(waiting, late) {
-		t.cancel(errLate)
-	}
+	t.expire()
 	return false
 }
 

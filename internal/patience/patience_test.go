@@ -149,12 +149,12 @@ func TestWait(t *testing.T) {
 	}{
 		{Estimate{}, Load{1000, 4, 4}, 0},
 		{fixed, Load{0, 3, 4}, 0},
-		{fixed, Load{0, 4, 4}, 12500 * time.Microsecond},
-		{fixed, Load{79, 4, 4}, time.Second},
+		{fixed, Load{0, 4, 4}, 13750 * time.Microsecond},
+		{fixed, Load{79, 4, 4}, 1100 * ms},
 		{fixed, Load{79, 0, 0}, 0},       // paused
-		{fixed, Load{7, 8, 4}, 100 * ms}, // after a shrink
+		{fixed, Load{7, 8, 4}, 110 * ms}, // after a shrink
 		{exponential, Load{99, 8, 8}, 875 * ms},
-		{fixed, Load{10_000_000, 1, 1}, 500000*time.Second + 50*ms},
+		{fixed, Load{10_000_000, 1, 1}, 550000*time.Second + 55*ms},
 	} {
 		if got := test.e.Wait(test.load); got != test.want {
 			t.Errorf("%+v, %+v: %v; want %v", test.e, test.load, got, test.want)
@@ -169,11 +169,11 @@ func TestNeed(t *testing.T) {
 		standing bool
 		want     time.Duration
 	}{
-		{time.Second, true, 200 * ms},
-		{time.Second, false, 50 * ms},
-		{300 * ms, true, 150 * ms}, // half
-		{80 * ms, true, 50 * ms},   // but the median at least
-		{20 * ms, false, 50 * ms},
+		{time.Second, true, 250 * ms},
+		{time.Second, false, 100 * ms},
+		{300 * ms, true, 165 * ms}, // half
+		{80 * ms, true, 54 * ms},   // but the median at least
+		{20 * ms, false, 51 * ms},
 	} {
 		if got := e.Need(test.patience, test.standing); got != test.want {
 			t.Errorf("%v, standing %t: %v; want %v", test.patience, test.standing, got, test.want)

@@ -142,6 +142,13 @@ func (l Load) Idle() bool { return l.Waiting == 0 && l.Running < l.Workers }
 // a refusal should come.
 const unlucky = 4
 
+// No machine is as even as its estimates: waits are taken to be longer by at least one
+// part in doubt, and one part in way of the patience is for the way to the client.
+const (
+	doubt = 10
+	way   = 20
+)
+
 // Wait predicts how long a job that comes now waits for a worker: each worker ends one
 // job in a mean service time, and as many must end as are before it, and one more. It
 // is 0 if nothing is known, or if the queue is paused, which may end at any moment.
@@ -150,7 +157,9 @@ func (e Estimate) Wait(l Load) time.Duration {
 		return 0
 	}
 	ends := float64(l.Waiting + 1)
-	return time.Duration((float64(e.Mean)*ends + unlucky*float64(e.Deviation)*math.Sqrt(ends)) / float64(l.Workers))
+	mean := float64(e.Mean) * ends
+	margin := max(unlucky*float64(e.Deviation)*math.Sqrt(ends), mean/doubt)
+	return time.Duration((mean + margin) / float64(l.Workers))
 }
 
 // Need returns how much of a patience a request must have left when it begins. If most
@@ -158,11 +167,11 @@ func (e Estimate) Wait(l Load) time.Duration {
 // would refuse everything for the sake of these few. While the queue is a passing one,
 // a good chance is enough: the worker would otherwise soon be idle.
 func (e Estimate) Need(patience time.Duration, standing bool) time.Duration {
+	need := e.High
 	if !standing {
-		return e.Median
+		need = e.Median
+	} else if need > patience/2 {
+		need = max(patience/2, e.Median)
 	}
-	if e.High > patience/2 {
-		return max(patience/2, e.Median)
-	}
-	return e.High
+	return need + patience/way
 }
