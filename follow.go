@@ -102,6 +102,8 @@ type JobsStats struct {
 	// RetainJobs or RetainBytes.
 	EvictedAge, EvictedJobs, EvictedBytes uint64
 
+	RefusedLate, Expired uint64 // requests refused by patience, when they came and later
+
 	// Reach is how far back one can look: a job that ended less long ago is still
 	// there. It is Retain, unless the other bounds allow less.
 	Reach time.Duration
@@ -109,6 +111,6 @@ type JobsStats struct {
 
 // Stats returns a snapshot of what is kept. It does not block.
 func (j *Jobs) Stats() JobsStats {
-	s := j.requests.Store.Stats()
-	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, s.Reach}
+	s, late := j.requests.Store.Stats(), j.requests.Late()
+	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, late.AtDoor, late.Waiting, s.Reach}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"holdfast/internal/httpjob"
+	"holdfast/internal/patience"
 	"holdfast/internal/resource"
 	"holdfast/internal/store"
 )
@@ -45,6 +46,11 @@ type JobsConfig struct {
 	// job, or whoever canceled it, so it should return soon. A panic in it is logged. If
 	// nil, nothing is called.
 	OnEnd func(JobInfo)
+
+	// Patience is the time after which an answer is worth nothing; a request may name
+	// less (Prefer: wait, Grpc-Timeout, X-Envoy-Expected-Rq-Timeout-Ms, its context's
+	// deadline). If zero, Queued learns it from clients that leave. Negative is none.
+	Patience time.Duration
 
 	// PublicURL is where clients find the root of the server, such as
 	// "https://host/queue", if that is not where it listens: a prefix for all URLs
@@ -105,13 +111,14 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 			cfg.OnEnd(infoOf(id, v))
 		}
 	}
-	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout}}, nil
+	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout, Patience: cfg.Patience}}, nil
 }
 
 // Limits are the limits of a route. A limit of zero is that of the Jobs.
 type Limits struct {
-	MaxBody int64         // as in JobsConfig
-	Timeout time.Duration // as JobTimeout in Config
+	MaxBody  int64         // as in JobsConfig
+	Timeout  time.Duration // as JobTimeout in Config
+	Patience time.Duration // as in JobsConfig
 }
 
 // With returns a view of j that wraps handlers under other limits, so that one route
@@ -121,7 +128,7 @@ func (j *Jobs) With(l Limits) (*Jobs, error) {
 	if l.MaxBody < 0 || l.Timeout < 0 {
 		return nil, fmt.Errorf("holdfast: Limits has MaxBody %d and Timeout %v; want 0 (as before) or more", l.MaxBody, l.Timeout)
 	}
-	return &Jobs{j.requests, httpjob.Limits{Body: cmp.Or(l.MaxBody, j.limits.Body), Run: cmp.Or(l.Timeout, j.limits.Run)}}, nil
+	return &Jobs{j.requests, httpjob.Limits{Body: cmp.Or(l.MaxBody, j.limits.Body), Run: cmp.Or(l.Timeout, j.limits.Run), Patience: cmp.Or(l.Patience, j.limits.Patience)}}, nil
 }
 
 // Sync returns a handler that calls h at once, in the request's own goroutine and
@@ -132,8 +139,8 @@ func (j *Jobs) Sync(h http.Handler) http.Handler { return j.requests.Sync(h, j.l
 // Queued returns a handler that lets the request wait in the queue until a worker
 // calls h with it, and answers with the response of h. If the client leaves before h
 // is called, it is not called; if it leaves later, the request's context ends. A
-// request that is refused or dropped gets 503, one that runs for longer than its limit
-// 504, and a panic becomes 500. A request with Prefer: respond-async is answered as by
+// request that is refused, dropped or cannot be answered in time (see Patience in
+// [JobsConfig]) gets 503, one that runs for too long 504, and a panic becomes 500. A request with Prefer: respond-async is answered as by
 // [Jobs.Async].
 func (j *Jobs) Queued(h http.Handler) http.Handler { return j.requests.Queued(h, j.limits) }
 
@@ -216,6 +223,12 @@ func (j *Job) end() (httpjob.End, error) {
 var ends = [...]httpjob.End{
 	StateSucceeded: httpjob.Succeeded, StateFailed: httpjob.Failed, StatePanicked: httpjob.Panicked,
 	StateCanceled: httpjob.Canceled, StateDropped: httpjob.Dropped, StateAbandoned: httpjob.Abandoned,
+}
+
+func (q queue) Load() patience.Load {
+	q.lock()
+	defer q.mu.Unlock()
+	return patience.Load{Waiting: q.stats.Queued + q.stats.Blocked, Running: q.stats.Running, Workers: q.stats.Workers}
 }
 
 // retryAfter returns the whole seconds after which the present queue will have been

@@ -89,6 +89,7 @@ type Kept struct {
 	Bytes   int64   `json:"bytes"`
 	Evicted Evicted `json:"evicted"`
 	Reach   float64 `json:"reach_seconds"`
+	Late    Late    `json:"late"`
 }
 
 // Evicted counts ended jobs that are no longer kept, by the bound that they exceeded.
@@ -96,6 +97,12 @@ type Evicted struct {
 	Age   uint64 `json:"age"`
 	Jobs  uint64 `json:"jobs"`
 	Bytes uint64 `json:"bytes"`
+}
+
+// Late counts requests that were refused since they could not be answered in time.
+type Late struct {
+	Refused uint64 `json:"refused"` // when they came
+	Expired uint64 `json:"expired"` // while they waited
 }
 
 // A Sample is one second: what happened in it, and what there was at its end.
@@ -151,6 +158,7 @@ func keptOf(st holdfast.JobsStats) *Kept {
 		Open: st.Open, Jobs: st.Kept, Bytes: st.KeptBytes,
 		Evicted: Evicted{st.EvictedAge, st.EvictedJobs, st.EvictedBytes},
 		Reach:   st.Reach.Seconds(),
+		Late:    Late{st.RefusedLate, st.Expired},
 	}
 }
 

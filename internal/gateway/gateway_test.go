@@ -87,6 +87,9 @@ func (f *fixture) serve(c server.Config, gateway Config) {
 	if c.MaxResponse == 0 {
 		c.MaxResponse = 8 << 20
 	}
+	if c.Patience == 0 {
+		c.Patience = -1 // clients leave at once here, which would be learned
+	}
 	if c.Drain == 0 {
 		c.Drain = 5 * time.Second
 	}

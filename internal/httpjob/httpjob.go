@@ -11,11 +11,13 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/internal/exchange"
 	"holdfast/internal/header"
 	"holdfast/internal/lazy"
+	"holdfast/internal/patience"
 	"holdfast/internal/problem"
 	"holdfast/internal/resource"
 	"holdfast/internal/store"
@@ -27,8 +29,12 @@ type Queue interface {
 	// with the values of ctx. ended is called once, when the job has ended.
 	NewJob(ctx context.Context, limit time.Duration, run func(context.Context) error, ended func(End, error)) Job
 
-	// Do submits run and returns when it has ended, or was refused.
+	// Do submits run and returns when it has ended, or was refused. If ctx ends before
+	// it has begun, it is not called.
 	Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (End, error)
+
+	// Load returns how much there is to do.
+	Load() patience.Load
 }
 
 // Refusals are the errors for which a request has not run.
@@ -79,6 +85,10 @@ const (
 type Limits struct {
 	Body int64         // bytes of a request
 	Run  time.Duration // time that a job may run; 0: no limit
+
+	// Patience is the time after which an answer is worth nothing. 0: for Queued it is
+	// learned from the clients, for Async there is none. Negative: there is none.
+	Patience time.Duration
 }
 
 // Jobs turns requests into jobs.
@@ -92,6 +102,13 @@ type Jobs struct {
 	NotMounted  func()                     // called if no client can follow its job; see checkMount
 
 	mount sync.Once
+
+	predicts    atomic.Bool               // some route has a patience
+	service     patience.Service          // of all routes
+	idle        atomic.Pointer[time.Time] // when a request last found an idle worker
+	expired     atomic.Pointer[time.Time] // when a request last expired
+	lateAtDoor  atomic.Uint64
+	lateWaiting atomic.Uint64
 }
 
 // IDKey is the key of the job's id, a store.ID, among the values of its context.
@@ -100,7 +117,7 @@ type IDKey struct{}
 // Sync returns a handler that calls h at once, unless the client prefers an
 // asynchronous response.
 func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
-	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+	return j.unlessAsync(j.newRoute(h, l), func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
 		stripped := p.Strip(r)
 		h.ServeHTTP(w, stripped)
 		if r.MultipartForm == nil { // whose files the server removes, if they are in its own request
@@ -112,43 +129,65 @@ func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
 // Queued returns a handler that lets a worker call h and answers with its response,
 // unless the client prefers an asynchronous one.
 func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
-	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+	j.predicts.Store(true) // clients may name their patience
+	rt := j.newRoute(h, l)
+	return j.unlessAsync(rt, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+		t := turn{jobs: j, route: rt, received: time.Now()}
+		t.named = shorter(named(r, t.received), max(p.Wait, 0))
 		// To the end: before that the server does not notice a client that leaves.
 		body, ok := problem.ReadBody(w, r, l.Body)
 		if !ok {
 			return
 		}
-		var x exchange.Exchange
-		defer x.Release()
-		accepted, started := time.Now(), time.Time{}
-		hurry := resource.Unhurried(w, r)
-		end, err := j.Queue.Do(withAbout{r.Context(), newAbout(r, store.ID{})}, l.Run, func(ctx context.Context) error {
-			started = time.Now()
-			x.Capture(h, p.Strip(r), body, j.MaxResponse)
-			return x.Serve(ctx)
-		})
-		hurry()
-		o := outcome(&x, end, err)
-		if j.OnEnd != nil && end != Refused {
-			j.OnEnd(store.ID{}, store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
-		}
-		switch {
-		case end == Succeeded:
-			x.Response().CopyHeader(w.Header())
-			x.Response().Write(w, r.Method)
-		case o.Detail == exchange.Aborted:
-			panic(http.ErrAbortHandler)
-		case o.State == store.Failed:
-			problem.Write(w, o.Status, o.Detail)
-		default:
+		if err := t.enter(); err != nil {
 			j.refuse(w, err)
+			return
 		}
+		j.queued(w, r, &t, body, p)
 	})
+}
+
+// queued lets a request wait for its turn and answers it.
+func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []byte, p header.Prefer) {
+	var x exchange.Exchange
+	defer x.Release()
+	accepted, started := time.Now(), time.Time{}
+	hurry := resource.Unhurried(w, r)
+	end, err := j.Queue.Do(t.start(withAbout{r.Context(), newAbout(r, store.ID{})}), t.route.limits.Run, func(ctx context.Context) error {
+		if !t.begin() {
+			return errLate
+		}
+		started = time.Now()
+		x.Capture(t.route.handler, p.Strip(r), body, j.MaxResponse)
+		return j.serve(ctx, t.route, &x, r.Context())
+	})
+	hurry()
+	t.stop()
+	t.seen(r.Context())
+	o := outcome(&x, end, err)
+	if t.expired() {
+		err, o.State, o.Detail = errLate, store.Canceled, "the job was not begun, since its answer would have come too late"
+	}
+	if j.OnEnd != nil && end != Refused {
+		j.OnEnd(store.ID{}, store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
+	}
+	switch {
+	case o.State == store.Done:
+		x.Response().CopyHeader(w.Header())
+		x.Response().Write(w, r.Method)
+	case o.Detail == exchange.Aborted:
+		panic(http.ErrAbortHandler)
+	case o.State == store.Failed:
+		problem.Write(w, o.Status, o.Detail)
+	default:
+		j.refuse(w, err)
+	}
 }
 
 // Async returns a handler that accepts requests as jobs and answers with 202.
 func (j *Jobs) Async(h http.Handler, l Limits) http.Handler {
-	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, h, l, p) })
+	rt := j.newRoute(h, l)
+	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, rt, p) })
 }
 
 // preferring calls next with what the client prefers.
@@ -159,10 +198,10 @@ func preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) ht
 	})
 }
 
-func (j *Jobs) unlessAsync(h http.Handler, l Limits, next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
+func (j *Jobs) unlessAsync(rt *route, next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
 	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
 		if p.RespondAsync {
-			j.async(w, r, h, l, p)
+			j.async(w, r, rt, p)
 			return
 		}
 		next(w, r, p)
@@ -170,15 +209,12 @@ func (j *Jobs) unlessAsync(h http.Handler, l Limits, next func(http.ResponseWrit
 }
 
 // async accepts a request as a job and answers it.
-func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l Limits, p header.Prefer) {
+func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header.Prefer) {
 	j.mount.Do(func() { j.checkMount(r) })
-	var received time.Time
-	if p.Wait > 0 {
-		received = time.Now()
-	}
+	received := time.Now()
 	// To the end: before that the server does not notice a client that leaves while the
 	// request waits for a place.
-	body, ok := problem.ReadBody(w, r, l.Body)
+	body, ok := problem.ReadBody(w, r, rt.limits.Body)
 	if !ok {
 		return
 	}
@@ -188,7 +224,7 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l L
 		return
 	}
 	hurry := resource.Unhurried(w, r)
-	record, err := j.accept(p.Strip(r), h, l, body, key)
+	record, err := j.accept(p.Strip(r), rt, body, key, received)
 	hurry()
 	switch {
 	case errors.Is(err, store.ErrOtherRequest):
@@ -207,7 +243,7 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l L
 
 // accept returns the record of the job that the request becomes, or has become before.
 // It blocks while there is no place, or while another request with the same key does.
-func (j *Jobs) accept(r *http.Request, h http.Handler, l Limits, body []byte, key string) (*store.Job, error) {
+func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, received time.Time) (*store.Job, error) {
 	var claim *store.Claim
 	if key != "" {
 		record, first, err := j.Store.Claim(r.Context(), store.KeyOf(r, key), store.PrintOf(r, body))
@@ -217,15 +253,28 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, l Limits, body []byte, ke
 		claim = first
 		defer j.Store.Release(claim)
 	}
-	x := &execution{jobs: j}
+	// What the operator says is about the job, what the client says is not: it is about
+	// the answer, which is that the job was accepted, and proxies say it of all requests.
+	if rt.limits.Patience > 0 {
+		if err := (&turn{jobs: j, route: rt, received: received}).enter(); err != nil {
+			return nil, err
+		}
+	}
+	x := &execution{jobs: j, route: rt}
 	x.record = store.NewJob(store.NewID(), x, store.RequestOf(r))
-	x.exchange.Capture(h, r, body, j.MaxResponse)
+	x.exchange.Capture(rt.handler, r, body, j.MaxResponse)
 	about := newAbout(r, x.record.ID)
-	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, l.Run, x.run, x.ended)
+	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, rt.limits.Run, x.run, x.ended)
 	// It is known before it is accepted, so no job can have ended before it is known.
 	j.Store.Add(x.record, claim)
 	defer j.Store.Withdraw(x.record) // unless it is accepted
-	if err := x.job.Submit(r.Context()); err != nil {
+	ctx, stop := j.place(r, rt, received)
+	defer stop()
+	if err := x.job.Submit(ctx); err != nil {
+		if context.Cause(ctx) == errLate {
+			j.lateWaiting.Add(1)
+			err = errLate
+		}
 		return nil, err
 	}
 	return x.record, j.Store.Accept(x.record)
@@ -278,6 +327,7 @@ func cut(s string) string { return s[:min(len(s), 200)] }
 // An execution is a request that is a job.
 type execution struct {
 	jobs     *Jobs
+	route    *route
 	job      Job
 	record   *store.Job
 	exchange exchange.Exchange
@@ -294,7 +344,10 @@ func (x *execution) run(ctx context.Context) error {
 	if !x.jobs.Store.Start(x.record) {
 		return errEnded
 	}
-	return x.exchange.Serve(ctx)
+	if !x.jobs.predicts.Load() {
+		return x.exchange.Serve(ctx)
+	}
+	return x.jobs.serve(ctx, x.route, &x.exchange, context.Background())
 }
 
 // ended tells the store how the job has ended.
@@ -336,6 +389,9 @@ func outcome(x *exchange.Exchange, end End, err error) store.Outcome {
 // refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 	detail, again := j.Refusals.explain(err)
+	if late, ok := err.(*lateError); ok {
+		detail, again = late.Error(), true
+	}
 	if again {
 		w.Header().Set("Retry-After", strconv.Itoa(j.Resource.RetryAfter()))
 	}

@@ -114,8 +114,13 @@ func jobsFamilies() []Family {
 		single("kept_bytes", "Estimated memory of kept jobs.", func(s *stats) float64 { return float64(s.KeptBytes) }),
 		single("unread_jobs", "Kept jobs that no client has read.", func(s *stats) float64 { return float64(s.Unread) }),
 		{"holdfast_evicted_jobs_total", Counter, "Ended jobs evicted, by the limit that they exceeded.", "cause", evictions},
+		{"holdfast_late_requests_total", Counter, "Requests refused because they could not be answered in time, by when that was certain.", "when", late},
 		single("reach_seconds", "How far back kept jobs reach: a job that ended more recently is still kept.", func(s *stats) float64 { return s.Reach.Seconds() }),
 	}
+}
+
+func late(s *Snapshot) []Sample {
+	return []Sample{labeled("arriving", s.Jobs.RefusedLate), labeled("waiting", s.Jobs.Expired)}
 }
 
 func outcomes(s *Snapshot) []Sample {

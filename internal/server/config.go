@@ -48,9 +48,10 @@ type Config struct {
 	Retain      time.Duration // that ended jobs are kept
 	RetainJobs  int
 	RetainBytes int64
-	Upstream    *url.URL // that the gateway serves; nil: no gateway
-	PublicURL   string   // where clients find the public listener's root; empty: there
-	CORSOrigins string   // whose pages may use it, joined by commas
+	Patience    time.Duration // of clients; 0: learned; negative: without end
+	Upstream    *url.URL      // that the gateway serves; nil: no gateway
+	PublicURL   string        // where clients find the public listener's root; empty: there
+	CORSOrigins string        // whose pages may use it, joined by commas
 
 	UpstreamTimeout time.Duration // that the upstream has for a request; 0: none
 	UpstreamIdle    time.Duration // that a connection to it is kept; 0: not at all
@@ -74,7 +75,7 @@ func (c Config) Dispatcher() holdfast.Config {
 
 // Jobs returns the configuration of the job resource.
 func (c Config) Jobs() holdfast.JobsConfig {
-	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, PublicURL: c.PublicURL}
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, PublicURL: c.PublicURL, Patience: c.Patience}
 }
 
 const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
@@ -97,6 +98,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"queue", "MAX_QUEUE", &number{&c.Queue, 0, 10_000_000}, "200", "let `n` jobs wait; 0 accepts a job only if a worker is idle"},
 		{"overflow", "OVERFLOW", &overflow{&c.Overflow}, "block", "when all that is taken, apply `policy` block, reject or drop-oldest"},
 		{"job-timeout", "JOB_TIMEOUT", &flags.Duration{D: &c.JobTimeout, Want: wantDuration}, "0", "cancel a job that runs for longer than `d`; 0 never does"},
+		{"patience", "PATIENCE", (*orAuto)(&c.Patience), "auto", "refuse at once what cannot be answered within `d`; 0 never does, auto learns d for requests that wait from when clients leave"},
 		{"drain", "DRAIN_TIMEOUT", &flags.Duration{D: &c.Drain, Want: wantDuration}, "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"linger", "LINGER", &flags.Duration{D: &c.Linger, Want: wantDuration}, "1s", "after the last job go on answering for at most `d`, within -drain, while ended jobs are unread"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
@@ -225,6 +227,35 @@ type text string
 
 func (t *text) String() string     { return string(*t) }
 func (t *text) Set(s string) error { *t = text(s); return nil }
+
+// An orAuto is a duration, or auto, which is 0. Without end it is negative.
+type orAuto time.Duration
+
+func (v *orAuto) String() string {
+	switch d := time.Duration(*v); {
+	case d == 0:
+		return "auto"
+	case d < 0:
+		return "0"
+	default:
+		return d.String()
+	}
+}
+
+func (v *orAuto) Set(s string) error {
+	d := time.Duration(0)
+	if s != "auto" {
+		set := flags.Duration{D: &d, Want: "auto, or a duration of 0 or more, such as 500ms or 2s"}
+		if err := set.Set(s); err != nil {
+			return err
+		}
+		if d == 0 {
+			d = -1
+		}
+	}
+	*v = orAuto(d)
+	return nil
+}
 
 // A tokenFile is set by the name of the file that has the token.
 type tokenFile string

@@ -38,6 +38,8 @@ func settings() []setting {
 			func(c Config) any { return c.Overflow }, holdfast.Block, holdfast.Reject, holdfast.DropOldest},
 		{"job-timeout", "JOB_TIMEOUT", "1500ms", "1h30m", []string{"-1s", "1", "1d", "soon"}, "a duration of 0 or more, such as 500ms",
 			func(c Config) any { return c.JobTimeout }, time.Duration(0), 1500 * time.Millisecond, 90 * time.Minute},
+		{"patience", "PATIENCE", "0", "1500ms", []string{"-1s", "1", "Auto", "1d"}, "auto, or a duration of 0 or more, such as 500ms",
+			func(c Config) any { return (*orAuto)(&c.Patience).String() }, "auto", "0", "1.5s"},
 		{"drain", "DRAIN_TIMEOUT", "0", "1ns", []string{"-1ns", "30", "∞"}, "a duration of 0 or more, such as 500ms",
 			func(c Config) any { return c.Drain }, 30 * time.Second, time.Duration(0), time.Nanosecond},
 		{"linger", "LINGER", "0", "1m", []string{"-1s", "1", "never"}, "a duration of 0 or more, such as 500ms",
