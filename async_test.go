@@ -269,15 +269,15 @@ func TestAsyncRetryAfter(t *testing.T) {
 
 // No rounding error adds a second, whatever the backlog and the mean.
 func TestAsyncRetryAfterExact(t *testing.T) {
-	const queue = 120
-	d, _ := buildLogged(t, Config{Workers: 0, Queue: queue})
-	for queued := 1; queued <= queue; queued++ {
+	const places = 120
+	d, _ := buildLogged(t, Config{Workers: 0, Queue: places})
+	for queued := 1; queued <= places; queued++ {
 		if err := d.Go(t.Context(), func(context.Context) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 		for ms := 1; ms <= 1200; ms += 3 {
 			d.stats.Run = histogram.Histogram{Count: 1, Sum: float64(ms) * 1e6} // one job that took ms
-			if got, want := d.retryAfter(), (queued*ms+999)/1000; got != want {
+			if got, want := (queue{d}).Load().RetryAfter(), (queued*ms+999)/1000; got != want {
 				t.Fatalf("%d queued, %d ms each: %d, want %d", queued, ms, got, want)
 			}
 		}

@@ -12,13 +12,13 @@
 //
 // A job leaves the queue only when a worker is idle to run it, in the order in
 // which jobs were accepted. Submits that overlap in time may be accepted in either
-// order. With w workers and a queue of L places, w + L jobs are accepted, from any
-// state, before the next one waits, is refused or displaces the oldest. At most w
-// of them run. There are w goroutines however many jobs wait.
+// order. With w workers and a queue of L places, w + L jobs are accepted before the
+// next one waits, is refused or displaces the oldest, whether the workers are idle or
+// busy. At most w of them run. There are w goroutines however many jobs wait.
 //
-// Every accepted job ends exactly once, in one of the states from [StateSucceeded]
-// to [StateAbandoned], even if it panics, calls [runtime.Goexit], or the dispatcher
-// is shut down. Nobody waits for it in vain.
+// Every accepted job ends once, in one of the states from [StateSucceeded] to
+// [StateAbandoned], also if it panics, calls [runtime.Goexit], or the dispatcher is
+// shut down. Whoever waits for it is woken then.
 //
 // A job that submits to its own dispatcher never blocks on it: where it would have
 // to wait it gets [ErrNested]. The dispatcher recognizes the job by its context. So
@@ -102,20 +102,21 @@ type Dispatcher struct {
 	_  [64]byte   // so that reading the fields above does not wait for a cache line that each job writes
 	mu sync.Mutex // protects the following fields; see lock
 
-	// queue is the JobQueue. acceptLocked sends, nextLocked receives. A canceled job
+	// queue is the JobQueue. acceptLocked sends, firstLocked receives. A canceled job
 	// leaves its entry behind, which counts for nothing; the channel has some room for
-	// those. It is never closed: closed says that no job is accepted any more.
+	// those. It is never closed; the field closed ends admission.
 	queue chan entry
 	first entry // the oldest one, if somebody has looked at it; see firstLocked
 
 	// pool is the WorkerPool: the channels of idle workers, in the order in which they
-	// became idle. A worker sends its own, dispatchLocked receives it and answers with
-	// one job, or closes it to dismiss the worker. It is never closed.
+	// became idle. finish and resizeLocked send a worker's own channel. handOverLocked
+	// receives it and answers with a job, dismissLocked closes it. The pool is never
+	// closed; a resize replaces it.
 	pool chan chan entry
 
-	stats   Stats     // but for OldestAge
+	stats   Stats     // OldestAge is filled in by Stats
 	workers int       // not dismissed; more than stats.Workers while a surplus is busy
-	blocked list.List // of *submitter, in the order in which they came
+	blocked list.List // of *waiter, in the order in which they came
 	closed  bool      // Shutdown has begun
 	stopped bool      // a shutdown was cut off: what runs is canceled
 	report  Report    // of the shutdown
@@ -182,9 +183,9 @@ type Submitter struct {
 // unknown policy makes every submit return an error.
 func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, true, o} }
 
-// Go submits fn and returns once it is accepted, nil, or is not: [ErrQueueFull],
-// [ErrClosed], [ErrNested] or, if ctx ended first, ctx.Err(). Only under [Block]
-// does Go wait for other jobs: until a place is free, ctx ends or Shutdown begins.
+// Go submits fn. It returns nil once fn is accepted, otherwise [ErrQueueFull],
+// [ErrClosed], [ErrNested] or, if ctx ended first, ctx.Err(). Only under [Block] does
+// Go wait for other jobs: until a place is free, ctx ends or Shutdown begins.
 //
 // The context that fn gets has the values of ctx, not its cancellation, and is
 // canceled when Shutdown cuts the job off. The error that fn returns is counted and
@@ -262,7 +263,7 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	now := d.now()
 
 	var dropped *Job
-	var waiting *submitter
+	var waiting *waiter
 	err := gone
 	d.lock()
 	switch {
@@ -316,12 +317,12 @@ func (d *Dispatcher) freeLocked() int {
 }
 
 // acceptLocked puts e into the JobQueue. There must be a free place; dispatchLocked
-// must follow.
+// must follow if a worker may be idle.
 //
-// The channel has room: while a worker is idle the queue is empty, so at most
-// stats.Queue jobs, or the one that is about to be handed over, are in it. All else
-// are entries of canceled jobs, which go when the channel is full. At least a fifth of
-// them are, so their removal costs each cancel a constant time.
+// The channel has room: while a worker is idle the queue is empty, so it holds at most
+// stats.Queue jobs, or the one that is about to be handed over. All other entries are
+// of canceled jobs, and are removed when the channel is full. At least a fifth of a
+// full channel is such entries, so a removal costs amortized constant time.
 func (d *Dispatcher) acceptLocked(e entry, now int64) {
 	if len(d.queue) == cap(d.queue) {
 		for range len(d.queue) {
@@ -329,6 +330,9 @@ func (d *Dispatcher) acceptLocked(e entry, now int64) {
 				d.queue <- e
 			}
 		}
+	}
+	if e.job != nil {
+		e.job.accepted = true
 	}
 	e.at = now
 	d.queue <- e
@@ -342,10 +346,7 @@ func (d *Dispatcher) dispatchLocked(now int64) {
 	if d.closed && d.stats.Queued == 0 {
 		d.stats.Workers = 0 // no job will come any more
 	}
-	for d.workers > d.stats.Workers && len(d.pool) > 0 {
-		close(<-d.pool)
-		d.workers--
-	}
+	d.dismissLocked()
 	d.handOverLocked(now)
 	for d.stats.Blocked > 0 && d.freeLocked() > 0 {
 		d.admitLocked(now)
@@ -365,6 +366,14 @@ func (d *Dispatcher) handOverLocked(now int64) {
 	for d.stats.Queued > 0 && len(d.pool) > 0 {
 		idle := <-d.pool
 		idle <- d.nextLocked(now)
+	}
+}
+
+// dismissLocked ends surplus workers that are idle.
+func (d *Dispatcher) dismissLocked() {
+	for d.workers > d.stats.Workers && len(d.pool) > 0 {
+		close(<-d.pool)
+		d.workers--
 	}
 }
 
@@ -399,8 +408,9 @@ func (d *Dispatcher) nextLocked(now int64) entry {
 	return e
 }
 
-// finish ends the job that w has in hand. If another is queued, w gets that, as
-// handOverLocked would decide: it is idle. Else it goes into the pool.
+// finish ends the job that w has in hand. If another is queued and w is not surplus,
+// w takes that, as handOverLocked would decide, since no other worker is idle. Otherwise
+// w enters the pool, where a surplus worker is dismissed.
 func (d *Dispatcher) finish(w *worker) {
 	now := d.now()
 	j, state := w.job.job, w.outcome.state
@@ -450,7 +460,8 @@ func (d *Dispatcher) Resize(n int) error {
 // resizeLocked sets the number of workers and with it the number of places.
 func (d *Dispatcher) resizeLocked(n int) {
 	d.stats.Workers = n
-	// A pool for all who may be in it, and no larger: it is made anew, so that its
+	d.dismissLocked()
+	// The pool has room for every worker that is left, and is made anew so that its
 	// memory returns after a shrink.
 	pool := make(chan chan entry, max(n, d.workers))
 	for range len(d.pool) {

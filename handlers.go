@@ -3,8 +3,8 @@ package holdfast
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"runtime/debug"
 	"time"
@@ -42,9 +42,10 @@ type JobsConfig struct {
 	RetainBytes int64
 
 	// OnEnd is called once for each job of Queued and Async that has ended, in
-	// whatever state, for logs and metrics. For Async the worker calls it that ran the
-	// job, or whoever canceled it, so it should return soon. A panic in it is logged. If
-	// nil, nothing is called.
+	// whatever state, for logs and metrics. For Async it is called by the worker that
+	// ran the job, which begins its next one after it, or by the goroutine that
+	// canceled, displaced or abandoned it. So it should return soon, and must not wait
+	// for a job. A panic in it is logged. If nil, nothing is called.
 	OnEnd func(JobInfo)
 
 	// Patience is the time after which an answer is worth nothing; a request may name
@@ -88,8 +89,8 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	switch {
 	case cfg.Path[0] != '/' || cfg.Path[len(cfg.Path)-1] != '/':
 		return nil, fmt.Errorf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path)
-	case cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.Retain < 0 || cfg.RetainJobs < 0:
-		return nil, fmt.Errorf("holdfast: JobsConfig has MaxBody %d, MaxResponse %d, Retain %v and RetainJobs %d; want 0 (the default) or more", cfg.MaxBody, cfg.MaxResponse, cfg.Retain, cfg.RetainJobs)
+	case cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.Retain < 0 || cfg.RetainJobs < 0 || cfg.RetainBytes < 0:
+		return nil, fmt.Errorf("holdfast: JobsConfig has MaxBody %d, MaxResponse %d, Retain %v, RetainJobs %d and RetainBytes %d; want 0 (the default) or more", cfg.MaxBody, cfg.MaxResponse, cfg.Retain, cfg.RetainJobs, cfg.RetainBytes)
 	case cfg.RetainBytes < 64<<10 || cfg.MaxResponse > cfg.RetainBytes/2:
 		return nil, fmt.Errorf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, which is %d", cfg.RetainBytes, cfg.MaxResponse)
 	}
@@ -97,7 +98,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
 	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
 	// Once a shutdown is over or was cut off, nobody need wait for a job.
-	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: d.retryAfter, Stop: d.over}
+	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: j.RetryAfter, Stop: d.over}
 	j.NotMounted = func() {
 		d.log.Error("holdfast: the server has no handler for JobsConfig.Path, so no client can follow its job; mount the Jobs there", "path", cfg.Path)
 	}
@@ -151,7 +152,7 @@ func (j *Jobs) Queued(h http.Handler) http.Handler { return j.requests.Queued(h,
 //
 // When its turn has come, a worker calls h with the request. The response of h can be
 // read at Location/response. The context that h gets does not end when the client
-// leaves, and [JobID] returns the job's id by it.
+// leaves, and [JobID] returns the job's id from it.
 //
 // With Prefer: wait=n the answer waits for up to n seconds, 50 at most, and is the real
 // response if that is there. A request with an Idempotency-Key that the same client (by
@@ -214,29 +215,14 @@ func (j *Job) end() (httpjob.End, error) {
 	switch p, panicked := err.(*PanicError); {
 	case panicked && p.Value == http.ErrAbortHandler:
 		return httpjob.Aborted, err
-	case err == errStopped:
+	case j.State() == StateCanceled && errors.Is(err, ErrClosed): // its parts are errors of package exchange
 		return httpjob.Stopped, err
 	}
-	return ends[j.State()], err
-}
-
-var ends = [...]httpjob.End{
-	StateSucceeded: httpjob.Succeeded, StateFailed: httpjob.Failed, StatePanicked: httpjob.Panicked,
-	StateCanceled: httpjob.Canceled, StateDropped: httpjob.Dropped, StateAbandoned: httpjob.Abandoned,
+	return httpjob.End(j.State()), err // they have the same numbers
 }
 
 func (q queue) Load() patience.Load {
 	q.lock()
 	defer q.mu.Unlock()
-	return patience.Load{Waiting: q.stats.Queued + q.stats.Blocked, Running: q.stats.Running, Workers: q.stats.Workers}
-}
-
-// retryAfter returns the whole seconds after which the present queue will have been
-// worked off: queued · mean service time / workers, at least 1. A paused dispatcher
-// counts as one worker. It is bounded by an hour, beyond which nobody waits.
-func (d *Dispatcher) retryAfter() int {
-	st := d.Stats()
-	// One division, and of whole numbers: rounded twice, 7 s can be 7.000000000000001.
-	seconds := float64(st.Queued) * float64(st.Run.Mean()) / (float64(max(st.Workers, 1)) * float64(time.Second))
-	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
+	return patience.Load{Queued: q.stats.Queued, Blocked: q.stats.Blocked, Running: q.stats.Running, Workers: q.stats.Workers, MeanRun: q.stats.Run.Mean()}
 }

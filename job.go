@@ -60,17 +60,19 @@ func (e *PanicError) Unwrap() error {
 // A Job is the handle of one accepted job. Its methods may be called by any number
 // of goroutines at once, also from within the job, and after its end.
 type Job struct {
-	// Written before the job is submitted, only read afterwards.
+	// Written before the job is submitted, only read afterwards, but for the deadline
+	// of context, which is set at the start.
 	d       *Dispatcher
 	timeout time.Duration // that it may run; 0: no limit
 	onEnd   func()        // called once, after the end; may be nil
 	done    chan struct{} // closed at the end; nil if nobody has the handle
-	context lazy.Context  // that its function gets; the deadline is set at the start
+	context lazy.Context  // that its function gets
 
 	// Protected by d.mu.
 	state    State
 	fn       func(context.Context) error
 	err      error
+	accepted bool  // before, it cannot be canceled
 	canceled error // why it was canceled while it ran
 }
 
@@ -114,7 +116,7 @@ func (j *Job) Err() error {
 // returns ctx.Err(). If both have happened, the job's end counts. The end of ctx ends
 // the waiting, not the job. If ctx is the context of a job of the same dispatcher,
 // Wait returns [ErrNested] at once, even if the job has ended: a result that depended
-// on timing would hide the mistake until the day of load.
+// on timing would hide the mistake until the system is under load.
 func (j *Job) Wait(ctx context.Context) error {
 	if j.d.owns(ctx) {
 		return ErrNested
@@ -139,6 +141,10 @@ func (j *Job) Cancel() { j.cancelWith(context.Canceled, context.Canceled) }
 func (j *Job) cancelWith(err, cause error) {
 	d := j.d
 	d.lock()
+	if !j.accepted {
+		d.mu.Unlock()
+		return
+	}
 	was := j.state
 	switch {
 	case was == StateQueued:
@@ -204,7 +210,7 @@ func (j *Job) endLocked(state State, err error) {
 }
 
 // notify wakes those who wait for the job. They find it counted as ended, and its
-// place free.
+// place given up.
 func (j *Job) notify() {
 	if j.done != nil {
 		close(j.done)

@@ -74,8 +74,8 @@ func (d *Dispatcher) SetOverflow(o Overflow) error {
 // overflowLocked decides what becomes of e when no place is free. At most one of its
 // results is not nil: a job that was dropped for e, which was accepted; a submitter
 // that has to wait; an error. If all are nil, e was accepted.
-func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now int64) (dropped *Job, waiting *submitter, err error) {
-	switch {
+func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now int64) (dropped *Job, waiting *waiter, err error) {
+	switch { // a new policy has its case before those of Reject
 	case policy == DropOldest && d.stats.Queued > 0:
 		oldest, _ := d.discardLocked(StateDropped, ErrDropped)
 		d.acceptLocked(e, now)
@@ -87,7 +87,7 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 		d.stats.RefusedNested++
 		return nil, nil, ErrNested
 	}
-	s := &submitter{entry: e, result: make(chan error, 1)}
+	s := &waiter{entry: e, result: make(chan error, 1)}
 	s.place = d.blocked.PushBack(s)
 	d.stats.Blocked++
 	return nil, s, nil
@@ -105,17 +105,17 @@ func (d *Dispatcher) discardLocked(state State, err error) (*Job, func(context.C
 	return e.job, e.fn
 }
 
-// A submitter is a submit that waits for a place. Submitters wait in a list and not
-// in the channel: there newcomers could overtake them, and the end of their contexts
+// A waiter is a submit that waits for a place. Waiters stand in a list and not in the
+// channel: there newcomers could overtake them, and the end of their contexts
 // or of the dispatcher would not reach them.
-type submitter struct {
+type waiter struct {
 	entry  entry
 	result chan error    // has room for the one result; nil means accepted
 	place  *list.Element // in Dispatcher.blocked; nil when it has a result
 }
 
 // wait blocks until s is accepted, ctx ends or the dispatcher is closed.
-func (d *Dispatcher) wait(ctx context.Context, s *submitter) error {
+func (d *Dispatcher) wait(ctx context.Context, s *waiter) error {
 	select {
 	case err := <-s.result:
 		return err
@@ -134,7 +134,7 @@ func (d *Dispatcher) wait(ctx context.Context, s *submitter) error {
 }
 
 // unblockLocked ends the wait of s with a result.
-func (d *Dispatcher) unblockLocked(s *submitter, result error) {
+func (d *Dispatcher) unblockLocked(s *waiter, result error) {
 	d.blocked.Remove(s.place)
 	d.stats.Blocked--
 	s.place = nil
@@ -144,7 +144,7 @@ func (d *Dispatcher) unblockLocked(s *submitter, result error) {
 // admitLocked accepts the submitter that has waited longest. As dispatchLocked calls it
 // after every change that frees a place, no newcomer finds one while a submitter waits.
 func (d *Dispatcher) admitLocked(now int64) {
-	s := d.blocked.Front().Value.(*submitter)
+	s := d.blocked.Front().Value.(*waiter)
 	d.acceptLocked(s.entry, now)
 	d.unblockLocked(s, nil)
 }

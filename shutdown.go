@@ -19,7 +19,7 @@ var ErrAbandoned = errors.New("holdfast: job abandoned at shutdown before it sta
 var errStopped = fmt.Errorf("%w: running job canceled: %w", ErrClosed, context.Canceled)
 
 // A Report says what became of the jobs that were queued or running when Shutdown
-// ended admission. Each is in one of the three.
+// ended admission. Each is counted in one field.
 type Report struct {
 	// Finished counts the jobs that have ended, in whatever state, before the
 	// shutdown was cut off.
@@ -43,7 +43,8 @@ type Report struct {
 //
 // When the functions have returned, no goroutine of the dispatcher is left. If
 // Shutdown is called more than once, the earliest end of a context decides, and every
-// call reports. A Dispatcher cannot be used again.
+// call returns the same report. A job that calls Shutdown waits for itself. A Dispatcher
+// cannot be used again.
 func (d *Dispatcher) Shutdown(ctx context.Context) (Report, error) {
 	d.endAdmission()
 	select {
@@ -66,7 +67,7 @@ func (d *Dispatcher) endAdmission() {
 	d.closed = true
 	for d.stats.Blocked > 0 {
 		d.stats.RefusedClosed++
-		d.unblockLocked(d.blocked.Front().Value.(*submitter), ErrClosed)
+		d.unblockLocked(d.blocked.Front().Value.(*waiter), ErrClosed)
 	}
 	d.report.Finished = d.stats.Queued + d.stats.Running
 	var abandoned []*Job

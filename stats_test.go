@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"holdfast/histogram"
+	"holdfast/internal/httpjob"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -424,4 +425,45 @@ func TestAllocations(t *testing.T) {
 	if st.Accepted == 0 || st.Failed > 0 {
 		t.Errorf("%s", brief(st))
 	}
+}
+
+// A request's job says how it has ended in the terms of package httpjob, whose numbers
+// are those of the states.
+func TestEndsHaveTheNumbersOfStates(t *testing.T) {
+	for state, end := range map[State]httpjob.End{
+		StateSucceeded: httpjob.Succeeded, StateFailed: httpjob.Failed, StatePanicked: httpjob.Panicked,
+		StateCanceled: httpjob.Canceled, StateDropped: httpjob.Dropped, StateAbandoned: httpjob.Abandoned,
+	} {
+		if httpjob.End(state) != end {
+			t.Errorf("%v is %d, its end %d", state, state, end)
+		}
+	}
+}
+
+// What is canceled before it was accepted is not there: counted as ended it would make
+// the queue's length negative.
+func TestG7CancelBeforeAcceptance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(0, 1))
+		j := queue{d}.NewJob(bg, 0, nop, func(httpjob.End, error) {})
+		if j.Cancel() {
+			t.Error("canceled before it was there")
+		}
+		expectStats(t, d, Stats{Queue: 1})
+		if err := j.Submit(bg); err != nil || !j.Cancel() {
+			t.Errorf("%v, or not canceled", err)
+		}
+		expectStats(t, d, Stats{Queue: 1, Accepted: 1, Canceled: 1})
+	})
+}
+
+// The pool's memory returns after a shrink.
+func TestG11PoolShrinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1000, 1))
+		d.Resize(3)
+		if n := cap(d.pool); n != 3 {
+			t.Errorf("room for %d idle workers of 3", n)
+		}
+	})
 }

@@ -71,14 +71,15 @@ type End int
 
 const (
 	Refused   End = iota // it was not accepted
+	_                    // so that the following have the numbers of holdfast.State
 	Succeeded            // run returned nil
 	Failed               // it did not, or not in time; the error says why
-	Aborted              // it panicked with http.ErrAbortHandler
-	Panicked             // it panicked otherwise
+	Panicked             // it panicked, but not with http.ErrAbortHandler
 	Canceled             // by its client
-	Stopped              // by a shutdown
 	Dropped              // for a newer job
 	Abandoned            // by a shutdown, before it began
+	Aborted              // it panicked with http.ErrAbortHandler
+	Stopped              // by a shutdown
 )
 
 // Limits are the bounds of a route.
@@ -386,6 +387,9 @@ func outcome(x *exchange.Exchange, end End, err error) store.Outcome {
 	return o
 }
 
+// RetryAfter returns the seconds after which it makes sense to try again.
+func (j *Jobs) RetryAfter() int { return j.Queue.Load().RetryAfter() }
+
 // refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 	detail, again := j.Refusals.explain(err)
@@ -393,7 +397,7 @@ func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 		detail, again = late.Error(), true
 	}
 	if again {
-		w.Header().Set("Retry-After", strconv.Itoa(j.Resource.RetryAfter()))
+		w.Header().Set("Retry-After", strconv.Itoa(j.RetryAfter()))
 	}
 	problem.Write(w, http.StatusServiceUnavailable, detail)
 }

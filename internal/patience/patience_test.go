@@ -147,14 +147,14 @@ func TestWait(t *testing.T) {
 		load Load
 		want time.Duration
 	}{
-		{Estimate{}, Load{1000, 4, 4}, 0},
-		{fixed, Load{0, 3, 4}, 0},
-		{fixed, Load{0, 4, 4}, 13750 * time.Microsecond},
-		{fixed, Load{79, 4, 4}, 1100 * ms},
-		{fixed, Load{79, 0, 0}, 0},       // paused
-		{fixed, Load{7, 8, 4}, 110 * ms}, // after a shrink
-		{exponential, Load{99, 8, 8}, 875 * ms},
-		{fixed, Load{10_000_000, 1, 1}, 550000*time.Second + 55*ms},
+		{Estimate{}, Load{Queued: 1000, Running: 4, Workers: 4}, 0},
+		{fixed, Load{Queued: 0, Running: 3, Workers: 4}, 0},
+		{fixed, Load{Queued: 0, Running: 4, Workers: 4}, 13750 * time.Microsecond},
+		{fixed, Load{Queued: 79, Running: 4, Workers: 4}, 1100 * ms},
+		{fixed, Load{Queued: 79, Running: 0, Workers: 0}, 0},       // paused
+		{fixed, Load{Queued: 7, Running: 8, Workers: 4}, 110 * ms}, // after a shrink
+		{exponential, Load{Queued: 99, Running: 8, Workers: 8}, 875 * ms},
+		{fixed, Load{Queued: 10_000_000, Running: 1, Workers: 1}, 550000*time.Second + 55*ms},
 	} {
 		if got := test.e.Wait(test.load); got != test.want {
 			t.Errorf("%+v, %+v: %v; want %v", test.e, test.load, got, test.want)

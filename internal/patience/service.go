@@ -129,13 +129,27 @@ func estimate(took []time.Duration) (e Estimate) {
 
 // A Load is what a queue has in it at one moment.
 type Load struct {
-	Waiting int // for a worker, or for a place
+	Queued  int // jobs that wait for a worker
+	Blocked int // and submits that wait for a place
 	Running int
 	Workers int
+	MeanRun time.Duration // of all jobs so far
+}
+
+// Waiting returns how many wait, for a worker or for a place.
+func (l Load) Waiting() int { return l.Queued + l.Blocked }
+
+// RetryAfter returns the whole seconds after which the present queue will have been
+// worked off: queued · mean service time / workers, at least 1. A paused dispatcher
+// counts as one worker. It is bounded by an hour, beyond which nobody waits.
+func (l Load) RetryAfter() int {
+	// One division, and of whole numbers: rounded twice, 7 s can be 7.000000000000001.
+	seconds := float64(l.Queued) * float64(l.MeanRun) / (float64(max(l.Workers, 1)) * float64(time.Second))
+	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
 }
 
 // Idle reports whether a job that comes now would begin at once.
-func (l Load) Idle() bool { return l.Waiting == 0 && l.Running < l.Workers }
+func (l Load) Idle() bool { return l.Waiting() == 0 && l.Running < l.Workers }
 
 // unlucky is how many standard deviations a wait is assumed to be above its mean. One
 // that comes in spite of that is found only when its time is over, which is later than
@@ -156,7 +170,7 @@ func (e Estimate) Wait(l Load) time.Duration {
 	if l.Idle() || l.Workers == 0 {
 		return 0
 	}
-	ends := float64(l.Waiting + 1)
+	ends := float64(l.Waiting() + 1)
 	mean := float64(e.Mean) * ends
 	margin := max(unlucky*float64(e.Deviation)*math.Sqrt(ends), mean/doubt)
 	return time.Duration((mean + margin) / float64(l.Workers))
