@@ -180,6 +180,7 @@ func (h *Handler) stats() Stats {
 			Open: kept.Open, Jobs: kept.Kept, Bytes: kept.KeptBytes,
 			Evicted: Evicted{kept.EvictedAge, kept.EvictedJobs, kept.EvictedBytes},
 			Reach:   kept.Reach.Seconds(),
+			Held:    kept.Held, Refused: kept.RefusedHeld,
 		}
 	}
 	if h.bursts != nil {

@@ -89,6 +89,9 @@ type Kept struct {
 	Bytes   int64   `json:"bytes"`
 	Evicted Evicted `json:"evicted"`
 	Reach   float64 `json:"reach_seconds"`
+
+	Held    int64  `json:"held_bytes"`
+	Refused uint64 `json:"refused_memory"`
 }
 
 // Evicted counts ended jobs that were forgotten, by the bound that they exceeded.

@@ -17,6 +17,7 @@ import (
 
 	"holdfast"
 	"holdfast/admin"
+	"holdfast/internal/budget"
 	"holdfast/internal/server"
 	"holdfast/plan"
 )
@@ -62,6 +63,8 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 		return err
 	}
 
+	limitHeap(config.MaxMemory)
+
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
 	resize := routes(mux, s, d, jobs, config, log)
@@ -99,6 +102,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 
 // routes adds the public routes, and returns how to change the number of workers.
 func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (resize func(int) error) {
+	s.Count(budget.Of(jobs.Async(http.NotFoundHandler())))
 	mux.Handle("POST /aaa", s.Work(server.Sleep(config.MaxBody, jobs.Sync)))
 	mux.Handle("POST /bbb", s.Work(server.Sleep(config.MaxBody, jobs.Async)))
 	mux.Handle("/jobs/", jobs)

@@ -60,36 +60,6 @@ func Unless(stopping func() bool, next http.Handler) http.Handler {
 	})
 }
 
-// ReadBody returns the body of a request, or answers it and returns false: with
-// 413 if the body has more than limit bytes, and with 400 if it breaks off. It
-// leaves the request with a body that can be read again, so that handlers behind
-// each other need no request of their own.
-func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
-	tooLarge := r.ContentLength > limit // said before a client that expects 100 Continue sends it
-	var err error
-	switch held, ok := r.Body.(*Body); {
-	case tooLarge:
-	case ok && held.read == 0:
-		body, tooLarge = held.data, int64(len(held.data)) > limit
-	case r.ContentLength >= 0 && r.ContentLength <= small:
-		body, err = readShort(r.Body, int(r.ContentLength), limit)
-		tooLarge = int64(len(body)) > limit
-	default:
-		body, err = io.ReadAll(http.MaxBytesReader(unwrap(w), r.Body, limit))
-		_, tooLarge = errors.AsType[*http.MaxBytesError](err)
-	}
-	switch {
-	case tooLarge:
-		Write(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is too large; want at most %d bytes", limit))
-	case err != nil:
-		Write(w, http.StatusBadRequest, "the body could not be read to its end")
-	default:
-		r.Body = NewBody(body)
-		return body, true
-	}
-	return nil, false
-}
-
 // Unmarshal reads body as one JSON object and stores the value of each name where
 // fields says. Names that are not in fields, in other capitals or given twice, null,
 // and whatever follows the object are errors: json.Unmarshal takes them, and nobody
@@ -134,65 +104,6 @@ func Unmarshal(body []byte, fields map[string]any) error {
 		return errors.New("something follows the object")
 	}
 	return nil
-}
-
-// small is the length up to which a request's word for its length is taken. To
-// allocate more before it has come would let clients that send nothing hold
-// memory.
-const small = 4 << 10
-
-// readShort reads to the end, or beyond limit: before the end the server does not
-// notice a client that leaves. The length is what the client has said. It need not
-// be that of a body which somebody has put in the place of the client's.
-func readShort(from io.Reader, length int, limit int64) ([]byte, error) {
-	data := make([]byte, 0, length+1) // one more, to see the end
-	for int64(len(data)) <= limit {
-		if len(data) == cap(data) {
-			data = append(data, 0)[:len(data)]
-		}
-		n, err := from.Read(data[len(data):cap(data)])
-		data = data[:len(data)+n]
-		if err == io.EOF {
-			return data, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return data, nil
-}
-
-// A Body is the body of a request in memory.
-type Body struct {
-	data []byte
-	read int
-}
-
-// NewBody returns a Body that has data, which must not be changed any more.
-func NewBody(data []byte) *Body { return &Body{data: data} }
-
-func (b *Body) Read(p []byte) (int, error) {
-	if b.read == len(b.data) {
-		return 0, io.EOF
-	}
-	n := copy(p, b.data[b.read:])
-	b.read += n
-	return n, nil
-}
-
-func (b *Body) Close() error { return nil }
-
-// unwrap returns the server's own ResponseWriter. To no other does a
-// MaxBytesReader tell that the connection is to be closed, so that the server
-// gives a client that is still sending the time to read its answer.
-func unwrap(w http.ResponseWriter) http.ResponseWriter {
-	for {
-		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return w
-		}
-		w = outer.Unwrap()
-	}
 }
 
 // Mux returns a handler that serves with mux and answers with a problem where

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/budget"
 	"holdfast/internal/problem"
 )
 
@@ -73,7 +74,15 @@ func (g *Gateway) connect(workers int) {
 }
 
 // ServeHTTP passes a request on.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.proxy.ServeHTTP(w, r) }
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// What is read of the response is the gateway's until it is with the client's job.
+	var read budget.Hold
+	read.Open(budget.From(w).Budget(), 0)
+	defer read.Close()
+	g.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), holdKey{}, &read)))
+}
+
+type holdKey struct{}
 
 // RoundTrip implements http.RoundTripper for the proxy.
 func (g *Gateway) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -133,7 +142,8 @@ func NewGateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Log
 			if r.StatusCode == http.StatusSwitchingProtocols {
 				return unusable("the upstream switches protocols, which a queued request cannot")
 			}
-			body, err := io.ReadAll(io.LimitReader(r.Body, maxResponse+1))
+			read, _ := r.Request.Context().Value(holdKey{}).(*budget.Hold)
+			body, err := problem.ReadAll(r.Body, r.ContentLength, maxResponse, read)
 			r.Body.Close()
 			if err != nil {
 				return err
@@ -154,6 +164,8 @@ func NewGateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Log
 			late, ok := errors.AsType[net.Error](err)
 			why, known := errors.AsType[unusable](err)
 			switch {
+			case err == problem.ErrNoMemory:
+				problem.NoMemory(w, budget.From(w).Budget(), "no memory is left for the response")
 			case errors.Is(err, context.DeadlineExceeded) || ok && late.Timeout():
 				problem.Write(w, http.StatusGatewayTimeout, "the upstream has not answered in time")
 			case known:

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/budget"
 	"holdfast/internal/problem"
 )
 
@@ -41,6 +42,7 @@ type Server struct {
 	below      []below
 	maxConns   int
 	log        *slog.Logger
+	memory     *budget.Budget
 
 	stopping atomic.Bool
 	active   atomic.Int64 // requests in handlers
@@ -55,7 +57,7 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 	mux.Handle("GET /healthz", health)
 	mux.Handle("GET /readyz", health)
 	timeout := bodyTimeout + time.Duration(min(c.MaxBody/bodyRate, math.MaxInt32))*time.Second
-	s.http = s.listening(s.counted(prompt(crossOrigin(c, http.HandlerFunc(s.route)), timeout)), timeout)
+	s.http = s.listening(s.counted(prompt(s.held(crossOrigin(c, http.HandlerFunc(s.route))), timeout)), timeout)
 	s.http.WriteTimeout = writeTimeout // for what the server answers past prompt, which extends it
 	return s
 }
@@ -165,6 +167,7 @@ type promptWriter struct {
 	from    time.Time // of the present write deadline
 	bodyBy  time.Time // when the request's body has to be there; zero: no body
 	written int
+	hold    budget.Hold
 }
 
 // heldBack is how much of a response the server does not send before the handler
