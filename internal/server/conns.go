@@ -4,22 +4,32 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"holdfast/internal/budget"
 )
 
-const tooManyProblem = `{"title":"Service Unavailable","status":503,"detail":"too many connections; try again later"}` + "\n"
+// tooMany answers a connection beyond the limit, and noHeader one whose header there is
+// no memory for. They are written without having read a request, so they are the same
+// for all.
+var (
+	tooMany  = unavailable("too many connections; try again later")
+	noHeader = unavailable("no memory is left for the header; try again later")
+)
 
-// tooMany answers a connection beyond the limit. It is written without having
-// read a request, so it is the same for all.
-var tooMany = "HTTP/1.1 503 Service Unavailable\r\n" +
-	"Content-Type: application/problem+json\r\n" +
-	"Content-Length: " + strconv.Itoa(len(tooManyProblem)) + "\r\n" +
-	"Retry-After: 1\r\n" +
-	"Connection: close\r\n" +
-	"\r\n" + tooManyProblem
+func unavailable(detail string) string {
+	body := `{"title":"Service Unavailable","status":503,"detail":"` + detail + `"}` + "\n"
+	return "HTTP/1.1 503 Service Unavailable\r\n" +
+		"Content-Type: application/problem+json\r\n" +
+		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n" +
+		"Retry-After: 1\r\n" +
+		"Connection: close\r\n" +
+		"\r\n" + body
+}
 
 // Descriptors that are kept free of clients: for the listeners, the standard
 // streams and the poller, for connections that are being refused, and for the
@@ -36,6 +46,7 @@ const (
 type connLimit struct {
 	net.Listener
 	max      int64
+	memory   *budget.Budget // for headers that are being read
 	open     atomic.Int64
 	refusing atomic.Int64
 }
@@ -47,7 +58,10 @@ func (l *connLimit) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if l.open.Add(1) <= l.max {
-			return &countedConn{Conn: c, closed: sync.OnceFunc(func() { l.open.Add(-1) })}, nil
+			counted := &countedConn{Conn: c, closed: sync.OnceFunc(func() { l.open.Add(-1) })}
+			counted.meter.Hold.Open(l.memory, 0)
+			counted.meter.Begin()
+			return counted, nil
 		}
 		l.open.Add(-1)
 		if l.refusing.Add(1) > refusers {
@@ -67,8 +81,12 @@ func (l *connLimit) Accept() (net.Conn, error) {
 // and the client loses the answer.
 func refuse(c net.Conn) {
 	defer c.Close()
+	answerAndClose(c, tooMany)
+}
+
+func answerAndClose(c net.Conn, answer string) {
 	c.SetDeadline(time.Now().Add(time.Second))
-	if _, err := io.WriteString(c, tooMany); err != nil {
+	if _, err := io.WriteString(c, answer); err != nil {
 		return
 	}
 	if half, ok := c.(interface{ CloseWrite() error }); ok {
@@ -80,10 +98,36 @@ func refuse(c net.Conn) {
 type countedConn struct {
 	net.Conn
 	closed func()
+	meter  budget.Meter // touched by Read, and by the server between two of them
+}
+
+// meterState is the ConnState of a server: a request is active when its header is there.
+func meterState(c net.Conn, state http.ConnState) {
+	counted, ok := c.(*countedConn)
+	switch {
+	case !ok:
+	case state == http.StateActive:
+		counted.meter.End()
+	case state == http.StateIdle:
+		counted.meter.Begin()
+	}
+}
+
+// Read reads from the connection. A header that there is no memory for is answered here,
+// and ends the connection.
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.meter.Read(p[:n]) {
+		return n, err
+	}
+	c.meter.Hold.Budget().Refuse()
+	answerAndClose(c.Conn, noHeader)
+	return 0, io.EOF // to which the server answers nothing
 }
 
 func (c *countedConn) Close() error {
 	defer c.closed()
+	defer c.meter.Hold.Close()
 	return c.Conn.Close()
 }
 

@@ -72,6 +72,7 @@ func (s *Server) listening(h http.Handler, timeout time.Duration) *http.Server {
 		MaxHeaderBytes:    64 << 10,
 		// The server's own answer to OPTIONS * reads a body, and past prompt.
 		DisableGeneralOptionsHandler: true,
+		ConnState:                    meterState,
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 }
@@ -240,7 +241,7 @@ func (w *promptWriter) Unhurried() (hurry func()) { return func() {} }
 func (s *Server) Run(ctx context.Context, public, admin net.Listener, drain time.Duration) error {
 	var serving error
 	failed := make(chan error, 1)
-	go func() { failed <- s.http.Serve(&connLimit{Listener: public, max: int64(s.maxConns)}) }()
+	go func() { failed <- s.http.Serve(&connLimit{Listener: public, max: int64(s.maxConns), memory: s.memory}) }()
 	if admin != nil {
 		watched, leave := context.WithCancel(context.Background())
 		s.admin.BaseContext = func(net.Listener) context.Context { return watched }
