@@ -13,7 +13,8 @@ const (
 	Job = 3 << 10
 
 	perName  = 96 // the entry in a map, which may be half empty
-	perValue = 16
+	perValue = 16 // a string; where it was read there is some waste
+	waste    = 8
 	perMap   = 512
 )
 
@@ -24,7 +25,7 @@ func Header(r *http.Request) int64 {
 	for name, values := range r.Header {
 		n += perName + len(name)
 		for _, v := range values {
-			n += perValue + len(v)
+			n += perValue + waste + len(v)
 		}
 	}
 	return int64(n)

@@ -39,7 +39,7 @@ func (m *Meter) Read(p []byte) bool {
 	if m.bytes <= freeBytes && m.lines <= freeLines {
 		return true
 	}
-	more := m.bytes + m.lines*(perName+perValue) - m.paid
+	more := m.bytes + m.lines*(perName+perValue+waste) - m.paid
 	if !m.Hold.Reserve(more) {
 		return false
 	}
