@@ -124,21 +124,28 @@ func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 		if j.OnEnd != nil && end != Refused {
 			j.OnEnd(store.ID{}, store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
 		}
-		switch {
-		case end == Succeeded:
+		if end == Succeeded {
 			x.Response().CopyHeader(w.Header())
 			x.Response().Write(w, r.Method)
-		case o.Detail == exchange.Aborted:
-			panic(http.ErrAbortHandler)
-		case o.State == store.Failed:
-			if o.Status == http.StatusServiceUnavailable {
-				w.Header().Set("Retry-After", strconv.Itoa(j.Resource.RetryAfter()))
-			}
-			problem.Write(w, o.Status, o.Detail)
-		default:
-			j.refuse(w, err)
+			return
 		}
+		j.fail(w, o, err)
 	})
+}
+
+// fail answers a request whose job has no response.
+func (j *Jobs) fail(w http.ResponseWriter, o store.Outcome, err error) {
+	switch {
+	case o.Detail == exchange.Aborted:
+		panic(http.ErrAbortHandler)
+	case o.State == store.Failed:
+		if o.Status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", strconv.Itoa(j.Resource.RetryAfter()))
+		}
+		problem.Write(w, o.Status, o.Detail)
+	default:
+		j.refuse(w, err)
+	}
 }
 
 // Async returns a handler that accepts requests as jobs and answers with 202.

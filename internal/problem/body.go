@@ -21,36 +21,27 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 // ReadBodyInto is ReadBody with a Hold of the caller's, which counts the body until
 // somebody else gets it.
 func ReadBodyInto(hold *budget.Hold, w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
-	tooLarge := r.ContentLength > limit // said before a client that expects 100 Continue sends it
-	var err error
-	var paid int64
-	switch held, ok := r.Body.(*Body); {
-	case tooLarge:
-	case ok && held.read == 0:
-		if int64(len(held.data)) <= limit {
-			return held.data, true
-		}
-		tooLarge = true
-	default:
-		if r.ContentLength > small { // a shorter one is in what each request takes
-			paid = r.ContentLength + 1
-		}
-		if paid > 0 && !hold.Reserve(paid) { // said before it is sent, too
-			NoMemory(w, hold.Budget(), "no memory is left for the body")
+	if r.ContentLength > limit { // said before a client that expects 100 Continue sends it
+		tooLarge(w, limit)
+		return nil, false
+	}
+	if held, ok := r.Body.(*Body); ok && held.read == 0 {
+		if int64(len(held.data)) > limit {
+			tooLarge(w, limit)
 			return nil, false
 		}
-		// The connection is closed behind a body that is too large.
-		from := r.Body
-		if r.ContentLength < 0 || r.ContentLength > small {
-			from = http.MaxBytesReader(unwrap(w), r.Body, limit)
-		}
-		body, paid, err = fill(from, r.ContentLength, limit, hold, paid)
-		_, tooLarge = errors.AsType[*http.MaxBytesError](err)
-		tooLarge = tooLarge || int64(len(body)) > limit
+		return held.data, true
 	}
+	from := r.Body
+	if r.ContentLength < 0 || r.ContentLength > small {
+		// The connection is closed behind a body that is too large.
+		from = http.MaxBytesReader(unwrap(w), r.Body, limit)
+	}
+	body, paid, err := readAll(from, r.ContentLength, limit, hold)
+	_, cut := errors.AsType[*http.MaxBytesError](err)
 	switch {
-	case tooLarge:
-		Write(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is too large; want at most %d bytes", limit))
+	case cut || int64(len(body)) > limit:
+		tooLarge(w, limit)
 	case err == ErrNoMemory:
 		NoMemory(w, hold.Budget(), "no memory is left for the body")
 	case err != nil:
@@ -61,6 +52,10 @@ func ReadBodyInto(hold *budget.Hold, w http.ResponseWriter, r *http.Request, lim
 	}
 	hold.Release(paid)
 	return nil, false
+}
+
+func tooLarge(w http.ResponseWriter, limit int64) {
+	Write(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is too large; want at most %d bytes", limit))
 }
 
 // ErrNoMemory is the error of whatever is larger than the memory that is left.
@@ -81,20 +76,24 @@ const small = 4 << 10
 // ReadAll reads a body to its end, or beyond limit. length is how long it is said to be,
 // or -1. What it takes stays in hold; without memory for it the error is ErrNoMemory.
 func ReadAll(from io.Reader, length, limit int64, hold *budget.Hold) ([]byte, error) {
-	length = min(length, limit) // more is too large, and not needed
-	var paid int64
-	if length > small {
-		paid = length + 1
-	}
-	if paid > 0 && !hold.Reserve(paid) {
-		return nil, ErrNoMemory
-	}
-	data, paid, err := fill(from, length, limit, hold, paid)
+	data, paid, err := readAll(from, length, limit, hold)
 	if err != nil {
 		hold.Release(paid)
 		return nil, err
 	}
 	return data, nil
+}
+
+// readAll is ReadAll that leaves it to the caller to release what is paid.
+func readAll(from io.Reader, length, limit int64, hold *budget.Hold) (data []byte, paid int64, err error) {
+	length = min(length, limit) // more is too large, and not needed
+	if length > small {         // a shorter one is in what each request takes
+		paid = length + 1
+		if !hold.Reserve(paid) { // said before it is sent, too
+			return nil, 0, ErrNoMemory
+		}
+	}
+	return fill(from, length, limit, hold, paid)
 }
 
 // fill reads to the end, or beyond limit: before the end the server does not notice a

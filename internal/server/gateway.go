@@ -158,7 +158,7 @@ func NewGateway(upstream *url.URL, workers int, maxResponse int64, log *slog.Log
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if r.Context().Err() == nil {
+			if r.Context().Err() == nil && err != problem.ErrNoMemory {
 				log.Warn("upstream failed", "method", r.Method, "path", r.URL.Path, "error", err)
 			}
 			late, ok := errors.AsType[net.Error](err)
