@@ -27,6 +27,7 @@ func (m *Meter) Begin() { m.within, m.bytes, m.lines, m.paid = true, 0, 0, 0 }
 func (m *Meter) End() {
 	m.within = false
 	m.Hold.Release(m.paid)
+	m.paid = 0
 }
 
 // Read counts what was read, and reports whether there is memory for it.

@@ -32,7 +32,7 @@ func (h *route) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		hold = new(budget.Hold)
 		hold.Open(h.jobs.Memory, 0)
 		defer hold.Close()
-		take += budget.Header(r)
+		take += budget.Conn + budget.Header(r)
 	}
 	if !hold.Reserve(take) {
 		problem.NoMemory(w, h.jobs.Memory, noMemory)

@@ -59,7 +59,7 @@ func (l *connLimit) Accept() (net.Conn, error) {
 		}
 		if l.open.Add(1) <= l.max {
 			counted := &countedConn{Conn: c, closed: sync.OnceFunc(func() { l.open.Add(-1) })}
-			counted.meter.Hold.Open(l.memory, 0)
+			counted.meter.Hold.Open(l.memory, budget.Conn)
 			counted.meter.Begin()
 			return counted, nil
 		}

@@ -183,7 +183,7 @@ func (s *squeeze) check() {
 	}
 }
 
-// empty waits until the clients that have left hold nothing.
+// empty waits until the clients that have left hold nothing but a store's chunk.
 func (s *squeeze) empty() {
 	s.t.Helper()
 	var held int64
