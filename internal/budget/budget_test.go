@@ -297,3 +297,47 @@ func TestDefault(t *testing.T) {
 		t.Errorf("the default here is %d", n)
 	}
 }
+
+// Any order of steps conserves: each byte of the program is one step.
+func FuzzHold(f *testing.F) {
+	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11})
+	f.Add([]byte("reserve, share and close"))
+	f.Fuzz(func(t *testing.T, program []byte) {
+		b := New(1000, nil, nil)
+		var holds [2]Hold
+		holds[0].Open(b, 0)
+		holds[1].Open(b, 0)
+		var shared []*Shared
+		for _, step := range program {
+			h, n := &holds[step&1], int64(step>>4)*20
+			switch step >> 1 & 7 {
+			case 0, 1, 2:
+				h.Reserve(n)
+			case 3:
+				h.Release(n)
+			case 4:
+				h.Move(n, &holds[1-step&1])
+			case 5:
+				shared = append(shared, h.Share(n))
+			case 6:
+				h.Close()
+			case 7:
+				if len(shared) > 0 {
+					shared[len(shared)-1].Hold()
+					shared[len(shared)-1].Release()
+				}
+			}
+			if held := b.Held(); held < 0 || held > 1000 {
+				t.Fatalf("%d held", held)
+			}
+		}
+		holds[0].Close()
+		holds[1].Close()
+		for _, s := range shared {
+			s.Release()
+		}
+		if b.Held() != 0 {
+			t.Fatalf("%d held at the end", b.Held())
+		}
+	})
+}

@@ -186,7 +186,7 @@ func TestNothingLeaks(t *testing.T) {
 			}
 		}
 		st := f.jobs.Stats()
-		for end := time.Now().Add(20 * time.Second); st.Held != 0 && time.Now().Before(end); st = f.jobs.Stats() {
+		for end := time.Now().Add(10 * time.Second); st.Held != 0 && time.Now().Before(end); st = f.jobs.Stats() {
 			time.Sleep(5 * time.Millisecond)
 		}
 		if st.Held != 0 || st.Kept != 0 || st.Open != 0 {
@@ -198,4 +198,72 @@ func TestNothingLeaks(t *testing.T) {
 		}
 		t.Logf("%v: at most %d held, %d refused, evicted %d", overflow, greatest, st.RefusedHeld, st.EvictedBytes)
 	}
+}
+
+// What a job takes is counted when its request has long been answered, and a job that is
+// canceled gives it back.
+func TestJobsAreCounted(t *testing.T) {
+	d, err := holdfast.New(holdfast.Config{Workers: 0, Queue: 100, Overflow: holdfast.Reject})
+	if err != nil {
+		t.Fatal(err)
+	}
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{MaxMemory: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := jobs.Async(http.HandlerFunc(unruly))
+	var ids []holdfast.ID
+	var refused *httptest.ResponseRecorder
+	for range 20 {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("POST", "/", bytes.NewReader(make([]byte, 200_000))))
+		if w.Code != http.StatusAccepted {
+			refused = w
+			continue
+		}
+		ids = append(ids, holdfast.ID(strings.TrimPrefix(w.Header().Get("Location"), "/jobs/")))
+	}
+	if st := jobs.Stats(); len(ids) != 5 || st.Held < 1_000_000 || st.RefusedHeld != 15 {
+		t.Errorf("%d jobs of 200,000 bytes fit into 1 MiB, %d are held, %d refused; want 5 and 15", len(ids), st.Held, st.RefusedHeld)
+	}
+	if refused == nil || refused.Code != 503 || refused.Header().Get("Retry-After") == "" || !strings.Contains(refused.Body.String(), "memory") {
+		t.Errorf("a job beyond that is answered %+v", refused)
+	}
+	for _, id := range ids {
+		jobs.Cancel(id)
+	}
+	if held := jobs.Stats().Held; held > 300_000 { // a chunk of the store
+		t.Errorf("%d bytes are held for canceled jobs", held)
+	}
+}
+
+// A request of Queued has its body until it is answered, and costs no more then.
+func TestQueuedForgetsTheBody(t *testing.T) {
+	d, err := holdfast.New(holdfast.Config{Workers: 1, Queue: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{MaxMemory: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var during int64
+	h := jobs.Queued(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { during = jobs.Stats().Held }))
+	w := &watching{ResponseWriter: httptest.NewRecorder(), jobs: jobs}
+	h.ServeHTTP(w, httptest.NewRequest("POST", "/", bytes.NewReader(make([]byte, 300_000))))
+	if during < 300_000 || w.held >= 300_000 || jobs.Stats().Held != 0 {
+		t.Errorf("%d bytes are held during the job, %d for its answer, %d at the end", during, w.held, jobs.Stats().Held)
+	}
+}
+
+// watching notes what is held when an answer is written.
+type watching struct {
+	http.ResponseWriter
+	jobs *holdfast.Jobs
+	held int64
+}
+
+func (w *watching) WriteHeader(status int) {
+	w.held = w.jobs.Stats().Held
+	w.ResponseWriter.WriteHeader(status)
 }
