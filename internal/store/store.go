@@ -15,7 +15,8 @@
 // whole record, so that its accept record is garbage), and Withdraw never, since a
 // job that was not accepted is not in the journal. A canceled job is told by its
 // End, and what evictLocked forgets only as a prefix: single records taken out of
-// the middle would bring an ended job back to life.
+// the middle would bring an ended job back to life. What Yield forgets is gone from
+// memory alone; after a start it would be there again, and yield again.
 //
 // It would have to promise:
 //
