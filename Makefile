@@ -83,4 +83,5 @@ soak: ## a million schedules, a thousand stops, five million jobs kept or forgot
 	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
 	go test -run TestStopWithBadLog -timeout 1h ./internal/server -log-stops 50
 	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
+	go test -run TestMemory -v -timeout 1h ./internal/server -mix 10m
 	$(MAKE) fuzz FUZZTIME=5m

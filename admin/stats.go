@@ -89,6 +89,9 @@ type Kept struct {
 	Bytes   int64   `json:"bytes"`
 	Evicted Evicted `json:"evicted"`
 	Reach   float64 `json:"reach_seconds"`
+
+	Held    int64  `json:"held_bytes"`
+	Refused uint64 `json:"refused_memory"`
 }
 
 // Evicted counts ended jobs that are no longer kept, by the bound that they exceeded.
@@ -151,6 +154,7 @@ func keptOf(st holdfast.JobsStats) *Kept {
 		Open: st.Open, Jobs: st.Kept, Bytes: st.KeptBytes,
 		Evicted: Evicted{st.EvictedAge, st.EvictedJobs, st.EvictedBytes},
 		Reach:   st.Reach.Seconds(),
+		Held:    st.Held, Refused: st.RefusedHeld,
 	}
 }
 

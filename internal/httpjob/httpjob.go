@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 	"holdfast/internal/header"
 	"holdfast/internal/lazy"
@@ -86,6 +87,7 @@ type Jobs struct {
 	Queue       Queue
 	Refusals    Refusals
 	Store       *store.Store
+	Memory      *budget.Budget // of all that is held for clients; nil: no bound
 	Resource    *resource.Handler
 	MaxResponse int64                      // bytes
 	OnEnd       func(store.ID, store.View) // called once for each job that has ended; may be nil
@@ -100,7 +102,7 @@ type IDKey struct{}
 // Sync returns a handler that calls h at once, unless the client prefers an
 // asynchronous response.
 func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
-	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer, _ *budget.Hold) {
 		stripped := p.Strip(r)
 		h.ServeHTTP(w, stripped)
 		if r.MultipartForm == nil { // whose files the server removes, if they are in its own request
@@ -112,14 +114,18 @@ func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
 // Queued returns a handler that lets a worker call h and answers with its response,
 // unless the client prefers an asynchronous one.
 func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
-	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+	return j.unlessAsync(h, l, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
 		// To the end: before that the server does not notice a client that leaves.
-		body, ok := problem.ReadBody(w, r, l.Body)
+		body, ok := problem.ReadBodyInto(hold, w, r, l.Body)
 		if !ok {
 			return
 		}
 		var x exchange.Exchange
 		defer x.Release()
+		if !j.hold(&x, r) {
+			problem.NoMemory(w, j.Memory, noMemory)
+			return
+		}
 		accepted, started := time.Now(), time.Time{}
 		hurry := resource.Unhurried(w, r)
 		end, err := j.Queue.Do(withAbout{r.Context(), newAbout(r, store.ID{})}, l.Run, func(ctx context.Context) error {
@@ -128,49 +134,56 @@ func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 			return x.Serve(ctx)
 		})
 		hurry()
+		if end != Refused {
+			problem.Forget(r)
+		}
 		o := outcome(&x, end, err)
 		if j.OnEnd != nil && end != Refused {
 			j.OnEnd(store.ID{}, store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
 		}
-		switch {
-		case end == Succeeded:
+		if end == Succeeded {
 			x.Response().CopyHeader(w.Header())
 			x.Response().Write(w, r.Method)
-		case o.Detail == exchange.Aborted:
-			panic(http.ErrAbortHandler)
-		case o.State == store.Failed:
-			problem.Write(w, o.Status, o.Detail)
-		default:
-			j.refuse(w, err)
+			return
 		}
+		j.fail(w, o, err)
 	})
+}
+
+// fail answers a request whose job has no response.
+func (j *Jobs) fail(w http.ResponseWriter, o store.Outcome, err error) {
+	switch {
+	case o.Detail == exchange.Aborted:
+		panic(http.ErrAbortHandler)
+	case o.State == store.Failed:
+		if o.Status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", strconv.Itoa(j.Resource.RetryAfter()))
+		}
+		problem.Write(w, o.Status, o.Detail)
+	default:
+		j.refuse(w, err)
+	}
 }
 
 // Async returns a handler that accepts requests as jobs and answers with 202.
 func (j *Jobs) Async(h http.Handler, l Limits) http.Handler {
-	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, h, l, p) })
+	return &route{j, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
+		j.async(w, r, h, l, p, hold)
+	}}
 }
 
-// preferring calls next with what the client prefers.
-func preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Add("Vary", "Prefer")
-		next(w, r, header.ParsePrefer(r.Header["Prefer"]))
-	})
-}
-
-func (j *Jobs) unlessAsync(h http.Handler, l Limits, next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
-	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+func (j *Jobs) unlessAsync(h http.Handler, l Limits, next answer) http.Handler {
+	return &route{j, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
 		if p.RespondAsync {
-			j.async(w, r, h, l, p)
+			j.async(w, r, h, l, p, hold)
 			return
 		}
-		next(w, r, p)
-	})
+		next(w, r, p, hold)
+	}}
 }
 
 // async accepts a request as a job and answers it.
-func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l Limits, p header.Prefer) {
+func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l Limits, p header.Prefer, hold *budget.Hold) {
 	j.mount.Do(func() { j.checkMount(r) })
 	var received time.Time
 	if p.Wait > 0 {
@@ -178,7 +191,7 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l L
 	}
 	// To the end: before that the server does not notice a client that leaves while the
 	// request waits for a place.
-	body, ok := problem.ReadBody(w, r, l.Body)
+	body, ok := problem.ReadBodyInto(hold, w, r, l.Body)
 	if !ok {
 		return
 	}
@@ -194,10 +207,14 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, h http.Handler, l L
 	case errors.Is(err, store.ErrOtherRequest):
 		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
 		return
+	case err == problem.ErrNoMemory:
+		problem.NoMemory(w, j.Memory, noMemory)
+		return
 	case err != nil:
 		j.refuse(w, err)
 		return
 	}
+	problem.Forget(r)
 	if p.Wait > 0 && j.Resource.Await(w, r, record, received.Add(p.Wait)) {
 		j.Resource.Result(w, r, record, resource.Applied(false, p.Wait))
 		return
@@ -218,6 +235,10 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, l Limits, body []byte, ke
 		defer j.Store.Release(claim)
 	}
 	x := &execution{jobs: j}
+	if !j.hold(&x.exchange, r) {
+		return nil, problem.ErrNoMemory
+	}
+	problem.Give(r, &x.exchange.Hold)
 	x.record = store.NewJob(store.NewID(), x, store.RequestOf(r))
 	x.exchange.Capture(h, r, body, j.MaxResponse)
 	about := newAbout(r, x.record.ID)
@@ -226,6 +247,7 @@ func (j *Jobs) accept(r *http.Request, h http.Handler, l Limits, body []byte, ke
 	j.Store.Add(x.record, claim)
 	defer j.Store.Withdraw(x.record) // unless it is accepted
 	if err := x.job.Submit(r.Context()); err != nil {
+		x.exchange.Hold.Close()
 		return nil, err
 	}
 	return x.record, j.Store.Accept(x.record)
@@ -299,7 +321,11 @@ func (x *execution) run(ctx context.Context) error {
 
 // ended tells the store how the job has ended.
 func (x *execution) ended(end End, err error) {
-	x.jobs.Store.End(x.record, outcome(&x.exchange, end, err))
+	o := outcome(&x.exchange, end, err)
+	if o.State == store.Done {
+		o.Response = x.exchange.Keep()
+	}
+	x.jobs.Store.End(x.record, o)
 	x.exchange.Release()
 	if x.jobs.OnEnd != nil {
 		x.jobs.OnEnd(x.record.ID, x.jobs.Store.View(x.record))

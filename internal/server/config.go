@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/budget"
 	"holdfast/internal/flags"
 	"holdfast/internal/resource"
 )
@@ -48,6 +49,7 @@ type Config struct {
 	Retain      time.Duration // that ended jobs are kept
 	RetainJobs  int
 	RetainBytes int64
+	MaxMemory   int64    // bytes held for clients in all
 	Upstream    *url.URL // that the gateway serves; nil: no gateway
 	PublicURL   string   // where clients find the public listener's root; empty: there
 	CORSOrigins string   // whose pages may use it, joined by commas
@@ -74,7 +76,7 @@ func (c Config) Dispatcher() holdfast.Config {
 
 // Jobs returns the configuration of the job resource.
 func (c Config) Jobs() holdfast.JobsConfig {
-	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, PublicURL: c.PublicURL}
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, MaxMemory: c.MaxMemory, PublicURL: c.PublicURL}
 }
 
 const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
@@ -106,6 +108,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"retain", "RETAIN", &flags.Duration{D: &c.Retain, Want: "a duration above 0, such as 500ms, 30s or 1h", Least: 1}, "1h", "keep ended jobs for `d`"},
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
 		{"retain-bytes", "RETAIN_BYTES", &atLeast{(*Size)(&c.RetainBytes), 64 << 10}, "256MiB", "keep ended jobs that take at most `size`"},
+		{"max-memory", "MAX_MEMORY", &atLeast{(*Size)(&c.MaxMemory), 1 << 20}, mebibytes(budget.Default()), "hold at most `size` for clients, then refuse; the default is half of what the machine, the control group or GOMEMLIMIT allows"},
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
 		{"public-url", "PUBLIC_URL", (*baseURL)(&c.PublicURL), "", "tell clients URLs that begin with `url`, such as https://host/queue"},
 		{"cors-origins", "CORS_ORIGINS", (*origins)(&c.CORSOrigins), "", "let pages of these `origins`, joined by commas, use the public listener"},
@@ -179,6 +182,12 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		return Config{}, fmt.Errorf("-admin %s can be reached from other machines; want -admin-token-file, or a host such as 127.0.0.1 or localhost", c.Admin)
 	}
 	return c, nil
+}
+
+// mebibytes returns the text of a size, rounded down, and at least one.
+func mebibytes(n int64) string {
+	size := Size(max(n>>20, 1) << 20)
+	return size.String()
 }
 
 // loopback reports whether a listen address can be reached from this machine only.
