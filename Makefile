@@ -37,7 +37,7 @@ test: ## run the tests of the root module
 
 check: ## everything that must hold before a commit lands, but for fuzzing
 	go test -race -shuffle=on ./...
-	go vet ./... && go vet main.go
+	go vet ./... && go vet -tags soak ./internal/server && go vet main.go
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
 	$(STATICCHECK) ./... && $(STATICCHECK) main.go
 	go mod tidy -diff
@@ -83,4 +83,5 @@ soak: ## a million schedules, a thousand stops, five million jobs kept or forgot
 	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
 	go test -run TestStopWithBadLog -timeout 1h ./internal/server -log-stops 50
 	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
+	go test -tags soak -run TestMemory -v -timeout 1h ./internal/server -mix 10m
 	$(MAKE) fuzz FUZZTIME=5m

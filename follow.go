@@ -99,7 +99,7 @@ type JobsStats struct {
 	Unread    int   // of these, the ones that no client has read
 
 	// Ended jobs that were forgotten, by the bound that they exceeded: Retain,
-	// RetainJobs or RetainBytes.
+	// RetainJobs, or RetainBytes and MaxMemory.
 	EvictedAge, EvictedJobs, EvictedBytes uint64
 
 	RefusedLate, Expired uint64 // requests refused by patience, when they came and later
@@ -107,10 +107,13 @@ type JobsStats struct {
 	// Reach is how far back one can look: a job that ended less long ago is still
 	// there. It is Retain, unless the other bounds allow less.
 	Reach time.Duration
+
+	Held        int64  // about how many bytes are held for clients, of MaxMemory
+	RefusedHeld uint64 // requests and responses that were refused since these were too many
 }
 
 // Stats returns a snapshot of what is kept. It does not block.
 func (j *Jobs) Stats() JobsStats {
 	s, late := j.requests.Store.Stats(), j.requests.Late()
-	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, late.AtDoor, late.Waiting, s.Reach}
+	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, late.AtDoor, late.Waiting, s.Reach, j.requests.Memory.Held(), j.requests.Memory.Refused()}
 }

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/httpjob"
 	"holdfast/internal/patience"
 	"holdfast/internal/resource"
@@ -40,6 +41,12 @@ type JobsConfig struct {
 	// RetainBytes may not be less than 64 KiB.
 	RetainJobs  int
 	RetainBytes int64
+
+	// MaxMemory is about how many bytes may be held for clients: requests that wait, and
+	// responses that are being made, sent or kept. Kept ones give way first; what would
+	// still go beyond is refused with 503. If zero, half of what the process may use is
+	// used: of the machine's memory, of its control group's, or of GOMEMLIMIT.
+	MaxMemory int64
 
 	// OnEnd is called once for each job of Queued and Async that has ended, in
 	// whatever state, for logs and metrics. For Async it is called by the worker that
@@ -86,17 +93,19 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	cfg.MaxResponse = cmp.Or(cfg.MaxResponse, min(8<<20, cfg.RetainBytes/2))
 	cfg.Retain = cmp.Or(cfg.Retain, time.Hour)
 	cfg.RetainJobs = cmp.Or(cfg.RetainJobs, 100_000)
+	cfg.MaxMemory = cmp.Or(cfg.MaxMemory, budget.Default())
 	switch {
 	case cfg.Path[0] != '/' || cfg.Path[len(cfg.Path)-1] != '/':
 		return nil, fmt.Errorf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path)
-	case cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.Retain < 0 || cfg.RetainJobs < 0 || cfg.RetainBytes < 0:
-		return nil, fmt.Errorf("holdfast: JobsConfig has MaxBody %d, MaxResponse %d, Retain %v, RetainJobs %d and RetainBytes %d; want 0 (the default) or more", cfg.MaxBody, cfg.MaxResponse, cfg.Retain, cfg.RetainJobs, cfg.RetainBytes)
+	case cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.Retain < 0 || cfg.RetainJobs < 0 || cfg.RetainBytes < 0 || cfg.MaxMemory < 0:
+		return nil, fmt.Errorf("holdfast: JobsConfig has MaxBody %d, MaxResponse %d, Retain %v, RetainJobs %d, RetainBytes %d and MaxMemory %d; want 0 (the default) or more", cfg.MaxBody, cfg.MaxResponse, cfg.Retain, cfg.RetainJobs, cfg.RetainBytes, cfg.MaxMemory)
 	case cfg.RetainBytes < 64<<10 || cfg.MaxResponse > cfg.RetainBytes/2:
 		return nil, fmt.Errorf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, which is %d", cfg.RetainBytes, cfg.MaxResponse)
 	}
 	j := &httpjob.Jobs{Queue: queue{d}, MaxResponse: cfg.MaxResponse}
 	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
-	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain})
+	j.Memory = budget.New(cfg.MaxMemory, func(enough func() bool) { j.Store.Yield(enough) }, j.RetryAfter)
+	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain, Memory: j.Memory})
 	// Once a shutdown is over or was cut off, nobody need wait for a job.
 	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: j.RetryAfter, Stop: d.over}
 	j.NotMounted = func() {

@@ -158,7 +158,7 @@ func TestStatsNames(t *testing.T) {
 		"dispatcher ended":        "succeeded failed panicked canceled dropped abandoned",
 		"dispatcher refused":      "full closed nested",
 		"dispatcher wait_seconds": "count mean p50 p90 p99 max",
-		"kept":                    "open jobs bytes evicted reach_seconds late",
+		"kept":                    "open jobs bytes evicted reach_seconds held_bytes refused_memory late",
 		"kept late":               "refused expired",
 		"kept evicted":            "age jobs bytes",
 		"second":                  "time arrivals started finished refused gave_up workers queue queued running blocked wait_p50_seconds wait_p99_seconds run_p50_seconds run_p99_seconds",

@@ -89,7 +89,10 @@ type Kept struct {
 	Bytes   int64   `json:"bytes"`
 	Evicted Evicted `json:"evicted"`
 	Reach   float64 `json:"reach_seconds"`
-	Late    Late    `json:"late"`
+
+	Held    int64  `json:"held_bytes"`
+	Refused uint64 `json:"refused_memory"`
+	Late    Late   `json:"late"`
 }
 
 // Evicted counts ended jobs that are no longer kept, by the bound that they exceeded.
@@ -158,7 +161,8 @@ func keptOf(st holdfast.JobsStats) *Kept {
 		Open: st.Open, Jobs: st.Kept, Bytes: st.KeptBytes,
 		Evicted: Evicted{st.EvictedAge, st.EvictedJobs, st.EvictedBytes},
 		Reach:   st.Reach.Seconds(),
-		Late:    Late{st.RefusedLate, st.Expired},
+		Held:    st.Held, Refused: st.RefusedHeld,
+		Late: Late{st.RefusedLate, st.Expired},
 	}
 }
 

@@ -193,6 +193,8 @@ function renderKept(k) {
   text("kept-open", count(k.open));
   text("kept-jobs", count(k.jobs));
   text("kept-bytes", bytes(k.bytes));
+  text("kept-held", bytes(k.held_bytes));
+  text("kept-refused", count(k.refused_memory));
   text("kept-reach", duration(k.reach_seconds));
   for (const bound of ["age", "jobs", "bytes"]) text("evicted-" + bound, count(k.evicted[bound]));
 }

@@ -16,6 +16,7 @@ import (
 
 	"holdfast"
 	"holdfast/admin"
+	"holdfast/internal/budget"
 	"holdfast/internal/gateway"
 	"holdfast/internal/logline"
 	"holdfast/internal/server"
@@ -75,6 +76,8 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 		return err
 	}
 
+	limitHeap(config.MaxMemory)
+
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
 	s.Linger(config.Linger, func() int { return jobs.Stats().Unread })
@@ -113,6 +116,7 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 // routes adds the public routes, and returns how to change the number of workers and
 // what to do when the server begins to stop.
 func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (func(int) error, func()) {
+	s.Count(budget.Of(jobs.Async(http.NotFoundHandler())))
 	resize, release := d.Resize, func() {}
 	work := s.Work
 	waiting := func(wrap func(http.Handler) http.Handler) func(http.Handler) http.Handler {

@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"holdfast/internal/budget"
 )
 
 // Grace is how long a connection of a Listener without Limits.Prove may take over
@@ -31,6 +33,8 @@ type Limits struct {
 	// called for. Until then any newcomer may take its place. If zero, none need
 	// prove anything, and a newcomer takes the place of one that is idle.
 	Prove time.Duration
+
+	Memory *budget.Budget // for connections and the headers that are read from them; nil: no limit
 }
 
 // A Listener has at most Limits.Open connections open, and Limits.Refused more
@@ -103,7 +107,9 @@ func (l *Listener) admit(c net.Conn) *Conn {
 	}
 	l.open++
 	conn := &Conn{Conn: c, l: l, proven: l.limits.Prove == 0}
+	conn.meter.Hold.Open(l.limits.Memory, budget.Conn)
 	conn.header.begin()
+	conn.meter.Begin()
 	l.moveLocked(conn, fresh)
 	if !conn.proven {
 		conn.proving = time.AfterFunc(l.limits.Prove, func() { conn.Close() })
@@ -156,7 +162,8 @@ type Conn struct {
 	net.Conn
 	l *Listener
 
-	header header // touched by Read, and by the server between two of them
+	header header       // touched by Read, and by the server between two of them
+	meter  budget.Meter // so is this, but for its Hold, which Close closes
 
 	old   atomic.Bool  // has sent a request of HTTP/1.0
 	until atomic.Int64 // when its request has waited too long, by time.Time.UnixNano; 0: never
@@ -185,12 +192,14 @@ func State(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateActive:
 		conn.header.end()
+		conn.meter.End()
 		conn.writing.Lock()
 		conn.written = false
 		conn.writing.Unlock()
 		conn.enter(busy)
 	case http.StateIdle:
 		conn.header.begin()
+		conn.meter.Begin()
 		conn.enter(idle)
 		conn.l.mu.Lock()
 		ended := conn.ended
@@ -319,6 +328,7 @@ func (c *Conn) Close() error {
 		cancel(net.ErrClosed)
 	}
 	err := c.Conn.Close()
+	c.meter.Hold.Close()
 	if first {
 		l.mu.Lock()
 		l.open--

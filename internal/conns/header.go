@@ -61,8 +61,8 @@ func (h *header) read(p []byte) bool {
 	return true
 }
 
-// Read reads from the connection. A header with too many lines is answered here,
-// and ends the connection.
+// Read reads from the connection. A header with too many lines, or one that there
+// is no memory for, is answered here, and ends the connection.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n == 0 || !c.header.within {
@@ -72,10 +72,15 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.header.begun = true
 		c.enterHeader()
 	}
+	answer := tooManyLines
 	if c.header.read(p[:n]) {
-		return n, err
+		if c.meter.Read(p[:n]) {
+			return n, err
+		}
+		c.meter.Hold.Budget().Refuse()
+		answer = noMemory
 	}
-	linger(c.Conn, tooManyLines, false)
+	linger(c.Conn, answer, false)
 	return 0, io.EOF // to which the server answers nothing
 }
 

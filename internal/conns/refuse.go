@@ -9,16 +9,23 @@ import (
 	"time"
 )
 
-const tooManyProblem = `{"title":"Service Unavailable","status":503,"detail":"too many connections; try again later"}` + "\n"
+// tooMany answers a connection beyond the limit, and noMemory one whose header there
+// is no memory for. They are written without having read a request, so they are the
+// same for all.
+var (
+	tooMany  = unavailable("too many connections; try again later")
+	noMemory = unavailable("no memory is left for the header; try again later")
+)
 
-// tooMany answers a connection beyond the limit. It is written without having
-// read a request, so it is the same for all.
-var tooMany = "HTTP/1.1 503 Service Unavailable\r\n" +
-	"Content-Type: application/problem+json\r\n" +
-	"Content-Length: " + strconv.Itoa(len(tooManyProblem)) + "\r\n" +
-	"Retry-After: 1\r\n" +
-	"Connection: close\r\n" +
-	"\r\n" + tooManyProblem
+func unavailable(detail string) string {
+	body := `{"title":"Service Unavailable","status":503,"detail":"` + detail + `"}` + "\n"
+	return "HTTP/1.1 503 Service Unavailable\r\n" +
+		"Content-Type: application/problem+json\r\n" +
+		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n" +
+		"Retry-After: 1\r\n" +
+		"Connection: close\r\n" +
+		"\r\n" + body
+}
 
 // How long and for how much a refused client is listened to after its answer.
 const (

@@ -10,12 +10,15 @@ import (
 	"fmt"
 	"net/http"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/problem"
 )
 
 // An Exchange is one call of a handler. Call Capture first, then Serve, then
 // Release.
 type Exchange struct {
+	Hold budget.Hold // that counts the response; Release closes it
+
 	handler  http.Handler
 	request  *http.Request
 	limit    int64
@@ -44,7 +47,7 @@ func (x *Exchange) Serve(ctx context.Context) error {
 	}()
 	// The same handler also answers synchronously, depending on Prefer, so its
 	// responses carry the same Vary in both cases.
-	x.recorder.begin(x.request.Context(), x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}})
+	x.recorder.begin(x.request.Context(), x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}}, &x.Hold)
 	x.handler.ServeHTTP(&x.recorder, x.request)
 	x.response, x.err = x.recorder.end()
 	return x.err
@@ -53,10 +56,18 @@ func (x *Exchange) Serve(ctx context.Context) error {
 // Response returns the response if Serve returned nil. It is valid until Release.
 func (x *Exchange) Response() Response { return x.response }
 
+// Keep returns the response for whoever is to keep it: a large one outlasts Release, as
+// an owner of its memory. It comes after Serve has returned nil.
+func (x *Exchange) Keep() Response {
+	x.response = x.recorder.keep(x.response)
+	return x.response
+}
+
 // Release releases the memory of request and response.
 func (x *Exchange) Release() {
 	x.handler, x.request = nil, nil
 	x.recorder.release()
+	x.Hold.Close()
 }
 
 // Failure returns the status and the problem detail for a client if Serve was
@@ -73,6 +84,9 @@ func (x *Exchange) Failure(err error) (status int, detail string) {
 		}
 	}
 	switch {
+	case x.err == problem.ErrNoMemory:
+		x.Hold.Budget().Refuse()
+		return http.StatusServiceUnavailable, "no memory is left for the response; try again later"
 	case x.err == ErrTooLarge:
 		return http.StatusInternalServerError, fmt.Sprintf("%v; at most %d bytes are kept", x.err, x.limit)
 	case errors.Is(err, context.DeadlineExceeded):

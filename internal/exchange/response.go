@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"holdfast/internal/budget"
 )
 
 // ErrTooLarge is the error for a response above its limit.
@@ -31,6 +33,8 @@ type recorder struct {
 
 	mu      sync.Mutex // protects the following fields: goroutines of the handler may outlive it
 	scratch *scratch
+	hold    *budget.Hold
+	paid    int64 // what hold has for the scratch
 	ended   bool
 	err     error    // why there is no response
 	status  int      // 0 until the header is written
@@ -57,7 +61,9 @@ const maxReusable = 64 << 10
 // begin prepares the recorder for a request with the given method. Header and body
 // of the response may have limit bytes in total. preset is the header that the
 // handler starts with; begin takes ownership of it. ctx is the request's context.
-func (r *recorder) begin(ctx context.Context, method string, limit int64, preset http.Header) {
+// hold counts the memory of the response.
+func (r *recorder) begin(ctx context.Context, method string, limit int64, preset http.Header, hold *budget.Hold) {
+	r.hold, r.paid = hold, included
 	r.ctx, r.limit, r.head, r.header, r.length = ctx, limit, method == http.MethodHead, preset, -1
 	r.scratch = scratches.Get().(*scratch)
 	r.scratch.head = append(r.scratch.head, 0, 0, 0) // room for the flags and the status
@@ -136,8 +142,12 @@ func (r *recorder) noteFieldLocked(name string, values []string) bool {
 // checkSizeLocked reports whether there is still a response, and sets ErrTooLarge
 // if it is above its limit.
 func (r *recorder) checkSizeLocked() bool {
-	if r.err == nil && int64(len(r.scratch.head))+int64(len(r.scratch.body)) > r.limit {
+	switch {
+	case r.err != nil:
+	case int64(len(r.scratch.head))+int64(len(r.scratch.body)) > r.limit:
 		r.err = ErrTooLarge
+	default:
+		r.payLocked(0)
 	}
 	return r.err == nil
 }
@@ -163,15 +173,18 @@ func (r *recorder) Write(p []byte) (int, error) {
 		return 0, http.ErrContentLength
 	}
 	r.written += int64(len(p))
-	if s := r.scratch; r.head { // only what the server would sniff matters
-		s.body = append(s.body, p[:min(len(p), buffered-len(s.body))]...)
-	} else {
-		if int64(len(s.head))+int64(len(s.body))+int64(len(p)) > r.limit {
-			r.err = ErrTooLarge
-			return 0, r.err
-		}
-		s.body = append(s.body, p...)
+	s, more := r.scratch, p
+	if r.head { // only what the server would sniff matters
+		more = p[:min(len(p), buffered-len(s.body))]
 	}
+	if !r.head && int64(len(s.head))+int64(len(s.body))+int64(len(more)) > r.limit {
+		r.err = ErrTooLarge
+		return 0, r.err
+	}
+	if !r.growLocked(len(more)) {
+		return 0, r.err
+	}
+	s.body = append(s.body, more...)
 	return len(p), nil
 }
 
@@ -233,6 +246,25 @@ func (r *recorder) end() (Response, error) {
 	return Response(*s), nil
 }
 
+// keep returns the response so that it outlasts release, if it is too large to be copied
+// once more. What it takes is a Shared then, with one holder.
+func (r *recorder) keep(p Response) Response {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.scratch
+	if s == nil || p.Size() <= Large {
+		return p
+	}
+	if size := int64(len(s.body)); int64(cap(s.body)) > size+size/4 && r.hold.Reserve(size) {
+		p.body = append(make([]byte, 0, size), s.body...)
+		r.hold.Release(int64(cap(s.body)))
+		r.paid += size - int64(cap(s.body))
+	}
+	p.held = r.hold.Share(r.paid)
+	r.scratch, r.ended = nil, true
+	return p
+}
+
 // release returns the memory of the response to the pool.
 func (r *recorder) release() {
 	r.mu.Lock()
@@ -277,17 +309,23 @@ func bodyAllowed(status int) bool {
 type Response struct {
 	head []byte // flags, 2 bytes of status, the fields of the header and of the trailer
 	body []byte
+	held *budget.Shared // that counts it; nil if it is its maker's
 }
+
+// Held returns the Shared that counts the memory of the response. Whoever reads it for
+// longer than a moment becomes a holder.
+func (p Response) Held() *budget.Shared { return p.held }
 
 // Size returns the number of bytes that Append appends, minus 4.
 func (p Response) Size() int { return len(p.head) + len(p.body) }
 
-// Clone returns a copy that does not share memory with p.
-func (p Response) Clone() Response {
+// Clone returns a copy that does not share memory with p. b counts it.
+func (p Response) Clone(b *budget.Budget) Response {
 	if p.head == nil {
 		return p
 	}
-	return Cut(p.Append(make([]byte, 0, 4+p.Size())))
+	size := 4 + p.Size()
+	return CutHeld(p.Append(make([]byte, 0, size)), b.Share(int64(size)))
 }
 
 // Append appends the encoded response to b.
@@ -297,12 +335,15 @@ func (p Response) Append(b []byte) []byte {
 }
 
 // Cut returns the Response that Append encoded in b. It does not copy b.
-func Cut(b []byte) Response {
+func Cut(b []byte) Response { return CutHeld(b, nil) }
+
+// CutHeld is Cut for memory that held counts.
+func CutHeld(b []byte, held *budget.Shared) Response {
 	if len(b) == 0 {
 		return Response{}
 	}
 	head := 4 + binary.LittleEndian.Uint32(b)
-	return Response{b[4:head:head], b[head:len(b):len(b)]}
+	return Response{b[4:head:head], b[head:len(b):len(b)], held}
 }
 
 const (

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/budget"
 	"holdfast/internal/problem"
 	"holdfast/internal/trouble"
 )
@@ -176,11 +177,17 @@ func (p *route) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	prefix := p.outerPrefix(r)
 	out := p.outgoing(r, body, prefix)
-	a, err := p.exchange(r.Context(), out)
-	if err != nil {
+	memory := budget.From(w).Budget()
+	a, err := p.exchange(r.Context(), out, memory)
+	switch {
+	case err == problem.ErrNoMemory: // no fault of the upstream's
+		problem.NoMemory(w, memory, "no memory is left for the response")
+		return
+	case err != nil:
 		p.fail(w, r, err)
 		return
 	}
+	defer a.hold.Close()
 	p.trouble.Worked()
 	p.relocate(a.Header, out, prefix)
 	a.write(w, r.Method)
@@ -195,18 +202,25 @@ type result struct {
 // exchange sends a request and returns the answer to it. When the job is canceled the
 // worker stays with the request. When the job has passed its deadline the client is not
 // to wait any longer: then its error is returned at once, and the request keeps its place
-// at the upstream alone.
-func (p *route) exchange(job context.Context, out *http.Request) (*answer, error) {
+// at the upstream alone. memory counts the answer until its hold is closed.
+func (p *route) exchange(job context.Context, out *http.Request, memory *budget.Budget) (*answer, error) {
 	if err := p.lane.take(job); err != nil {
 		return nil, err
 	}
 	ctx, hangUp := p.lane.lasting(job)
-	done := make(chan result, 1)
+	done, left := make(chan result), make(chan struct{})
+	defer close(left)
 	go func() {
-		a, err := p.lane.fetch(out.WithContext(ctx), p.MaxResponse)
+		a, err := p.lane.fetch(out.WithContext(ctx), p.MaxResponse, memory)
 		hangUp()
 		p.lane.give()
-		done <- result{a, err}
+		select {
+		case done <- result{a, err}:
+		case <-left: // nobody wants it
+			if err == nil {
+				a.hold.Close()
+			}
+		}
 	}()
 	select {
 	case r := <-done:

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/budget"
 	"holdfast/internal/proctest"
 	"holdfast/internal/server"
 )
@@ -55,6 +56,7 @@ type fixture struct {
 	d        *holdfast.Dispatcher
 	stop     func() error
 	log      lockedBuffer
+	memory   *budget.Budget
 }
 
 // through starts a server with config.Workers workers and a queue. Its gateway has what
@@ -107,6 +109,8 @@ func (f *fixture) serve(c server.Config, gateway Config) {
 	}
 	mux := http.NewServeMux()
 	s := server.New(f.d, mux, c, log)
+	f.memory = budget.Of(jobs.Async(http.NotFoundHandler()))
+	s.Count(f.memory)
 	mux.Handle("/jobs/", jobs)
 	gateway.Workers, gateway.MaxBody, gateway.MaxResponse, gateway.Logger = c.Workers, c.MaxBody, c.MaxResponse, log
 	if gateway.Idle == 0 {

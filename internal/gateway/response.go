@@ -3,21 +3,25 @@ package gateway
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
+
+	"holdfast/internal/budget"
+	"holdfast/internal/problem"
 )
 
 // An answer is a response that is there to its end.
 type answer struct {
 	*http.Response
 	body []byte
+	hold budget.Hold // that counts the body; whoever has the answer closes it
 }
 
 // fetch sends a request and returns the answer, or why there is none. Read to its end
-// here, a response that breaks off is told from one that does not.
-func (l *lane) fetch(r *http.Request, limit int64) (*answer, error) {
+// here, a response that breaks off is told from one that does not. memory counts its
+// body.
+func (l *lane) fetch(r *http.Request, limit int64, memory *budget.Budget) (*answer, error) {
 	r, conn := traced(r)
 	response, err := l.roundTrip(r)
 	if err != nil {
@@ -30,22 +34,36 @@ func (l *lane) fetch(r *http.Request, limit int64) (*answer, error) {
 	case status < 200 || status > 999:
 		return nil, unusable(fmt.Sprintf("the upstream has answered with the status %d; want 200 to 999", status))
 	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
-	if err == nil {
-		// An upstream that is hung up on may end its response in good form.
-		err = r.Context().Err()
-	}
-	if err != nil {
+	a := &answer{Response: response}
+	a.hold.Open(memory, 0)
+	if err := a.read(r, limit); err != nil {
+		a.hold.Close()
 		return nil, err
-	}
-	if int64(len(body)) > limit {
-		return nil, tooLarge(limit)
 	}
 	if response.Close {
 		response.Body.Close()
 		conn.settle(r.Context())
 	}
-	return &answer{response, body}, nil
+	return a, nil
+}
+
+// read reads the body of the answer to r.
+func (a *answer) read(r *http.Request, limit int64) (err error) {
+	length := a.ContentLength
+	if r.Method == http.MethodHead || a.StatusCode == http.StatusNotModified {
+		length = -1 // that of another response
+	}
+	a.body, err = problem.ReadAll(a.Body, length, limit, &a.hold)
+	switch {
+	case err != nil:
+		return err
+	case r.Context().Err() != nil:
+		// An upstream that is hung up on may end its response in good form.
+		return r.Context().Err()
+	case int64(len(a.body)) > limit:
+		return tooLarge(limit)
+	}
+	return nil
 }
 
 // ownHop reports whether a field of a response is not for the client: it is about the

@@ -230,7 +230,7 @@ func TestCutOff(t *testing.T) {
 	p := &route{f.g, &f.g.work, "/sync"}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := p.exchange(job, p.outgoing(f.request("GET", "/x", nil), nil, "/sync"))
+		_, err := p.exchange(job, p.outgoing(f.request("GET", "/x", nil), nil, "/sync"), nil)
 		ended <- err
 	}()
 	u.next()

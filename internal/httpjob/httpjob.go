@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 	"holdfast/internal/header"
 	"holdfast/internal/lazy"
@@ -97,6 +98,7 @@ type Jobs struct {
 	Queue       Queue
 	Refusals    Refusals
 	Store       *store.Store
+	Memory      *budget.Budget // of all that is held for clients; nil: no bound
 	Resource    *resource.Handler
 	MaxResponse int64                      // bytes
 	OnEnd       func(store.ID, store.View) // called once for each job that has ended; may be nil
@@ -118,7 +120,7 @@ type IDKey struct{}
 // Sync returns a handler that calls h at once, unless the client prefers an
 // asynchronous response.
 func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
-	return j.unlessAsync(j.newRoute(h, l), func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+	return j.unlessAsync(j.newRoute(h, l), func(w http.ResponseWriter, r *http.Request, p header.Prefer, _ *budget.Hold) {
 		stripped := p.Strip(r)
 		h.ServeHTTP(w, stripped)
 		if r.MultipartForm == nil { // whose files the server removes, if they are in its own request
@@ -132,11 +134,11 @@ func (j *Jobs) Sync(h http.Handler, l Limits) http.Handler {
 func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 	j.predicts.Store(true) // clients may name their patience
 	rt := j.newRoute(h, l)
-	return j.unlessAsync(rt, func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+	return j.unlessAsync(rt, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
 		t := turn{jobs: j, route: rt, received: time.Now()}
 		t.named = shorter(named(r, t.received), max(p.Wait, 0))
 		// To the end: before that the server does not notice a client that leaves.
-		body, ok := problem.ReadBody(w, r, l.Body)
+		body, ok := problem.ReadBodyInto(hold, w, r, l.Body)
 		if !ok {
 			return
 		}
@@ -152,6 +154,10 @@ func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []byte, p header.Prefer) {
 	var x exchange.Exchange
 	defer x.Release()
+	if !j.hold(&x, r) {
+		problem.NoMemory(w, j.Memory, noMemory)
+		return
+	}
 	accepted, started := time.Now(), time.Time{}
 	hurry := resource.Unhurried(w, r)
 	end, err := j.Queue.Do(t.start(withAbout{r.Context(), newAbout(r, store.ID{})}), t.route.limits.Run, func(ctx context.Context) error {
@@ -163,6 +169,9 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 		return j.serve(ctx, t.route, &x, r.Context())
 	})
 	hurry()
+	if end != Refused {
+		problem.Forget(r)
+	}
 	t.stop()
 	t.seen(r.Context())
 	o := outcome(&x, end, err)
@@ -172,13 +181,23 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 	if j.OnEnd != nil && end != Refused {
 		j.OnEnd(store.ID{}, store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
 	}
-	switch {
-	case o.State == store.Done:
+	if o.State == store.Done {
 		x.Response().CopyHeader(w.Header())
 		x.Response().Write(w, r.Method)
+		return
+	}
+	j.fail(w, o, err)
+}
+
+// fail answers a request whose job has no response.
+func (j *Jobs) fail(w http.ResponseWriter, o store.Outcome, err error) {
+	switch {
 	case o.Detail == exchange.Aborted:
 		panic(http.ErrAbortHandler)
 	case o.State == store.Failed:
+		if o.Status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", strconv.Itoa(j.RetryAfter()))
+		}
 		problem.Write(w, o.Status, o.Detail)
 	default:
 		j.refuse(w, err)
@@ -188,34 +207,28 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 // Async returns a handler that accepts requests as jobs and answers with 202.
 func (j *Jobs) Async(h http.Handler, l Limits) http.Handler {
 	rt := j.newRoute(h, l)
-	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) { j.async(w, r, rt, p) })
+	return &entrance{j, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
+		j.async(w, r, rt, p, hold)
+	}}
 }
 
-// preferring calls next with what the client prefers.
-func preferring(next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Add("Vary", "Prefer")
-		next(w, r, header.ParsePrefer(r.Header["Prefer"]))
-	})
-}
-
-func (j *Jobs) unlessAsync(rt *route, next func(http.ResponseWriter, *http.Request, header.Prefer)) http.Handler {
-	return preferring(func(w http.ResponseWriter, r *http.Request, p header.Prefer) {
+func (j *Jobs) unlessAsync(rt *route, next answer) http.Handler {
+	return &entrance{j, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
 		if p.RespondAsync {
-			j.async(w, r, rt, p)
+			j.async(w, r, rt, p, hold)
 			return
 		}
-		next(w, r, p)
-	})
+		next(w, r, p, hold)
+	}}
 }
 
 // async accepts a request as a job and answers it.
-func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header.Prefer) {
+func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header.Prefer, hold *budget.Hold) {
 	j.mount.Do(func() { j.checkMount(r) })
 	received := time.Now()
 	// To the end: before that the server does not notice a client that leaves while the
 	// request waits for a place.
-	body, ok := problem.ReadBody(w, r, rt.limits.Body)
+	body, ok := problem.ReadBodyInto(hold, w, r, rt.limits.Body)
 	if !ok {
 		return
 	}
@@ -231,10 +244,14 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 	case errors.Is(err, store.ErrOtherRequest):
 		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
 		return
+	case err == problem.ErrNoMemory:
+		problem.NoMemory(w, j.Memory, noMemory)
+		return
 	case err != nil:
 		j.refuse(w, err)
 		return
 	}
+	problem.Forget(r)
 	if p.Wait > 0 && j.Resource.Await(w, r, record, received.Add(p.Wait)) {
 		j.Resource.Result(w, r, record, resource.Applied(false, p.Wait))
 		return
@@ -262,6 +279,10 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 		}
 	}
 	x := &execution{jobs: j, route: rt}
+	if !j.hold(&x.exchange, r) {
+		return nil, problem.ErrNoMemory
+	}
+	problem.Give(r, &x.exchange.Hold)
 	x.record = store.NewJob(store.NewID(), x, store.RequestOf(r))
 	x.exchange.Capture(rt.handler, r, body, j.MaxResponse)
 	about := newAbout(r, x.record.ID)
@@ -272,6 +293,7 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 	ctx, stop := j.place(r, rt, received)
 	defer stop()
 	if err := x.job.Submit(ctx); err != nil {
+		x.exchange.Hold.Close()
 		if context.Cause(ctx) == errLate {
 			j.lateWaiting.Add(1)
 			err = errLate
@@ -353,7 +375,11 @@ func (x *execution) run(ctx context.Context) error {
 
 // ended tells the store how the job has ended.
 func (x *execution) ended(end End, err error) {
-	x.jobs.Store.End(x.record, outcome(&x.exchange, end, err))
+	o := outcome(&x.exchange, end, err)
+	if o.State == store.Done {
+		o.Response = x.exchange.Keep()
+	}
+	x.jobs.Store.End(x.record, o)
 	x.exchange.Release()
 	if x.jobs.OnEnd != nil {
 		x.jobs.OnEnd(x.record.ID, x.jobs.Store.View(x.record))

@@ -115,6 +115,10 @@ func jobsFamilies() []Family {
 		single("unread_jobs", "Kept jobs that no client has read.", func(s *stats) float64 { return float64(s.Unread) }),
 		{"holdfast_evicted_jobs_total", Counter, "Ended jobs evicted, by the limit that they exceeded.", "cause", evictions},
 		{"holdfast_late_requests_total", Counter, "Requests refused because they could not be answered in time, by when that was certain.", "when", late},
+		single("held_bytes", "Estimated memory held for clients, that of kept jobs included.", func(s *stats) float64 { return float64(s.Held) }),
+		{"holdfast_refused_memory_total", Counter, "Requests and responses refused for lack of memory.", "", func(s *Snapshot) []Sample {
+			return []Sample{{Value: float64(s.Jobs.RefusedHeld)}}
+		}},
 		single("reach_seconds", "How far back kept jobs reach: a job that ended more recently is still kept.", func(s *stats) float64 { return s.Reach.Seconds() }),
 	}
 }

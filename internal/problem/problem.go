@@ -60,36 +60,6 @@ func Unless(stopping func() bool, next http.Handler) http.Handler {
 	})
 }
 
-// ReadBody returns the body of a request. It answers 413 if the body has more than
-// limit bytes, and 400 if it cannot be read completely; ok is then false. ReadBody
-// leaves the request with a body that can be read again, so that wrapped handlers can
-// call it too.
-func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
-	tooLarge := r.ContentLength > limit // refused before a client that waits for 100 Continue sends it
-	var err error
-	switch held, ok := r.Body.(*Body); {
-	case tooLarge:
-	case ok && held.read == 0:
-		body, tooLarge = held.data, int64(len(held.data)) > limit
-	case r.ContentLength >= 0 && r.ContentLength <= small:
-		body, err = readShort(r.Body, int(r.ContentLength), limit)
-		tooLarge = int64(len(body)) > limit
-	default:
-		body, err = io.ReadAll(http.MaxBytesReader(unwrap(w), r.Body, limit))
-		_, tooLarge = errors.AsType[*http.MaxBytesError](err)
-	}
-	switch {
-	case tooLarge:
-		Write(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is too large; want at most %d bytes", limit))
-	case err != nil:
-		Write(w, http.StatusBadRequest, "the body could not be read completely")
-	default:
-		r.Body = NewBody(body)
-		return body, true
-	}
-	return nil, false
-}
-
 // Unmarshal parses body as one JSON object and stores the value of each name in the
 // variable that fields points to. Unlike json.Unmarshal, it rejects names that are
 // unknown, differ in case or occur twice, null, and data after the object: all of
@@ -141,64 +111,6 @@ func decodeField(dec *json.Decoder, name string, field any) error {
 		return fmt.Errorf("%s cannot be %.40s", name, value)
 	}
 	return nil
-}
-
-// small is the greatest Content-Length for which a buffer is allocated at once. If
-// longer bodies were trusted, clients that send nothing could hold memory.
-const small = 4 << 10
-
-// readShort reads until EOF, or beyond limit. It needs to see EOF, since the server
-// notices a disconnect only after it. length is a hint: it is the client's
-// Content-Length, and a middleware may have replaced the body.
-func readShort(from io.Reader, length int, limit int64) ([]byte, error) {
-	data := make([]byte, 0, length+1) // one more, to see EOF
-	for int64(len(data)) <= limit {
-		if len(data) == cap(data) {
-			data = append(data, 0)[:len(data)]
-		}
-		n, err := from.Read(data[len(data):cap(data)])
-		data = data[:len(data)+n]
-		if err == io.EOF {
-			return data, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return data, nil
-}
-
-// A Body is a request body in memory.
-type Body struct {
-	data []byte
-	read int
-}
-
-// NewBody returns a Body that reads data. The caller must not modify data afterward.
-func NewBody(data []byte) *Body { return &Body{data: data} }
-
-func (b *Body) Read(p []byte) (int, error) {
-	if b.read == len(b.data) {
-		return 0, io.EOF
-	}
-	n := copy(p, b.data[b.read:])
-	b.read += n
-	return n, nil
-}
-
-func (b *Body) Close() error { return nil }
-
-// unwrap returns the server's own ResponseWriter. A MaxBytesReader can tell only
-// that one to close the connection. The server then gives a client that is still
-// sending time to read its answer.
-func unwrap(w http.ResponseWriter) http.ResponseWriter {
-	for {
-		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return w
-		}
-		w = outer.Unwrap()
-	}
 }
 
 // Mux returns a handler that serves with mux, and answers with a problem if mux has

@@ -218,6 +218,8 @@ func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, a
 		setState(w, v.State)
 		if v.State == store.Dropped {
 			v.Status = http.StatusServiceUnavailable
+		}
+		if v.Status == http.StatusServiceUnavailable {
 			h.setRetryAfter(w)
 		}
 		problem.Write(w, v.Status, v.Detail)
@@ -240,6 +242,8 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, j *store.Job, a
 		setApplied(w, applied)
 		h.show(w, j, http.StatusAccepted, v)
 	case v.State == store.Done:
+		v.Response.Held().Hold()
+		defer v.Response.Held().Release()
 		v.Response.CopyHeader(w.Header())
 		setApplied(w, applied)
 		w.Header().Set("Job-State", string(v.State)) // after the handler's own, if it has one

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/budget"
 	"holdfast/internal/flags"
 	"holdfast/internal/resource"
 )
@@ -52,6 +53,7 @@ type Config struct {
 	Upstream    *url.URL      // that the gateway serves; nil: no gateway
 	PublicURL   string        // where clients find the public listener's root; empty: there
 	CORSOrigins string        // whose pages may use it, joined by commas
+	MaxMemory   int64         // bytes held for clients in all
 
 	UpstreamTimeout time.Duration // that the upstream has for a request; 0: none
 	UpstreamIdle    time.Duration // that a connection to it is kept; 0: not at all
@@ -75,24 +77,23 @@ func (c Config) Dispatcher() holdfast.Config {
 
 // Jobs returns the configuration of the job resource.
 func (c Config) Jobs() holdfast.JobsConfig {
-	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, PublicURL: c.PublicURL, Patience: c.Patience}
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, MaxMemory: c.MaxMemory, PublicURL: c.PublicURL, Patience: c.Patience}
 }
 
 const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
 
-// ParseConfig reads the configuration from the arguments, then the environment,
-// then the defaults; an empty variable counts as unset. It returns
-// flag.ErrHelp after -h and an empty Config after -version; both have then been
-// written to out. Any other error names what is wrong and what is allowed.
-func ParseConfig(args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
-	c := Config{Files: openFiles()}
+// An option is one flag with its environment variable.
+type option struct {
+	name, env string
+	value     flag.Value
+	byDefault string
+	usage     string
+}
+
+// options are those that set the fields of c.
+func (c *Config) options() []option {
 	connLimit, connDefault := connsOf(c.Files, 0)
-	settings := []struct {
-		name, env string
-		value     flag.Value
-		byDefault string
-		usage     string
-	}{
+	return []option{
 		{"addr", "ADDR", (*text)(&c.Addr), ":8099", "listen on `host:port`"},
 		{"workers", "MAX_WORKERS", &number{&c.Workers, 0, 1_000_000}, "100", "run `n` jobs at once; 0 starts paused"},
 		{"queue", "MAX_QUEUE", &number{&c.Queue, 0, 10_000_000}, "200", "let `n` jobs wait; 0 accepts a job only if a worker is idle"},
@@ -108,6 +109,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"retain", "RETAIN", &flags.Duration{D: &c.Retain, Want: "a duration above 0, such as 500ms, 30s or 1h", Least: 1}, "1h", "keep ended jobs for `d`"},
 		{"retain-jobs", "RETAIN_JOBS", &number{&c.RetainJobs, 1, 10_000_000}, "100000", "keep at most `n` ended jobs"},
 		{"retain-bytes", "RETAIN_BYTES", &atLeast{(*Size)(&c.RetainBytes), 64 << 10}, "256MiB", "keep ended jobs that take at most `size`"},
+		{"max-memory", "MAX_MEMORY", &atLeast{(*Size)(&c.MaxMemory), 1 << 20}, mebibytes(budget.Default()), "hold at most `size` for clients, then refuse; the default is half of what the machine, the control group or GOMEMLIMIT allows"},
 		{"upstream", "UPSTREAM", upstream{&c.Upstream}, "", "be a gateway to the service at `url`: /sync/… queues and answers, /async/… answers 202"},
 		{"public-url", "PUBLIC_URL", (*baseURL)(&c.PublicURL), "", "tell clients URLs that begin with `url`, such as https://host/queue"},
 		{"cors-origins", "CORS_ORIGINS", (*origins)(&c.CORSOrigins), "", "let pages of these `origins`, joined by commas, use the public listener"},
@@ -119,11 +121,20 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		{"admin-token-file", "ADMIN_TOKEN_FILE", (*tokenFile)(&c.AdminToken), "", "ask the operator for the token in `file`, as Bearer or as the password of HTTP Basic"},
 		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each job that has ended"},
 	}
+}
 
+// ParseConfig reads the configuration from the arguments, then the environment,
+// then the defaults; an empty variable counts as unset. It returns
+// flag.ErrHelp after -h and an empty Config after -version; both have then been
+// written to out. Any other error names what is wrong and what is allowed.
+func ParseConfig(args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
+	c := Config{Files: openFiles()}
+	options := c.options()
 	set := flag.NewFlagSet("holdfast", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
+	set.Usage = func() {}
 	showVersion := set.Bool("version", false, "")
-	for _, s := range settings {
+	for _, s := range options {
 		if s.byDefault != "" {
 			if err := s.value.Set(s.byDefault); err != nil {
 				panic(fmt.Sprintf("default of -%s: %v", s.name, err))
@@ -131,20 +142,9 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		}
 		set.Var(s.value, s.name, s.usage)
 	}
-	set.Usage = func() {}
-	usage := func() {
-		fmt.Fprintf(out, "Holdfast %s: POST /aaa works at once, POST /bbb queues the work.\n\n", version)
-		fmt.Fprintf(out, "Usage: go run main.go [flags]\n       go run main.go plan -h, to find out how many workers and how long a queue\n\n")
-		for _, s := range settings {
-			arg, text := flag.UnquoteUsage(set.Lookup(s.name))
-			fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, cmp.Or(s.byDefault, "none"))
-		}
-		fmt.Fprintf(out, "  %-20s print the version\n\n", "-version")
-		fmt.Fprintf(out, "A flag goes before its environment variable, that before the default.\nSizes are bytes or end in KiB, MiB or GiB; durations are like 30s, 5m or 1h30m.\n")
-	}
 	if err := set.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			usage()
+			writeUsage(out, version, set, options)
 		}
 		return Config{}, err
 	}
@@ -155,32 +155,67 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 		fmt.Fprintf(out, "holdfast %s\n", version)
 		return Config{}, nil
 	}
+	given, err := fromEnvironment(set, options, getenv)
+	if err != nil {
+		return Config{}, err
+	}
+	if err := c.complete(given); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+func writeUsage(out io.Writer, version string, set *flag.FlagSet, options []option) {
+	fmt.Fprintf(out, "Holdfast %s: POST /aaa works at once, POST /bbb queues the work.\n\n", version)
+	fmt.Fprintf(out, "Usage: go run main.go [flags]\n       go run main.go plan -h, to find out how many workers and how long a queue\n\n")
+	for _, s := range options {
+		arg, text := flag.UnquoteUsage(set.Lookup(s.name))
+		fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, cmp.Or(s.byDefault, "none"))
+	}
+	fmt.Fprintf(out, "  %-20s print the version\n\n", "-version")
+	fmt.Fprintf(out, "A flag goes before its environment variable, that before the default.\nSizes are bytes or end in KiB, MiB or GiB; durations are like 30s, 5m or 1h30m.\n")
+}
+
+// fromEnvironment sets what the arguments did not, and returns the names of the options
+// that were set by either.
+func fromEnvironment(set *flag.FlagSet, options []option, getenv func(string) string) (map[string]bool, error) {
 	given := make(map[string]bool)
 	set.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	for _, s := range settings {
+	for _, s := range options {
 		value := getenv(s.env)
 		if value == "" || given[s.name] {
 			continue
 		}
 		if err := s.value.Set(value); err != nil {
-			return Config{}, fmt.Errorf("invalid value %q for %s: %w", value, s.env, err)
+			return nil, fmt.Errorf("invalid value %q for %s: %w", value, s.env, err)
 		}
 		given[s.name] = true
 	}
+	return given, nil
+}
+
+// complete sets what follows from several options, and checks them together.
+func (c *Config) complete(given map[string]bool) error {
 	if !given["max-conns"] {
 		_, c.MaxConns = connsOf(c.Files, upstreamConns(c.Upstream, c.Workers))
 	}
 	if err := c.fit(c.Workers); err != nil {
-		return Config{}, err
+		return err
 	}
 	c.AdminSet = given["admin"]
 	if _, _, err := net.SplitHostPort(c.Admin); c.Admin != "" && err != nil {
-		return Config{}, fmt.Errorf("-admin is %q; want host:port, or nothing for no admin listener", c.Admin)
+		return fmt.Errorf("-admin is %q; want host:port, or nothing for no admin listener", c.Admin)
 	}
 	if c.Admin != "" && !loopback(c.Admin) && c.AdminToken == "" {
-		return Config{}, fmt.Errorf("-admin %s can be reached from other machines; want -admin-token-file, or a host such as 127.0.0.1 or localhost", c.Admin)
+		return fmt.Errorf("-admin %s can be reached from other machines; want -admin-token-file, or a host such as 127.0.0.1 or localhost", c.Admin)
 	}
-	return c, nil
+	return nil
+}
+
+// mebibytes returns the text of a size, rounded down, and at least one.
+func mebibytes(n int64) string {
+	size := Size(max(n>>20, 1) << 20)
+	return size.String()
 }
 
 // loopback reports whether a listen address can be reached from this machine only.

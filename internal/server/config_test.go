@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/budget"
 )
 
 // parse is ParseConfig with an environment of its own.
@@ -58,6 +59,8 @@ func settings() []setting {
 			func(c Config) any { return c.RetainJobs }, 100_000, 1, 10_000_000},
 		{"retain-bytes", "RETAIN_BYTES", "1GiB", "65536", []string{"0", "-1", "256MB", "65535", "1"}, "a size of at least 64KiB, such as 1MiB",
 			func(c Config) any { return c.RetainBytes }, int64(256 << 20), int64(1 << 30), int64(64 << 10)},
+		{"max-memory", "MAX_MEMORY", "1GiB", "1048576", []string{"0", "-1", "half", "1MB", "1048575", "50%"}, "a size of at least 1MiB, such as 1MiB",
+			func(c Config) any { return c.MaxMemory }, budget.Default() >> 20 << 20, int64(1 << 30), int64(1 << 20)},
 		{"upstream", "UPSTREAM", "http://127.0.0.1:1", "https://example.com:2/base/", []string{"127.0.0.1:1", "localhost", "/path", "ftp://h", "http://", "http://:80", "http://u:p@h", "http://h?q", "http://h#f", "http://h:x", "http://h/%zz"}, "http://host:port or https://host:port",
 			func(c Config) any { return upstream{&c.Upstream}.String() }, "", "http://127.0.0.1:1", "https://example.com:2/base/"},
 		{"public-url", "PUBLIC_URL", "https://host/queue/", "http://h:1", []string{"/queue", "host", "ftp://h", "http://", "https://u@h", "https://h?q", "https://h#f"}, "http://host or https://host",
@@ -195,7 +198,7 @@ func TestConfigHelp(t *testing.T) {
 		for _, s := range settings() {
 			byDefault := fmt.Sprint(s.byDefault)
 			if said, ok := map[string]string{
-				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "upstream": "none", "public-url": "none", "cors-origins": "none",
+				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "max-memory": mebibytes(budget.Default()), "upstream": "none", "public-url": "none", "cors-origins": "none",
 				"upstream-timeout": "5m", "upstream-idle": "4s", "trusted-proxies": "none",
 			}[s.flag]; ok {
 				byDefault = said

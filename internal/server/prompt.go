@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/conns"
 	"holdfast/internal/problem"
 )
@@ -40,6 +41,7 @@ type promptWriter struct {
 	bodyBy  time.Time // when the request's body has to be there; zero: no body
 	written int
 	took    time.Duration // for that
+	hold    budget.Hold
 }
 
 // heldBack is how much of a response the server does not send before the handler

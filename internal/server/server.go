@@ -62,7 +62,7 @@ func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger)
 	mux.Handle("GET /healthz", health)
 	mux.Handle("GET /readyz", health)
 	timeout := bodyTimeout + time.Duration(min(c.MaxBody/rate, math.MaxInt32))*time.Second
-	s.http = s.listening(s.counted(prompt(crossOrigin(c, http.HandlerFunc(s.route)), timeout)), timeout)
+	s.http = s.listening(s.counted(prompt(s.held(crossOrigin(c, http.HandlerFunc(s.route))), timeout)), timeout)
 	s.http.WriteTimeout = writeTimeout // for what the server answers past prompt, which extends it
 	return s
 }

@@ -17,16 +17,17 @@ type Print [sha256.Size]byte
 
 // KeyOf returns the Key for the name that a client has given to its request.
 func KeyOf(r *http.Request, name string) Key {
-	return digest([]string{name}, r.Header["Authorization"], r.Header["Cookie"])
+	return digest(nil, []string{name}, r.Header["Authorization"], r.Header["Cookie"])
 }
 
 // PrintOf returns the Print of a request with the given body.
 func PrintOf(r *http.Request, body []byte) Print {
-	return digest([]string{r.Method, r.Host, r.RequestURI, r.URL.String(), string(body)})
+	return digest(body, []string{r.Method, r.Host, r.RequestURI, r.URL.String()})
 }
 
-// digest hashes lists of strings. No two differ only in where they are divided.
-func digest(lists ...[]string) [sha256.Size]byte {
+// digest hashes lists of strings, and what follows them. No two differ only in where they
+// are divided. The tail is not copied: it may be large, and nobody has counted a copy.
+func digest(tail []byte, lists ...[]string) (sum [sha256.Size]byte) {
 	var b []byte
 	for _, list := range lists {
 		b = binary.AppendUvarint(b, uint64(len(list)))
@@ -34,7 +35,11 @@ func digest(lists ...[]string) [sha256.Size]byte {
 			b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
 		}
 	}
-	return sha256.Sum256(b)
+	h := sha256.New()
+	h.Write(b)
+	h.Write(tail)
+	h.Sum(sum[:0])
+	return sum
 }
 
 // A Claim is the right to be the one request under a key.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 )
 
@@ -14,15 +15,28 @@ import (
 // them are some dozens of objects, which the garbage collector need not look into,
 // and a record costs nothing but its bytes. What has been read from a chunk stays
 // valid when the record is forgotten; the chunk goes when nobody needs it.
+//
+// To give way, a record can also be forgotten in the middle: its bytes stay in the chunk,
+// without a place in the index, and are passed over. So an order of the places, and the
+// cursors with it, stay what they are.
 type log struct {
+	budget *budget.Budget
 	index  map[ID]place
-	chunks [][]byte // the oldest first; to the last one is appended
-	first  uint32   // the number of the first chunk
-	front  int      // where in it the oldest record begins
-	bytes  int64    // that the records take
-	unread int      // records without the mark of read
+	chunks []chunk // the oldest first; to the last one is appended
+	first  uint32  // the number of the first chunk
+	front  int     // where in it the oldest record begins
+	bytes  int64   // that the records take
+	unread int     // records without the mark of read
 
 	large map[ID]exchange.Response // those that are objects of their own, since so they need no copy
+}
+
+// A chunk has the bytes of records. What is read from it keeps it as a whole.
+type chunk struct {
+	b           []byte // nil when it has no record any more
+	held        *budget.Shared
+	live, large int // its records in the index, and those of them with a large response
+	gaps        int // records forgotten in the middle
 }
 
 type place struct{ chunk, offset uint32 }
@@ -35,11 +49,11 @@ func (p place) before(q place) bool {
 // so no more than an eighth of a chunk is left unused.
 const (
 	chunkSize = 256 << 10
-	largeSize = chunkSize / 8
+	largeSize = exchange.Large
 )
 
-func newLog() log {
-	return log{index: make(map[ID]place), large: make(map[ID]exchange.Response)}
+func newLog(b *budget.Budget) log {
+	return log{budget: b, index: make(map[ID]place), large: make(map[ID]exchange.Response)}
 }
 
 // A record is what is kept of a job.
@@ -92,26 +106,30 @@ const (
 // add appends a record and returns its outcome as it lies in the log. A response of
 // more than largeSize the log takes over as it is, any other it copies.
 func (l *log) add(r record) Outcome {
-	response := 0
+	response, large := 0, 0
 	switch {
 	case r.outcome.State != Done:
 	case r.outcome.Response.Size() > largeSize:
 		l.large[r.id] = r.outcome.Response
+		large = 1
 	default:
 		response = 4 + r.outcome.Response.Size()
 	}
 	size := fixedSize + len(r.outcome.Detail) + response + r.request.size()
 	last := len(l.chunks) - 1
-	if last < 0 || len(l.chunks[last])+size > cap(l.chunks[last]) {
-		l.chunks = append(l.chunks, make([]byte, 0, chunkSize))
+	if last < 0 || len(l.chunks[last].b)+size > cap(l.chunks[last].b) {
+		l.chunks = append(l.chunks, chunk{b: make([]byte, 0, chunkSize), held: l.budget.Share(chunkSize)})
 		last++
 	}
-	l.index[r.id] = place{l.first + uint32(last), uint32(len(l.chunks[last]))}
-	b := r.append(l.chunks[last], response)
+	c := &l.chunks[last]
+	c.live++
+	c.large += large
+	l.index[r.id] = place{l.first + uint32(last), uint32(len(c.b))}
+	l.budget.Add(indexed(r.claimed))
+	c.b = r.append(c.b, response)
 	if response > 0 {
-		r.outcome.Response = exchange.Cut(b[len(b)-response:])
+		r.outcome.Response = exchange.CutHeld(c.b[len(c.b)-response:], c.held)
 	}
-	l.chunks[last] = b
 	l.bytes += r.size()
 	l.unread++
 	return r.outcome
@@ -158,8 +176,17 @@ func (r *record) size() int64 {
 	return int64(n)
 }
 
-// decode reads the record at the beginning of b.
-func (l *log) decode(b []byte) (r record) {
+// indexed returns what a record takes besides its chunk and a large response.
+func indexed(claimed bool) int64 {
+	if claimed {
+		return indexSize + claimSize
+	}
+	return indexSize
+}
+
+// decode reads the record at an offset of a chunk.
+func (l *log) decode(c *chunk, offset uint32) (r record) {
+	b := c.b[offset:]
 	copy(r.id[:], b)
 	for i, t := range []*time.Duration{&r.accepted, &r.started, &r.ended} {
 		*t = time.Duration(binary.LittleEndian.Uint64(b[len(r.id)+8*i:]))
@@ -180,7 +207,7 @@ func (l *log) decode(b []byte) (r record) {
 		r.outcome.Response = l.large[r.id]
 	}
 	if response > 0 {
-		r.outcome.Response = exchange.Cut(b[:response])
+		r.outcome.Response = exchange.CutHeld(b[:response], c.held)
 	}
 	return r
 }
@@ -224,7 +251,7 @@ func (l *log) find(id ID) (record, bool) {
 	if !ok {
 		return record{}, false
 	}
-	return l.decode(l.chunks[at.chunk-l.first][at.offset:]), true
+	return l.decode(&l.chunks[at.chunk-l.first], at.offset), true
 }
 
 // read marks the record with an id, if there is one.
@@ -233,7 +260,7 @@ func (l *log) read(id ID) {
 	if !ok {
 		return
 	}
-	marks := &l.chunks[at.chunk-l.first][at.offset+marksAt]
+	marks := &l.chunks[at.chunk-l.first].b[at.offset+marksAt]
 	if *marks&markRead == 0 {
 		*marks |= markRead
 		l.unread--
@@ -245,24 +272,118 @@ func (l *log) oldest() (header, bool) {
 	if len(l.index) == 0 {
 		return header{}, false
 	}
-	return l.header(l.chunks[0][l.front:]), true
+	for {
+		for ; l.front < len(l.chunks[0].b); l.front += lengthOf(l.chunks[0].b[l.front:]) {
+			if l.there(0, l.front) {
+				return l.header(l.chunks[0].b[l.front:]), true
+			}
+		}
+		l.shift()
+	}
+}
+
+// there reports whether the record at an offset of a chunk is not forgotten.
+func (l *log) there(chunk, offset int) bool {
+	c := &l.chunks[chunk]
+	if c.gaps == 0 {
+		return true
+	}
+	at, ok := l.index[ID(c.b[offset:offset+len(ID{})])]
+	return ok && at == place{l.first + uint32(chunk), uint32(offset)}
 }
 
 // drop forgets r, which must be the oldest.
 func (l *log) drop(r header) {
+	l.forget(0, r)
+	l.front += r.length
+	if l.chunks[0].live == 0 && (len(l.chunks) > 1 || len(l.index) == 0) {
+		l.shift()
+	}
+}
+
+// shift takes away the first chunk, which has no record any more.
+func (l *log) shift() {
+	l.empty(0)
+	l.chunks[0] = chunk{}
+	l.chunks = l.chunks[1:]
+	l.first++
+	l.front = 0
+}
+
+// forget takes the record r of a chunk out of the index.
+func (l *log) forget(chunk int, r header) {
+	c := &l.chunks[chunk]
+	if large, ok := l.large[r.id]; ok {
+		large.Held().Release()
+		delete(l.large, r.id)
+		c.large--
+	}
 	delete(l.index, r.id)
-	delete(l.large, r.id)
+	c.live--
 	l.bytes -= r.size
 	if !r.wasRead {
 		l.unread--
 	}
-	l.front += r.length
-	if l.front == len(l.chunks[0]) && (len(l.chunks) > 1 || len(l.index) == 0) {
-		l.chunks[0] = nil
-		l.chunks = l.chunks[1:]
-		l.first++
-		l.front = 0
+	l.budget.Add(-indexed(r.claimed))
+}
+
+// empty lets go of the bytes of a chunk.
+func (l *log) empty(chunk int) {
+	c := &l.chunks[chunk]
+	if c.b != nil {
+		c.held.Release()
+		c.b, c.held = nil, nil
 	}
+}
+
+// yield forgets records until enough reports true, and calls forgotten for each: the
+// oldest first, but none that is being read, since its memory stays with its readers.
+// What it costs when there is nothing to forget is a look at each chunk, and at each
+// record of those with a large response.
+func (l *log) yield(enough func() bool, forgotten func(header)) {
+	for i := range l.chunks {
+		c := &l.chunks[i]
+		idle := c.held.Alone()
+		if c.live == 0 || !idle && c.large == 0 {
+			continue
+		}
+		if l.yieldChunk(i, idle, enough, forgotten) {
+			return
+		}
+	}
+}
+
+// yieldChunk does so for one chunk, and reports whether that was enough. The chunk itself
+// goes with its last record.
+func (l *log) yieldChunk(i int, idle bool, enough func() bool, forgotten func(header)) bool {
+	c := &l.chunks[i]
+	offset := 0
+	if i == 0 {
+		offset = l.front
+	}
+	for offset < len(c.b) {
+		at := offset
+		offset += lengthOf(c.b[at:])
+		if !l.there(i, at) {
+			continue
+		}
+		r := l.header(c.b[at:])
+		large, apart := l.large[r.id]
+		if apart && !large.Held().Alone() || !apart && !idle {
+			continue
+		}
+		l.forget(i, r)
+		c.gaps++
+		forgotten(r)
+		if apart && enough() {
+			return true
+		}
+	}
+	if c.live > 0 {
+		return false
+	}
+	l.empty(i)
+	return enough()
 }
 
 // end returns the place behind all records.
@@ -271,7 +392,7 @@ func (l *log) end() place {
 	if last < 0 {
 		return place{chunk: l.first}
 	}
-	return place{l.first + uint32(last), uint32(len(l.chunks[last]))}
+	return place{l.first + uint32(last), uint32(len(l.chunks[last].b))}
 }
 
 // mostSeen is how many records one call of before looks at. The lock is held for so
@@ -294,11 +415,16 @@ func (l *log) before(at place, state State, limit int) (found []record, rest pla
 			at.chunk--
 			at.offset = chunkSize
 		}
-		b, offset := l.chunks[at.chunk-l.first], uint32(0)
+		c, offset := &l.chunks[at.chunk-l.first], uint32(0)
+		b := c.b
 		if at.chunk == l.first {
 			offset = oldest.offset
 		}
 		offsets = offsets[:0]
+		if len(b) == 0 {
+			at.offset = offset
+			continue
+		}
 		for offset < min(at.offset, uint32(len(b))) {
 			offsets = append(offsets, offset)
 			offset += uint32(lengthOf(b[offset:]))
@@ -306,8 +432,8 @@ func (l *log) before(at place, state State, limit int) (found []record, rest pla
 		for len(offsets) > 0 && len(found) < limit && seen < mostSeen {
 			at.offset, offsets = offsets[len(offsets)-1], offsets[:len(offsets)-1]
 			seen++
-			if state == "" || int(b[at.offset+stateAt]) == want {
-				found = append(found, l.decode(b[at.offset:]))
+			if l.there(int(at.chunk-l.first), int(at.offset)) && (state == "" || int(b[at.offset+stateAt]) == want) {
+				found = append(found, l.decode(c, at.offset))
 			}
 		}
 	}

@@ -18,7 +18,7 @@ func rawResponse(head, body []byte) exchange.Response {
 }
 
 func emptyLog() *log {
-	l := newLog()
+	l := newLog(nil)
 	return &l
 }
 
@@ -110,8 +110,8 @@ func TestLogChunkIsFilled(t *testing.T) {
 	for range pieces {
 		l.add(record{id: NewID(), outcome: Outcome{State: Failed, Detail: strings.Repeat("x", largeSize-fixedSize)}})
 	}
-	if len(l.chunks) != 1 || len(l.chunks[0]) != chunkSize || cap(l.chunks[0]) != chunkSize {
-		t.Fatalf("%d chunks, %d of %d bytes", len(l.chunks), len(l.chunks[0]), cap(l.chunks[0]))
+	if len(l.chunks) != 1 || len(l.chunks[0].b) != chunkSize || cap(l.chunks[0].b) != chunkSize {
+		t.Fatalf("%d chunks, %d of %d bytes", len(l.chunks), len(l.chunks[0].b), cap(l.chunks[0].b))
 	}
 	next := record{id: NewID(), outcome: Outcome{State: Failed}}
 	l.add(next)

@@ -15,7 +15,8 @@
 // whole record, so that its accept record is garbage), and Withdraw never, since a
 // job that was not accepted is not in the journal. A canceled job is told by its
 // End, and what evictLocked forgets only as a prefix: single records taken out of
-// the middle would bring an ended job back to life.
+// the middle would bring an ended job back to life. What Yield forgets is gone from
+// memory alone; after a start it would be there again, and yield again.
 //
 // It would have to promise:
 //
@@ -49,6 +50,7 @@ import (
 	"unicode/utf8"
 	"weak"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 )
 
@@ -74,6 +76,10 @@ type Bounds struct {
 	Jobs  int
 	Bytes int64
 	Age   time.Duration // since the end
+
+	// Memory counts what is kept, which gives way when it is short. If nil, there is no
+	// such bound.
+	Memory *budget.Budget
 }
 
 // A Store has the records of jobs. Its methods may be called by any number of
@@ -110,7 +116,7 @@ type Job struct {
 // New returns an empty Store.
 func New(b Bounds) *Store {
 	b.Age = min(b.Age, 100*365*24*time.Hour) // so that the sum with a time is one
-	return &Store{bounds: b, epoch: time.Now(), open: make(map[ID]*Job), kept: newLog(), claims: make(map[Key]*Claim)}
+	return &Store{bounds: b, epoch: time.Now(), open: make(map[ID]*Job), kept: newLog(b.Memory), claims: make(map[Key]*Claim)}
 }
 
 // Work is what a record is of.
@@ -277,18 +283,20 @@ type Outcome struct {
 	Detail   string
 }
 
-// End says how the job has ended; a second End does nothing. The response is copied:
-// its memory is the caller's again, and the next client's response may lie there.
+// End says how the job has ended; a second End does nothing. A response that is held by
+// nobody is copied: its memory is the caller's again, and the next client's response may
+// lie there. Of one that is held the store becomes the holder in the caller's place.
 func (s *Store) End(j *Job, o Outcome) {
 	switch {
 	case o.State != Done:
 		o.Response = exchange.Response{}
-	case o.Response.Size() > largeSize: // a smaller one is copied by the log
-		o.Response = o.Response.Clone() // not under the lock, which all jobs need
+	case o.Response.Size() > largeSize && o.Response.Held() == nil: // a smaller one is copied by the log
+		o.Response = o.Response.Clone(s.bounds.Memory) // not under the lock, which all jobs need
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if j.outcome.State.Ended() {
+		o.Response.Held().Release()
 		return
 	}
 	now := s.now()
@@ -426,6 +434,9 @@ func (s *Store) keepLocked(j *Job) {
 	j.claim = nil
 	j.outcome = s.kept.add(r)
 	s.evictLocked(j.ended)
+	if s.bounds.Memory.Over() {
+		s.yieldLocked(func() bool { return !s.bounds.Memory.Over() })
+	}
 	if s.timer == nil && len(s.kept.index) > 0 {
 		s.expireIn(s.bounds.Age)
 	}
@@ -448,11 +459,33 @@ func (s *Store) evictLocked(now time.Duration) {
 			return
 		}
 		s.kept.drop(r)
-		s.lastEvicted = r.ended
-		if r.claimed {
-			delete(s.claims, r.key)
-		}
+		s.forgottenLocked(r)
 	}
+}
+
+func (s *Store) forgottenLocked(r header) {
+	s.lastEvicted = max(s.lastEvicted, r.ended)
+	if r.claimed {
+		delete(s.claims, r.key)
+	}
+}
+
+// Yield forgets jobs for the memory that they take, until enough reports true or only
+// those are left that are being read. Those that ended first go first. enough must not
+// call the store.
+func (s *Store) Yield(enough func() bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !enough() { // somebody else's Yield may have been first
+		s.yieldLocked(enough)
+	}
+}
+
+func (s *Store) yieldLocked(enough func() bool) {
+	s.kept.yield(enough, func(r header) {
+		s.byBytes++
+		s.forgottenLocked(r)
+	})
 }
 
 // expire forgets what is too old also when nobody comes to ask.
