@@ -139,15 +139,15 @@ func logUtilisation(w, load float64) float64 {
 	return math.Log(load) - math.Log(w)
 }
 
-// longest is the longest queue that LeastQueue considers. A float64 represents
-// every whole number up to it. An int may have 32 bits, so lengths are int64 until
-// they are returned.
+// longest is the longest queue that is considered. A float64 represents every whole
+// number up to it. An int may have 32 bits, so lengths are int64 until they are
+// returned.
 const longest = 1 << 53
 
 // LeastQueue returns the shortest queue that refuses at most the share refuse of
 // the requests: the smallest L with [Loss] <= refuse. It reports false if no length
-// that an int holds does. That is so if load > workers and refuse < 1 − workers/load, where only
-// more workers help.
+// that an int can hold does. That is so if load > workers and
+// refuse < 1 − workers/load, where only more workers help.
 func LeastQueue(workers int, load, refuse float64) (queue int, ok bool) {
 	l, ok := leastQueue(workers, load, refuse, ErlangB(workers, load))
 	if !ok || l > math.MaxInt {

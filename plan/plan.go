@@ -157,8 +157,8 @@ type Waiting struct {
 
 // Bounds are the bounds of a useful queue length for Plan.Workers. A queue
 // shorter than Refusals or Burst refuses too many requests; one longer than
-// Deadline accepts requests that will be answered too late. A bound that an int
-// cannot hold is the greatest int, far above MaxQueue.
+// Deadline accepts requests that will be answered too late. A bound that does not
+// fit in an int is given as the greatest int, far above MaxQueue.
 type Bounds struct {
 	// Refusals is the smallest length that refuses at most MayRefuse outside
 	// bursts; nil if no length does.
@@ -482,7 +482,7 @@ func (a *assessment) judgeDeadline(l Load, workers int) {
 	}
 }
 
-// bound returns a length as it is shown in Bounds.
+// bound converts a length for [Bounds].
 func bound(l int64) *int {
 	n := int(min(l, math.MaxInt))
 	return &n

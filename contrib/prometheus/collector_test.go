@@ -230,6 +230,8 @@ func TestScrape(t *testing.T) {
 			`holdfast_evicted_jobs_total{cause="age"}`:        0,
 			`holdfast_evicted_jobs_total{cause="jobs"}`:       3,
 			`holdfast_evicted_jobs_total{cause="bytes"}`:      0,
+			`holdfast_late_requests_total{when="arriving"}`:   0,
+			`holdfast_late_requests_total{when="waiting"}`:    0,
 			`holdfast_held_bytes`:                             float64(jobs.Stats().Held),
 			`holdfast_refused_memory_total`:                   0,
 			`holdfast_reach_seconds`:                          jobs.Stats().Reach.Seconds(),

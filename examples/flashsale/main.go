@@ -37,15 +37,14 @@ func main() {
 	if err = errors.Join(err, errFront, errBack); err != nil {
 		log.Fatal(err)
 	}
-	log.Printf("listening on %v for buyers, on %v for the operator", front.Addr(), back.Addr())
 	signal.Ignore(syscall.SIGPIPE) // else a log whose reader has gone ends the program, with what is queued
+	log.Printf("listening on %v for buyers, on %v for the operator", front.Addr(), back.Addr())
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	operator := admin.New(admin.Config{Dispatcher: queue})
-	go operator.Run(ctx)
 	public := &http.Server{Handler: shop{queue, items, *work}, ReadTimeout: 10 * time.Second}
 	ended := make(chan error, 3)
 	go func() { ended <- http.Serve(back, operator) }()
-	go func() { ended <- public.Serve(front) }()
+	go func() { go operator.Run(ctx); ended <- public.Serve(front) }()
 	context.AfterFunc(ctx, func() { restore(); ended <- nil }) // a second signal ends the program at once
 	err = <-ended
 	limit, cancel := context.WithTimeout(context.Background(), time.Minute)

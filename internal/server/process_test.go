@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -151,13 +150,6 @@ func (p *process) must(status int, method, target, body string, header ...string
 	}
 	a.check(p.t, status)
 	return a
-}
-
-// id returns the id of a 202.
-func (a answer) id() string {
-	var body struct{ ID string }
-	json.Unmarshal([]byte(a.body), &body)
-	return body.ID
 }
 
 func TestProcessServes(t *testing.T) {

@@ -274,6 +274,13 @@ func (c *client) do(status int, method, target, body string, header ...string) a
 	return a
 }
 
+// id returns the id of a 202.
+func (a answer) id() string {
+	var body struct{ ID string }
+	json.Unmarshal([]byte(a.body), &body)
+	return body.ID
+}
+
 func (a answer) check(t *testing.T, status int) {
 	t.Helper()
 	if a.status != status {
