@@ -24,13 +24,6 @@
 // to wait it gets [ErrNested]. The dispatcher recognizes the job by its context. So
 // a job that waits with another context, or through another dispatcher, or by an
 // HTTP request to a queued route of its own server, can wait for itself and hang.
-//
-// # Shutdown
-//
-// Call [Dispatcher.Shutdown] first, while the HTTP server still listens, and
-// [net/http.Server.Shutdown] after it. Clients can then follow their jobs and fetch
-// responses while the queue drains. In the other order the server would wait for
-// requests that wait for the queue.
 package holdfast
 
 import (
@@ -317,12 +310,10 @@ func (d *Dispatcher) freeLocked() int {
 }
 
 // acceptLocked puts e into the JobQueue. There must be a free place; dispatchLocked
-// must follow if a worker may be idle.
-//
-// The channel has room: while a worker is idle the queue is empty, so it holds at most
-// stats.Queue jobs, or the one that is about to be handed over. All other entries are
-// of canceled jobs, and are removed when the channel is full. At least a fifth of a
-// full channel is such entries, so a removal costs amortized constant time.
+// must follow if a worker may be idle. The channel has room: while a worker is idle it
+// holds at most the job that is about to be handed over, otherwise at most stats.Queue
+// jobs. All other entries are of canceled jobs, at least a fifth of a full channel, so to
+// remove them then costs amortized constant time.
 func (d *Dispatcher) acceptLocked(e entry, now int64) {
 	if len(d.queue) == cap(d.queue) {
 		for range len(d.queue) {

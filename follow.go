@@ -24,15 +24,10 @@ func (id ID) LogValue() slog.Value { return slog.StringValue(id.Short()) }
 // [Jobs.Async] has accepted, or of a job that was submitted with such a context. For
 // any other it returns "".
 func JobID(ctx context.Context) ID {
-	id, _ := ctx.Value(httpjob.IDKey{}).(store.ID)
-	return idOf(id)
-}
-
-func idOf(id store.ID) ID {
-	if id == (store.ID{}) {
-		return ""
+	if id, ok := ctx.Value(httpjob.IDKey{}).(store.ID); ok {
+		return ID(id.String())
 	}
-	return ID(id.String())
+	return ""
 }
 
 // A JobInfo says what is known of a job of [Jobs] at one moment.
@@ -59,9 +54,9 @@ func (i JobInfo) LogValue() slog.Value {
 	return slog.AnyValue(fields(i))
 }
 
-func infoOf(id store.ID, v store.View) JobInfo {
+func infoOf(id string, v store.View) JobInfo {
 	i := JobInfo{
-		ID: idOf(id), Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
+		ID: ID(id), Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
 		State: string(v.State), Error: v.Detail,
 		Accepted: v.Accepted, Started: v.Started, Ended: v.Ended, Wait: v.Wait(), Run: v.Run(),
 	}
@@ -78,7 +73,7 @@ func (j *Jobs) Lookup(id ID) (JobInfo, bool) {
 	if !ok {
 		return JobInfo{}, false
 	}
-	return infoOf(record.ID, j.requests.Store.View(record)), true
+	return infoOf(string(id), j.requests.Store.View(record)), true
 }
 
 // Cancel cancels the job with an id, as [Job.Cancel] does, and returns what is known
@@ -88,7 +83,7 @@ func (j *Jobs) Cancel(id ID) (JobInfo, bool) {
 	if !ok {
 		return JobInfo{}, false
 	}
-	return infoOf(record.ID, j.requests.Store.Cancel(record)), true
+	return infoOf(string(id), j.requests.Store.Cancel(record)), true
 }
 
 // JobsStats says what [Jobs] keeps of jobs.

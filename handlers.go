@@ -112,7 +112,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 		d.log.Error("holdfast: the server has no handler for JobsConfig.Path, so no client can follow its job; mount the Jobs there", "path", cfg.Path)
 	}
 	if cfg.OnEnd != nil {
-		j.OnEnd = func(id store.ID, v store.View) {
+		j.OnEnd = func(id string, v store.View) {
 			defer func() {
 				if v := recover(); v != nil {
 					d.logPanic("JobsConfig.OnEnd", &PanicError{Value: v, Stack: debug.Stack()}, nil)

@@ -41,6 +41,10 @@ type Report struct {
 // their functions. The error then matches ctx.Err(), and [ErrAbandoned] if jobs never
 // started. A paused dispatcher abandons its queue at once, since nobody would run it.
 //
+// Shut the dispatcher down while the HTTP server still listens, so that clients can
+// fetch responses while the queue drains, and then the server: in the other order it
+// would wait for requests that wait for the queue.
+//
 // When the functions have returned, no goroutine of the dispatcher is left. If
 // Shutdown is called more than once, the earliest end of a context decides, and every
 // call returns the same report. A job that calls Shutdown waits for itself. A Dispatcher

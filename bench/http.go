@@ -40,6 +40,8 @@ func serveBare() {
 		w.Header().Set("Content-Length", strconv.Itoa(len(httpAnswer)))
 		w.Header().Set("Job-State", "queued")
 		w.Header().Set("Location", httpURL)
+		w.Header().Set("Operation-Location", httpURL)
+		w.Header().Set("Content-Location", httpURL+"/response")
 		w.WriteHeader(http.StatusAccepted)
 		io.WriteString(w, httpAnswer)
 	})))

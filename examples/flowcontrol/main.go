@@ -102,7 +102,8 @@ func handler(workers int, work time.Duration, log *slog.Logger) (http.Handler, *
 	if err != nil {
 		return nil, nil, err
 	}
-	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
+	// Here the overflow policy alone decides who is refused, as in the source.
+	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{Patience: -1})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -100,9 +100,9 @@ type Jobs struct {
 	Store       *store.Store
 	Memory      *budget.Budget // of all that is held for clients; nil: no bound
 	Resource    *resource.Handler
-	MaxResponse int64                      // bytes
-	OnEnd       func(store.ID, store.View) // called once for each job that has ended; may be nil
-	NotMounted  func()                     // called if no client can follow its job; see checkMount
+	MaxResponse int64                    // bytes
+	OnEnd       func(string, store.View) // called with the id, if it can be looked up, once for each job that has ended; may be nil
+	NotMounted  func()                   // called if no client can follow its job; see checkMount
 
 	mount sync.Once
 
@@ -179,7 +179,7 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 		err, o.State, o.Detail = errLate, store.Canceled, "the job was not begun, since its answer would have come too late"
 	}
 	if j.OnEnd != nil && end != Refused {
-		j.OnEnd(store.ID{}, store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
+		j.OnEnd("", store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
 	}
 	if o.State == store.Done {
 		x.Response().CopyHeader(w.Header())
@@ -382,7 +382,7 @@ func (x *execution) ended(end End, err error) {
 	x.jobs.Store.End(x.record, o)
 	x.exchange.Release()
 	if x.jobs.OnEnd != nil {
-		x.jobs.OnEnd(x.record.ID, x.jobs.Store.View(x.record))
+		x.jobs.OnEnd(x.record.ID.String(), x.jobs.Store.View(x.record))
 	}
 }
 
