@@ -167,24 +167,27 @@ func TestCut(t *testing.T) {
 // Where nobody can say that it goes right again, a minute without it is the end.
 func TestQuiet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out buffer
-		l := &Log{Logger: slog.New(slog.NewTextHandler(&out, nil)), What: "it fails", Over: "it is over", Quiet: true}
+		l, out := newLog("it is over")
+		l.Quiet = true
 		for range 10 {
 			l.Failed("from", "x")
 		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if text := out.text.String(); strings.Count(text, "\n") != 2 || !strings.Contains(text, "times=9 ") {
-			t.Errorf("after a minute: %s", text)
+		expect := func(want ...string) {
+			t.Helper()
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			lines := out.lines()
+			if len(lines) != len(want) {
+				t.Fatalf("%q, want lines with %q", lines, want)
+			}
+			for i := range want {
+				if !strings.Contains(lines[i], want[i]) {
+					t.Errorf("%q, want %q in it", lines[i], want[i])
+				}
+			}
 		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if text := out.text.String(); strings.Count(text, "\n") != 3 || !strings.Contains(text, `msg="it is over" times=10`) {
-			t.Errorf("after two: %s", text)
-		}
-		time.Sleep(time.Hour)
-		if n := strings.Count(out.text.String(), "\n"); n != 3 {
-			t.Errorf("%d lines, want 3", n)
-		}
+		expect("from=x", "times=9 ")
+		expect(`msg="it is over" times=10`)
+		expect()
 	})
 }
