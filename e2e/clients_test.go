@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"sync"
 	"testing"
 	"time"
@@ -78,10 +79,10 @@ func run(t *testing.T, dir, name string, args ...string) string {
 // URL that is relative.
 func behind(t *testing.T) string {
 	t.Helper()
-	var server *url.URL
-	front := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(server) }})
+	var server atomic.Pointer[url.URL] // known when the front is
+	front := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(server.Load()) }})
 	t.Cleanup(front.Close)
-	server = &url.URL{Scheme: "http", Host: start(t, "-public-url", front.URL, "-workers", "1").addr}
+	server.Store(&url.URL{Scheme: "http", Host: start(t, "-public-url", front.URL, "-workers", "1").addr})
 	return front.URL
 }
 
