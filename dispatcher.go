@@ -417,9 +417,9 @@ func (d *Dispatcher) finish(w *worker) {
 	}
 	d.stats.Running--
 	*d.stats.ended(state)++
-	w.job, w.busy, w.ran = entry{}, false, false
+	w.job, w.outcome = entry{}, outcome{}
 	if d.stats.Queued > 0 && d.workers <= d.stats.Workers {
-		w.job, w.busy = d.nextLocked(now), true
+		w.job = d.nextLocked(now)
 	} else {
 		d.pool <- w.jobs
 	}

@@ -68,22 +68,18 @@ func infoOf(id string, v store.View) JobInfo {
 
 // Lookup returns what is known of the job with an id, and whether there is one that
 // has not been forgotten.
-func (j *Jobs) Lookup(id ID) (JobInfo, bool) {
-	record, ok := j.requests.Store.Lookup(string(id))
-	if !ok {
-		return JobInfo{}, false
-	}
-	return infoOf(string(id), j.requests.Store.View(record)), true
-}
+func (j *Jobs) Lookup(id ID) (JobInfo, bool) { return j.find(id, j.requests.Store.View) }
 
 // Cancel cancels the job with an id, as [Job.Cancel] does, and returns what is known
 // of it then, and whether there is one that has not been forgotten.
-func (j *Jobs) Cancel(id ID) (JobInfo, bool) {
+func (j *Jobs) Cancel(id ID) (JobInfo, bool) { return j.find(id, j.requests.Store.Cancel) }
+
+func (j *Jobs) find(id ID, view func(*store.Job) store.View) (JobInfo, bool) {
 	record, ok := j.requests.Store.Lookup(string(id))
 	if !ok {
 		return JobInfo{}, false
 	}
-	return infoOf(string(id), j.requests.Store.Cancel(record)), true
+	return infoOf(string(id), view(record)), true
 }
 
 // JobsStats says what [Jobs] keeps of jobs.

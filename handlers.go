@@ -150,8 +150,8 @@ func (j *Jobs) Sync(h http.Handler) http.Handler { return j.requests.Sync(h, j.l
 // calls h with it, and answers with the response of h. If the client leaves before h
 // is called, it is not called; if it leaves later, the request's context ends. A
 // request that is refused, dropped or cannot be answered in time (see Patience in
-// [JobsConfig]) gets 503, one that runs for too long 504, and a panic becomes 500. A request with Prefer: respond-async is answered as by
-// [Jobs.Async].
+// [JobsConfig]) gets 503, one that runs for too long 504, and a panic becomes 500. A
+// request with Prefer: respond-async is answered as by [Jobs.Async].
 func (j *Jobs) Queued(h http.Handler) http.Handler { return j.requests.Queued(h, j.limits) }
 
 // Async returns a handler that accepts a request as a job, and answers at once with
@@ -201,7 +201,7 @@ func (q queue) NewJob(ctx context.Context, limit time.Duration, run func(context
 func (q queue) Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (httpjob.End, error) {
 	j := q.newJob(ctx, true, run)
 	j.timeout = limit
-	if err := q.do(ctx, j); !j.State().Ended() {
+	if err := q.do(ctx, j); j.state == StateQueued { // it is nobody else's
 		return httpjob.Refused, err
 	}
 	return j.end()
@@ -217,17 +217,16 @@ func (j *requestJob) Cancel() bool {
 	return (*Job)(j).State() == StateCanceled
 }
 
-// end says how the job has ended. What a function panicked with is only compared: its
-// methods are code of others.
+// end says how the job has ended; nothing changes it any more. What a function panicked
+// with is only compared: its methods are code of others.
 func (j *Job) end() (httpjob.End, error) {
-	err := j.Err()
-	switch p, panicked := err.(*PanicError); {
+	switch p, panicked := j.err.(*PanicError); {
 	case panicked && p.Value == http.ErrAbortHandler:
-		return httpjob.Aborted, err
-	case j.State() == StateCanceled && errors.Is(err, ErrClosed): // its parts are errors of package exchange
-		return httpjob.Stopped, err
+		return httpjob.Aborted, j.err
+	case j.state == StateCanceled && errors.Is(j.err, ErrClosed): // its parts are errors of package exchange
+		return httpjob.Stopped, j.err
 	}
-	return httpjob.End(j.State()), err // they have the same numbers
+	return httpjob.End(j.state), j.err // they have the same numbers
 }
 
 func (q queue) Load() patience.Load {

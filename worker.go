@@ -16,10 +16,8 @@ type worker struct {
 	// has room for that job, so the dispatcher never waits for the worker.
 	jobs chan entry
 
-	busy    bool // a job is in hand
-	job     entry
-	ran     bool // its function was called, with this outcome so far
-	outcome outcome
+	job     entry   // in hand; it has a function, or there is none
+	outcome outcome // of its function so far; zero until that is called
 }
 
 // An outcome is how the function of a job has ended.
@@ -49,19 +47,19 @@ func (w *worker) work() {
 // queued, since a worker that has finished is idle, else when the dispatcher sends
 // one. It returns false if the worker is dismissed.
 func (w *worker) next() bool {
-	if w.ran {
+	if w.outcome.state.Ended() {
 		w.d.finish(w)
 	}
-	if !w.busy {
-		w.job, w.busy = <-w.jobs
+	if w.job.fn == nil {
+		w.job = <-w.jobs // none, if the channel is closed
 	}
-	return w.busy
+	return w.job.fn != nil
 }
 
 // run calls the function of the job in hand. All that it calls is code of others, and
 // may panic. Until the function returns, the outcome is that of one that never does.
 func (w *worker) run() {
-	w.ran, w.outcome = true, outcome{state: StateFailed, err: errGoexit}
+	w.outcome = outcome{state: StateFailed, err: errGoexit}
 	defer func() {
 		if v := recover(); v != nil {
 			err := &PanicError{Value: v, Stack: debug.Stack()}
