@@ -225,12 +225,6 @@ func (s Submitter) Do(ctx context.Context, fn func(context.Context) error) error
 
 // do submits j, which is attached to ctx, and waits for its end.
 func (s Submitter) do(ctx context.Context, j *Job) error {
-	if s.d.owns(ctx) {
-		s.d.lock()
-		s.d.stats.RefusedNested++
-		s.d.mu.Unlock()
-		return ErrNested
-	}
 	j.done = make(chan struct{})
 	if err := s.submit(ctx, entry{job: j}); err != nil {
 		return err
@@ -260,6 +254,9 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	err := gone
 	d.lock()
 	switch {
+	case nested && e.job != nil && e.job.context.Attached: // it would wait for the end too
+		d.stats.RefusedNested++
+		err = ErrNested
 	case gone != nil:
 		d.stats.RefusedGone++
 	case d.closed:
