@@ -27,6 +27,7 @@
 package holdfast
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"fmt"
@@ -73,8 +74,7 @@ type Config struct {
 // once.
 //
 // All its decisions are made under one mutex: acceptance, order, hand-over, end,
-// resizing and shutdown. The critical sections are short and call no code of
-// others. The numbers in stats are those by which it decides, so a snapshot is exact.
+// resizing and shutdown. The critical sections are short and call no code of others.
 type Dispatcher struct {
 	Submitter // under the dispatcher's policy
 
@@ -95,9 +95,8 @@ type Dispatcher struct {
 	_  [64]byte   // so that reading the fields above does not wait for a cache line that each job writes
 	mu sync.Mutex // protects the following fields; see lock
 
-	// queue is the JobQueue. acceptLocked sends, firstLocked receives. A canceled job
-	// leaves its entry behind, which counts for nothing; the channel has some room for
-	// those. It is never closed; the field closed ends admission.
+	// queue is the JobQueue. acceptLocked sends, firstLocked receives. It has some room for
+	// entries of canceled jobs, and is never closed; the field closed ends admission.
 	queue chan entry
 	first entry // the oldest one, if somebody has looked at it; see firstLocked
 
@@ -148,7 +147,7 @@ func New(cfg Config) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{
 		jobTimeout: cfg.JobTimeout,
-		log:        cfg.Logger,
+		log:        cmp.Or(cfg.Logger, slog.Default()),
 		epoch:      time.Now(),
 		over:       make(chan struct{}),
 		queue:      make(chan entry, cfg.Queue+cfg.Queue/4+1),
@@ -156,9 +155,6 @@ func New(cfg Config) (*Dispatcher, error) {
 	}
 	d.Submitter.d = d
 	d.finished = sync.OnceFunc(func() { close(d.over) })
-	if d.log == nil {
-		d.log = slog.Default()
-	}
 	d.ctx, d.cancel = context.WithCancelCause(context.WithValue(context.Background(), lazy.OwnerKey{}, d))
 	d.resizeLocked(cfg.Workers)
 	return d, nil
@@ -188,13 +184,13 @@ func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error
 	if fn != nil && s.d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
 		return s.submit(ctx, entry{fn: fn})
 	}
-	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, fn)})
+	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, s.d.jobTimeout, fn)})
 }
 
 // Submit is like Go, and returns a handle by which the job can be followed and
 // canceled. The handle is nil if there is an error.
 func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	j := s.d.newJob(ctx, false, fn)
+	j := s.d.newJob(ctx, false, s.d.jobTimeout, fn)
 	j.done = make(chan struct{})
 	if err := s.submit(ctx, entry{job: j}); err != nil {
 		return nil, err
@@ -220,7 +216,7 @@ func (s Submitter) TrySubmit(ctx context.Context, fn func(context.Context) error
 //
 // If ctx is that of a job of the same dispatcher, Do returns [ErrNested].
 func (s Submitter) Do(ctx context.Context, fn func(context.Context) error) error {
-	return s.do(ctx, s.d.newJob(ctx, true, fn))
+	return s.do(ctx, s.d.newJob(ctx, true, s.d.jobTimeout, fn))
 }
 
 // do submits j, which is attached to ctx, and waits for its end.
@@ -389,8 +385,11 @@ func (d *Dispatcher) nextLocked(now int64) entry {
 	if timing {
 		d.stats.Wait.Add(time.Duration(now - e.at))
 	}
-	if e.job != nil {
-		e.fn = e.job.startLocked(now)
+	if j := e.job; j != nil {
+		e.fn, j.state = j.fn, StateRunning
+		if j.timeout > 0 {
+			j.context.Limit = d.epoch.Add(time.Duration(now)).Add(j.timeout)
+		}
 	}
 	e.at = now
 	return e

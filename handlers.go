@@ -36,9 +36,8 @@ type JobsConfig struct {
 	Retain time.Duration
 
 	// RetainJobs is how many ended jobs are kept, and RetainBytes about how many bytes
-	// they may take. Beyond that, those that ended first are forgotten first. If zero,
-	// 100,000 and 256 MiB are used. Queued and running jobs are always kept.
-	// RetainBytes may not be less than 64 KiB.
+	// they may take, at least 64 KiB. Beyond that, those that ended first are forgotten
+	// first. If zero, 100,000 and 256 MiB are used. Open jobs are always kept.
 	RetainJobs  int
 	RetainBytes int64
 
@@ -192,15 +191,13 @@ func (j *Jobs) ListHandler() http.Handler { return http.HandlerFunc(j.requests.R
 type queue struct{ *Dispatcher }
 
 func (q queue) NewJob(ctx context.Context, limit time.Duration, run func(context.Context) error, ended func(httpjob.End, error)) httpjob.Job {
-	j := q.newJob(ctx, false, run)
-	j.timeout = limit
+	j := q.newJob(ctx, false, limit, run)
 	j.onEnd = func() { ended(j.end()) }
 	return (*requestJob)(j)
 }
 
 func (q queue) Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (httpjob.End, error) {
-	j := q.newJob(ctx, true, run)
-	j.timeout = limit
+	j := q.newJob(ctx, true, limit, run)
 	if err := q.do(ctx, j); j.state == StateQueued { // it is nobody else's
 		return httpjob.Refused, err
 	}

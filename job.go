@@ -76,16 +76,16 @@ type Job struct {
 	canceled error // why it was canceled while it ran
 }
 
-// newJob returns a job that sees the values of ctx, and if it is attached, since its
-// submitter waits for it, the cancellation too.
-func (d *Dispatcher) newJob(ctx context.Context, attached bool, fn func(context.Context) error) *Job {
+// newJob returns a job that may run for limit. It sees the values of ctx, and if it is
+// attached, since its submitter waits for it, the cancellation too.
+func (d *Dispatcher) newJob(ctx context.Context, attached bool, limit time.Duration, fn func(context.Context) error) *Job {
 	if fn == nil {
 		panic("holdfast: nil function")
 	}
 	if !attached {
 		ctx = lazy.Values(ctx)
 	}
-	j := &Job{d: d, fn: fn, timeout: d.jobTimeout}
+	j := &Job{d: d, fn: fn, timeout: limit}
 	j.context.Parent, j.context.Attached, j.context.Stop, j.context.Owner = ctx, attached, d.ctx, d
 	return j
 }
@@ -162,15 +162,6 @@ func (j *Job) cancelWith(err, cause error) {
 	case StateRunning:
 		j.context.Cancel(cause)
 	}
-}
-
-// startLocked moves the job from queued to running and returns its function.
-func (j *Job) startLocked(now int64) func(context.Context) error {
-	j.state = StateRunning
-	if j.timeout > 0 {
-		j.context.Limit = j.d.epoch.Add(time.Duration(now)).Add(j.timeout)
-	}
-	return j.fn
 }
 
 // finishLocked ends a running job. Its outcome is what its function returned, unless

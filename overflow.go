@@ -43,11 +43,9 @@ func (o Overflow) MarshalText() ([]byte, error) {
 // UnmarshalText sets the policy from its name. Any other text is an error and
 // changes nothing.
 func (o *Overflow) UnmarshalText(text []byte) error {
-	policy, ok := enum.Parse[Overflow](text, overflowNames)
-	if !ok {
+	if !enum.Set(o, text, overflowNames) {
 		return fmt.Errorf("holdfast: overflow policy %q; want block, reject or drop-oldest", text)
 	}
-	*o = policy
 	return nil
 }
 

@@ -89,10 +89,8 @@ func (d *Dispatcher) logPanic(what string, err *PanicError, j *Job) {
 	}
 	defer func() { recover() }()
 	log := d.log
-	if j != nil {
-		if about := j.context.Value(lazy.AboutKey{}); about != nil {
-			log = log.With("job", about)
-		}
+	if j != nil && j.context.Value(lazy.AboutKey{}) != nil {
+		log = log.With("job", j.context.Value(lazy.AboutKey{}))
 	}
 	log.Error("holdfast: "+what+" panicked", "panic", err.Value, "stack", string(err.Stack))
 }

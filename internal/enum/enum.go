@@ -14,8 +14,11 @@ func String[T ~uint8](v T, kind string, names []string) string {
 	return fmt.Sprintf("%s(%d)", kind, uint8(v))
 }
 
-// Parse returns the value with a name, and whether there is one.
-func Parse[T ~uint8](text []byte, names []string) (T, bool) {
+// Set sets v to the value with a name, and reports whether there is one.
+func Set[T ~uint8](v *T, text []byte, names []string) bool {
 	i := slices.Index(names, string(text))
-	return T(max(i, 0)), i >= 0
+	if i >= 0 {
+		*v = T(i)
+	}
+	return i >= 0
 }
