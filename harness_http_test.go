@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"holdfast/internal/memtest"
 )
 
 func mustJobs(t testing.TB, d *Dispatcher, cfg JobsConfig) *Jobs {
@@ -142,32 +144,5 @@ var sleeps = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 
 // serve runs an HTTP server in a bubble, on connections in memory.
 func serve(t *testing.T, h http.Handler) (dial func() net.Conn) {
-	l := memoryListener{make(chan net.Conn), make(chan struct{})}
-	s := &http.Server{Handler: h}
-	go s.Serve(l)
-	t.Cleanup(func() { s.Close() })
-	return func() net.Conn {
-		client, server := net.Pipe()
-		l.conns <- server
-		t.Cleanup(func() { client.Close() })
-		return client
-	}
+	return memtest.Serve(t, &http.Server{Handler: h})
 }
-
-type memoryListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-}
-
-func (l memoryListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l memoryListener) Close() error { close(l.done); return nil }
-
-func (l memoryListener) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }

@@ -1,11 +1,9 @@
 package holdfast
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"holdfast/histogram"
 	"io"
 	"log/slog"
 	"runtime"
@@ -16,6 +14,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"holdfast/histogram"
+	"holdfast/internal/memtest"
 )
 
 // The guarantees of the engine, with w workers and L places in the queue. Names of
@@ -111,22 +112,7 @@ func stopAtEnd(t testing.TB, cfg Config, limit context.Context) *Dispatcher {
 }
 
 // An errorLog is what a dispatcher logs.
-type errorLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *errorLog) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *errorLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
+type errorLog struct{ memtest.Log }
 
 func (l *errorLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 

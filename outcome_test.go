@@ -194,7 +194,7 @@ func TestG9PanicIsTheJobsError(t *testing.T) {
 		}
 		mustGo(t, d, func(context.Context) error { panic("nobody follows it") })
 		synctest.Wait()
-		if text := logged.text.String(); logged.records() != 6 || !strings.Contains(text, "nobody follows it") || !strings.Contains(text, "stack=") {
+		if text := logged.String(); logged.records() != 6 || !strings.Contains(text, "nobody follows it") || !strings.Contains(text, "stack=") {
 			t.Errorf("logged: %s", text)
 		}
 		mustGo(t, d, nop)

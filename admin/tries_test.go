@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -13,33 +12,25 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/memtest"
 )
 
 // A guesser tries tokens at a Handler.
 type guesser struct {
 	f   *fixture
-	log *bytes.Buffer
-	mu  sync.Mutex
-}
-
-func (g *guesser) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.log.Write(p)
+	log memtest.Log
 }
 
 func (g *guesser) text() string {
 	synctest.Wait()
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	return g.log.String()
 }
 
 func newGuesser(t *testing.T) *guesser {
-	g := &guesser{log: new(bytes.Buffer)}
+	g := &guesser{}
 	g.f = newFixture(t, holdfast.Config{Workers: 5}, func(c *Config) {
 		c.Token = token
-		c.Logger = slog.New(slog.NewTextHandler(g, nil))
+		c.Logger = slog.New(slog.NewTextHandler(&g.log, nil))
 	})
 	return g
 }

@@ -14,68 +14,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"holdfast/internal/memtest"
 )
-
-// memory is a listener without a network. Its connections are pipes: they have no
-// buffer, and their deadlines pass in the time of a synctest bubble.
-type memory struct {
-	conns chan net.Conn
-	gone  chan struct{}
-	close func()
-}
-
-func listenMemory() *memory {
-	l := &memory{conns: make(chan net.Conn), gone: make(chan struct{})}
-	l.close = sync.OnceFunc(func() { close(l.gone) })
-	return l
-}
-
-func (l *memory) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.gone:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *memory) Close() error   { l.close(); return nil }
-func (l *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }
-
-// A watched connection tells when the server has closed its end.
-type watched struct {
-	net.Conn
-	closed chan struct{}
-	once   func()
-}
-
-func (c *watched) Close() error {
-	defer c.once()
-	return c.Conn.Close()
-}
-
-// dial returns both ends of a new connection.
-func (l *memory) dial() (client net.Conn, server *watched, err error) {
-	client, end := net.Pipe()
-	server = &watched{Conn: end, closed: make(chan struct{})}
-	server.once = sync.OnceFunc(func() { close(server.closed) })
-	select {
-	case l.conns <- server:
-		return client, server, nil
-	case <-l.gone:
-		return nil, nil, net.ErrClosed
-	}
-}
-
-func mustDial(t *testing.T, l *memory) (net.Conn, <-chan struct{}) {
-	t.Helper()
-	c, server, err := l.dial()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c, server.closed
-}
 
 func isClosed(c <-chan struct{}) bool {
 	select {
@@ -88,8 +29,8 @@ func isClosed(c <-chan struct{}) bool {
 
 // limited accepts from a listener in memory, and passes what it accepts on, as
 // connections that are busy.
-func limited(t *testing.T, limits Limits) (*memory, *Listener, <-chan net.Conn) {
-	l := listenMemory()
+func limited(t *testing.T, limits Limits) (*memtest.Listener, *Listener, <-chan net.Conn) {
+	l := memtest.Listen()
 	limit := Listen(l, limits)
 	accepted := make(chan net.Conn, 1000)
 	done := make(chan struct{})
@@ -152,11 +93,11 @@ func TestConnLimit(t *testing.T) {
 			l, limit, accepted := limited(t, Limits{Open: max, Refused: refused})
 			var open []net.Conn
 			for range max {
-				mustDial(t, l)
+				l.MustDial(t)
 				open = append(open, <-accepted)
 			}
 			for round := range 3 {
-				c, closed := mustDial(t, l)
+				c, closed := l.MustDial(t)
 				refusal(t, c)
 				<-closed
 				synctest.Wait()
@@ -169,13 +110,13 @@ func TestConnLimit(t *testing.T) {
 				for range 3 {
 					open[0].Close()
 				}
-				mustDial(t, l)
+				l.MustDial(t)
 				open = append(open[1:], <-accepted)
 				if n, _ := limit.counts(); n != max {
 					t.Fatalf("round %d: %d counted as open, want %d", round, n, max)
 				}
 			}
-			c, _ := mustDial(t, l)
+			c, _ := l.MustDial(t)
 			refusal(t, c)
 			for _, c := range open {
 				c.Close()
@@ -193,13 +134,13 @@ func TestConnLimit(t *testing.T) {
 func TestRefusersBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, limit, accepted := limited(t, Limits{Open: 1, Refused: refused})
-		mustDial(t, l)
+		l.MustDial(t)
 		kept := <-accepted
 		began := time.Now()
 		const n = 200
 		var closed []<-chan struct{}
 		for range n {
-			_, c := mustDial(t, l)
+			_, c := l.MustDial(t)
 			closed = append(closed, c)
 		}
 		synctest.Wait()
@@ -230,7 +171,7 @@ func TestRefusersBounded(t *testing.T) {
 			t.Errorf("%d being refused after the end", m)
 		}
 		// Then refusals are complete again.
-		c, _ := mustDial(t, l)
+		c, _ := l.MustDial(t)
 		refusal(t, c)
 		kept.Close()
 	})
@@ -241,11 +182,11 @@ func TestRefusersBounded(t *testing.T) {
 func TestRefusedSender(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, _, accepted := limited(t, Limits{Open: 1, Refused: refused})
-		mustDial(t, l)
+		l.MustDial(t)
 		kept := <-accepted
 		defer kept.Close()
 		for _, every := range []time.Duration{0, 100 * time.Millisecond} {
-			c, closed := mustDial(t, l)
+			c, closed := l.MustDial(t)
 			var sender sync.WaitGroup
 			sender.Go(func() {
 				for {
@@ -395,7 +336,7 @@ func TestConnLimitConcurrent(t *testing.T) {
 		for range dialers {
 			wg.Go(func() {
 				for range each {
-					c, _, err := l.dial()
+					c, _, err := l.Dial()
 					if err != nil {
 						t.Error(err)
 						return

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 
 	"holdfast/internal/budget"
+	"holdfast/internal/memtest"
 )
 
 // A header for which there is no memory is answered before its end, the first of a
@@ -19,8 +20,8 @@ func TestHeaderMemory(t *testing.T) {
 	for _, before := range []int{0, 1, 3} {
 		synctest.Test(t, func(t *testing.T) {
 			memory := budget.New(2*budget.Conn, nil, nil)
-			limit := Listen(listenMemory(), Limits{Open: 9, Refused: 1, Memory: memory})
-			c, s := mustDialTo(t, nil, limit)
+			limit := Listen(memtest.Listen(), Limits{Open: 9, Refused: 1, Memory: memory})
+			c, s := mustDialTo(t, limit)
 			request := func(text string) error {
 				go io.WriteString(c, text)
 				_, err := http.ReadRequest(bufio.NewReaderSize(s.conn, 1))
@@ -58,8 +59,8 @@ func TestHeaderMemory(t *testing.T) {
 // A header that is there is counted by whoever has the request, and not twice.
 func TestHeaderIsHandedOn(t *testing.T) {
 	memory := budget.New(1<<20, nil, nil)
-	limit := Listen(listenMemory(), Limits{Open: 9, Refused: 1, Memory: memory})
-	c, s := mustDialTo(t, nil, limit)
+	limit := Listen(memtest.Listen(), Limits{Open: 9, Refused: 1, Memory: memory})
+	c, s := mustDialTo(t, limit)
 	go io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\nLong: "+strings.Repeat("x", 60<<10)+"\r\n\r\n")
 	if _, err := http.ReadRequest(bufio.NewReader(s.conn)); err != nil {
 		t.Fatal(err)

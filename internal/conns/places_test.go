@@ -13,13 +13,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"holdfast/internal/memtest"
 )
 
 // gaveWay dials a connection that has to be accepted, and checks which of those
 // there were had to go for it.
-func gaveWay(t *testing.T, l *memory, accepted <-chan net.Conn, ends []<-chan struct{}, want int) (net.Conn, <-chan struct{}) {
+func gaveWay(t *testing.T, l *memtest.Listener, accepted <-chan net.Conn, ends []<-chan struct{}, want int) (net.Conn, <-chan struct{}) {
 	t.Helper()
-	_, end := mustDial(t, l)
+	_, end := l.MustDial(t)
 	c := <-accepted
 	synctest.Wait()
 	for i, end := range ends {
@@ -37,7 +39,7 @@ func TestLongestIdleGoes(t *testing.T) {
 		var open []net.Conn
 		var ends []<-chan struct{}
 		for range 4 {
-			_, end := mustDial(t, l)
+			_, end := l.MustDial(t)
 			open, ends = append(open, <-accepted), append(ends, end)
 		}
 		for _, i := range []int{2, 0, 3} {
@@ -53,7 +55,7 @@ func TestLongestIdleGoes(t *testing.T) {
 		if isClosed(ends[1]) {
 			t.Error("a connection with a request in a handler was closed")
 		}
-		c, _ := mustDial(t, l)
+		c, _ := l.MustDial(t)
 		refusal(t, c) // all are busy now
 		if n, _ := limit.counts(); n != 4 {
 			t.Errorf("%d open, want 4", n)
@@ -67,10 +69,10 @@ func TestLongestIdleGoes(t *testing.T) {
 func TestSlowHeadersGiveWay(t *testing.T) {
 	for _, first := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			l := listenMemory()
+			l := memtest.Listen()
 			defer l.Close()
 			limit := Listen(l, Limits{Open: 1, Refused: 1})
-			client, end := mustDialTo(t, l, limit)
+			client, end := mustDialTo(t, limit)
 			if !first {
 				State(end.conn, http.StateActive)
 				State(end.conn, http.StateIdle)
@@ -96,24 +98,16 @@ type admitted struct {
 	closed <-chan struct{}
 }
 
-func mustDialTo(t *testing.T, l *memory, limit *Listener) (net.Conn, admitted) {
+func mustDialTo(t *testing.T, limit *Listener) (net.Conn, admitted) {
 	t.Helper()
-	c, s := net.Pipe()
+	c, end := memtest.Pipe()
 	t.Cleanup(func() { c.Close() })
-	closed := make(chan struct{})
-	end := &watched{Conn: s, closed: closed}
-	var once atomic.Bool
-	end.once = func() {
-		if once.CompareAndSwap(false, true) {
-			close(closed)
-		}
-	}
 	conn := limit.admit(end)
 	if conn == nil {
 		t.Fatal("no place")
 	}
 	t.Cleanup(func() { conn.Close() })
-	return c, admitted{conn, closed}
+	return c, admitted{conn, end.Closed}
 }
 
 // Out of descriptors, the listener makes room and goes on; if there is nothing
@@ -121,17 +115,17 @@ func mustDialTo(t *testing.T, l *memory, limit *Listener) (net.Conn, admitted) {
 func TestOutOfDescriptors(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE} {
 		synctest.Test(t, func(t *testing.T) {
-			failing := &failing{memory: listenMemory(), fails: 2, err: &net.OpError{Op: "accept", Err: errno}}
+			failing := &failing{Listener: memtest.Listen(), fails: 2, err: &net.OpError{Op: "accept", Err: errno}}
 			limit := Listen(failing, Limits{Open: 9, Refused: 1})
-			_, a := mustDialTo(t, failing.memory, limit)
-			_, b := mustDialTo(t, failing.memory, limit)
+			_, a := mustDialTo(t, limit)
+			_, b := mustDialTo(t, limit)
 			State(a.conn, http.StateActive)
 			for _, c := range []admitted{b, a} {
 				State(c.conn, http.StateActive)
 				State(c.conn, http.StateIdle)
 				time.Sleep(time.Second)
 			}
-			go failing.dial()
+			go failing.Dial()
 			c, err := limit.Accept()
 			if err != nil || !isClosed(a.closed) || !isClosed(b.closed) {
 				t.Fatalf("%v; closed %v and %v", err, isClosed(a.closed), isClosed(b.closed))
@@ -147,7 +141,7 @@ func TestOutOfDescriptors(t *testing.T) {
 
 // A failing listener fails so often before it accepts.
 type failing struct {
-	*memory
+	*memtest.Listener
 	fails int
 	err   error
 }
@@ -156,17 +150,17 @@ func (l *failing) Accept() (net.Conn, error) {
 	if l.fails--; l.fails >= 0 {
 		return nil, l.err
 	}
-	return l.memory.Accept()
+	return l.Listener.Accept()
 }
 
 // Connections that prove nothing are closed in time, and before that make room for
 // every newcomer, but never take the place of one that has proved itself.
 func TestProve(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := listenMemory()
+		l := memtest.Listen()
 		defer l.Close()
 		limit := Listen(l, Limits{Open: 3, Refused: 1, Prove: 2 * time.Second})
-		_, own := mustDialTo(t, l, limit)
+		_, own := mustDialTo(t, limit)
 		ctx := Context(t.Context(), own.conn)
 		State(own.conn, http.StateActive)
 		Prove(ctx)
@@ -175,7 +169,7 @@ func TestProve(t *testing.T) {
 
 		var strangers []admitted
 		for range 50 { // a storm, without a pause
-			_, s := mustDialTo(t, l, limit)
+			_, s := mustDialTo(t, limit)
 			State(s.conn, http.StateActive) // busy with being refused, say
 			strangers = append(strangers, s)
 		}
@@ -184,7 +178,7 @@ func TestProve(t *testing.T) {
 				t.Errorf("stranger %d closed: %v", i, isClosed(s.closed))
 			}
 		}
-		_, second := mustDialTo(t, l, limit) // one of the operator's gets in at once
+		_, second := mustDialTo(t, limit) // one of the operator's gets in at once
 		Prove(Context(t.Context(), second.conn))
 		time.Sleep(2*time.Second - 1)
 		synctest.Wait()
@@ -201,9 +195,9 @@ func TestProve(t *testing.T) {
 			t.Error("a connection that has proved itself was closed")
 		}
 		// If all have, the idle one makes room.
-		_, third := mustDialTo(t, l, limit)
+		_, third := mustDialTo(t, limit)
 		Prove(Context(t.Context(), third.conn))
-		mustDialTo(t, l, limit)
+		mustDialTo(t, limit)
 		if !isClosed(own.closed) || isClosed(second.closed) || isClosed(third.closed) {
 			t.Error("want the idle connection to go, and not a busy one")
 		}
@@ -227,12 +221,12 @@ func TestLookAround(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := listenMemory()
+				l := memtest.Listen()
 				defer l.Close()
 				limit := Listen(l, Limits{Open: 2, Refused: 1})
 				var asked atomic.Int64
 				limit.ask = func(net.Conn) peer { asked.Add(1); return test.says }
-				client, c := mustDialTo(t, l, limit)
+				client, c := mustDialTo(t, limit)
 				got := make(chan string, 1)
 				go func() {
 					text, _ := io.ReadAll(client)
@@ -286,9 +280,9 @@ func TestLookAround(t *testing.T) {
 func TestLimit(t *testing.T) {
 	for _, lifted := range []string{"", "lifted", "other request"} {
 		synctest.Test(t, func(t *testing.T) {
-			l := listenMemory()
+			l := memtest.Listen()
 			defer l.Close()
-			_, c := mustDialTo(t, l, Listen(l, Limits{Open: 1, Refused: 1}))
+			_, c := mustDialTo(t, Listen(l, Limits{Open: 1, Refused: 1}))
 			ctx := Context(t.Context(), c.conn)
 			State(c.conn, http.StateActive)
 			Limit(ctx, time.Minute)
@@ -315,7 +309,7 @@ func TestLimit(t *testing.T) {
 
 // The context of a connection's requests ends with the connection.
 func TestContextEnds(t *testing.T) {
-	l := Listen(listenMemory(), Limits{Open: 2})
+	l := Listen(memtest.Listen(), Limits{Open: 2})
 	for _, before := range []bool{false, true} {
 		_, s := net.Pipe()
 		c := l.admit(s)
@@ -390,12 +384,12 @@ func TestHeaderLines(t *testing.T) {
 func TestSilentBeforeIdle(t *testing.T) {
 	for _, silentFirst := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			l := listenMemory()
+			l := memtest.Listen()
 			defer l.Close()
 			limit := Listen(l, Limits{Open: 2, Refused: 1})
-			_, a := mustDialTo(t, l, limit)
+			_, a := mustDialTo(t, limit)
 			time.Sleep(time.Minute)
-			_, b := mustDialTo(t, l, limit)
+			_, b := mustDialTo(t, limit)
 			idle, silent := b, a
 			if !silentFirst {
 				idle, silent = a, b
@@ -406,7 +400,7 @@ func TestSilentBeforeIdle(t *testing.T) {
 				State(idle.conn, http.StateActive)
 				State(idle.conn, http.StateIdle)
 			}
-			mustDialTo(t, l, limit)
+			mustDialTo(t, limit)
 			if !isClosed(silent.closed) || isClosed(idle.closed) {
 				t.Errorf("silent first %v: closed %v, and the idle one %v", silentFirst, isClosed(silent.closed), isClosed(idle.closed))
 			}

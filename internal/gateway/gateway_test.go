@@ -21,29 +21,13 @@ import (
 
 	"holdfast"
 	"holdfast/internal/budget"
+	"holdfast/internal/memtest"
 	"holdfast/internal/proctest"
 	"holdfast/internal/server"
 )
 
 // patience bounds whatever is waited for here.
 const patience = proctest.Patience
-
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
 
 // A fixture is a server as package command wires it, with a service behind it. Both are
 // on the network, since the gateway is a client of its own.
@@ -55,7 +39,7 @@ type fixture struct {
 	opened   atomic.Int64 // connections to the upstream
 	d        *holdfast.Dispatcher
 	stop     func() error
-	log      lockedBuffer
+	log      memtest.Log
 	memory   *budget.Budget
 }
 

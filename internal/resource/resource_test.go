@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/memtest"
 	"holdfast/internal/store"
 )
 
@@ -592,39 +593,14 @@ type stream struct {
 }
 
 func (f *fixture) serve(t *testing.T) (dial func() net.Conn) {
-	l := &listener{make(chan net.Conn), make(chan struct{})}
 	s := &http.Server{WriteTimeout: 5 * time.Second} // shorter than the pauses
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.active.Add(1)
 		defer f.active.Add(-1)
 		f.ServeHTTP(w, r)
 	})
-	go s.Serve(l)
-	t.Cleanup(func() { s.Close() })
-	return func() net.Conn {
-		client, server := net.Pipe()
-		l.conns <- server
-		t.Cleanup(func() { client.Close() })
-		return client
-	}
+	return memtest.Serve(t, s)
 }
-
-type listener struct {
-	conns chan net.Conn
-	done  chan struct{}
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *listener) Close() error   { close(l.done); return nil }
-func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }
 
 func open(t *testing.T, conn net.Conn, j *store.Job, header ...string) *stream {
 	t.Helper()

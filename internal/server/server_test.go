@@ -11,93 +11,26 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"holdfast"
+	"holdfast/internal/memtest"
 	"holdfast/internal/proctest"
 )
 
 // patience bounds whatever is waited for in this package's tests.
 const patience = proctest.Patience
 
-// memory is a listener without a network. Its connections are pipes: they have
-// no buffer, and their deadlines pass in the time of a synctest bubble.
-type memory struct {
-	conns chan net.Conn
-	gone  chan struct{}
-	close func()
-}
-
-func listenMemory() *memory {
-	l := &memory{conns: make(chan net.Conn), gone: make(chan struct{})}
-	l.close = sync.OnceFunc(func() { close(l.gone) })
-	return l
-}
-
-func (l *memory) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.gone:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *memory) Close() error   { l.close(); return nil }
-func (l *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }
-
-func (l *memory) dial() (client, server net.Conn, err error) {
-	client, server = net.Pipe()
-	watched := &watchedConn{Conn: server, closed: make(chan struct{})}
-	watched.once = sync.OnceFunc(func() { close(watched.closed) })
-	select {
-	case l.conns <- watched:
-		return client, watched, nil
-	case <-l.gone:
-		return nil, nil, net.ErrClosed
-	}
-}
-
-// watchedConn tells when the server has closed its end.
-type watchedConn struct {
-	net.Conn
-	closed chan struct{}
-	once   func()
-}
-
-func (c *watchedConn) Close() error {
-	defer c.once()
-	return c.Conn.Close()
-}
-
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // A fixture is a server as main.go wires it, on a listener in memory. It runs in
 // a bubble.
 type fixture struct {
 	t     *testing.T
-	l     *memory
+	l     *memtest.Listener
 	d     *holdfast.Dispatcher
 	s     *Server
-	log   lockedBuffer
+	log   memtest.Log
 	began time.Time
 	stop  context.CancelFunc
 	ended chan error
@@ -111,7 +44,7 @@ func serve(t *testing.T, c Config, routes map[string]http.HandlerFunc) *fixture 
 	if c.MaxConns == 0 {
 		c.MaxConns = 100
 	}
-	f := &fixture{t: t, l: listenMemory(), began: time.Now(), ended: make(chan error, 1)}
+	f := &fixture{t: t, l: memtest.Listen(), began: time.Now(), ended: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(&f.log, nil))
 	var err error
 	config := c.Dispatcher()
@@ -167,17 +100,13 @@ type client struct {
 	t      *testing.T
 	conn   net.Conn
 	r      *bufio.Reader
-	closed chan struct{} // the server has closed the connection
+	closed <-chan struct{} // the server has closed the connection
 }
 
 func (f *fixture) dial() *client {
 	f.t.Helper()
-	conn, server, err := f.l.dial()
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	f.t.Cleanup(func() { conn.Close() })
-	return &client{f.t, conn, bufio.NewReader(conn), server.(*watchedConn).closed}
+	conn, closed := f.l.MustDial(f.t)
+	return &client{f.t, conn, bufio.NewReader(conn), closed}
 }
 
 func (c *client) send(text string) {
@@ -218,19 +147,15 @@ func TestAdminCutsOffSlowReaders(t *testing.T) {
 			took <- time.Since(began)
 		}))
 		ctx, stop := context.WithCancel(context.Background())
-		admin := listenMemory()
+		admin := memtest.Listen()
 		ended := make(chan error, 1)
-		go func() { ended <- s.Run(ctx, listenMemory(), admin, 0) }()
-		client, server, err := admin.dial()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
+		go func() { ended <- s.Run(ctx, memtest.Listen(), admin, 0) }()
+		client, closed := admin.MustDial(t)
 		io.WriteString(client, request("GET", "/", ""))
 		if d := <-took; d != writeTimeout {
 			t.Errorf("cut off after %v, want %v", d, writeTimeout)
 		}
-		<-server.(*watchedConn).closed
+		<-closed
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
@@ -407,7 +332,7 @@ func TestStopping(t *testing.T) {
 		if log := f.log.String(); strings.Count(log, "msg=\"job ended\"") != 3 || !strings.HasSuffix(log, "finished=3 cut_off=0 never_started=0 requests_cut_off=0 unread=3\n") {
 			t.Errorf("want three jobs run:\n%s", log)
 		}
-		if _, _, err := f.l.dial(); err == nil {
+		if _, _, err := f.l.Dial(); err == nil {
 			t.Error("the listener is open after the stop")
 		}
 	})

@@ -9,25 +9,15 @@ import (
 	"testing/synctest"
 	"time"
 	"unicode/utf8"
+
+	"holdfast/internal/memtest"
 )
 
-type buffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
+type buffer struct{ memtest.Log }
 
 // lines returns what was logged since the last call.
 func (b *buffer) lines() []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	text := strings.TrimSpace(b.text.String())
-	b.text.Reset()
+	text := strings.TrimSpace(b.Take())
 	if text == "" {
 		return nil
 	}
