@@ -1,8 +1,6 @@
 package budget
 
 import (
-	"bufio"
-	"bytes"
 	"math"
 	"os"
 	"path"
@@ -25,17 +23,13 @@ func Default() int64 {
 }
 
 func share(goLimit int64, read func(name string) []byte) int64 {
-	total := int64(math.MaxInt64)
-	lines := bufio.NewScanner(bytes.NewReader(read("/proc/meminfo")))
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) == 3 && f[0] == "MemTotal:" {
+	total := int64(unknown)
+	for line := range strings.Lines(string(read("/proc/meminfo"))) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemTotal:" {
 			if kib, err := strconv.ParseInt(f[1], 10, 53); err == nil && kib > 0 {
 				total = kib << 10
 			}
 		}
-	}
-	if total == math.MaxInt64 {
-		total = unknown
 	}
 	return max(min(total, goLimit, groupLimit(read))/2, 1)
 }

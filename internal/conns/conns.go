@@ -47,8 +47,7 @@ type Listener struct {
 	mu    sync.Mutex // protects the following fields and the places of all connections
 	open  int
 	lists [places]chain // by place, each in the order of Conn.since
-	sweep *time.Timer   // nil until there is something to look at
-	armed bool          // the timer runs
+	armed bool          // lookAround will be called
 
 	refusals refusals
 }
@@ -200,11 +199,7 @@ func State(c net.Conn, state http.ConnState) {
 	case http.StateIdle:
 		conn.header.begin()
 		conn.meter.Begin()
-		conn.enter(idle)
-		conn.l.mu.Lock()
-		ended := conn.ended
-		conn.l.mu.Unlock()
-		if ended { // so would the context of the next request be
+		if conn.enter(idle) { // so would the context of the next request be
 			conn.Close()
 		}
 	case http.StateHijacked: // whoever has it now closes it
@@ -212,10 +207,13 @@ func State(c net.Conn, state http.ConnState) {
 	}
 }
 
-func (c *Conn) enter(p place) {
+// enter moves the connection on, and reports whether the context of its requests has
+// ended.
+func (c *Conn) enter(p place) (ended bool) {
 	c.l.mu.Lock()
 	defer c.l.mu.Unlock()
 	c.enterLocked(p)
+	return c.ended
 }
 
 // enterLocked moves the connection on. One that has not proved itself stays where
@@ -340,10 +338,7 @@ func (c *Conn) Close() error {
 // CloseWrite lets the server end a connection without a reset that takes the
 // answer with it.
 func (c *Conn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
+	return halfClose(c.Conn)
 }
 
 // A chain has connections in the order in which they came. Its links are in the

@@ -33,11 +33,7 @@ const look = time.Second
 // a Listener needs no goroutine, and nothing that would have to end it.
 func (l *Listener) armLocked() {
 	l.armed = true
-	if l.sweep == nil {
-		l.sweep = time.AfterFunc(look, l.lookAround)
-		return
-	}
-	l.sweep.Reset(look)
+	time.AfterFunc(look, l.lookAround)
 }
 
 // lookAround ends the requests whose clients have left, or that have waited for as

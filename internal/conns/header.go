@@ -3,20 +3,11 @@ package conns
 import (
 	"bytes"
 	"io"
-	"strconv"
 )
 
 // MaxHeaderLines is how many lines the header of a request may have. A line takes
 // far more memory than it has bytes: 62 KB of the shortest ones take 1.8 MB.
 const MaxHeaderLines = 128
-
-var tooManyLinesProblem = `{"title":"Request Header Fields Too Large","status":431,"detail":"the header has too many lines; want at most ` + strconv.Itoa(MaxHeaderLines) + `"}` + "\n"
-
-var tooManyLines = "HTTP/1.1 431 Request Header Fields Too Large\r\n" +
-	"Content-Type: application/problem+json\r\n" +
-	"Content-Length: " + strconv.Itoa(len(tooManyLinesProblem)) + "\r\n" +
-	"Connection: close\r\n" +
-	"\r\n" + tooManyLinesProblem
 
 // A header counts the lines of a request's header as they are read. When the
 // request is there it is too late: until its last line comes, a header holds its

@@ -2,29 +2,29 @@ package conns
 
 import (
 	"container/list"
+	"errors"
+	"fmt"
 	"io"
 	"net"
-	"strconv"
+	"net/http"
 	"sync"
 	"time"
 )
 
-// tooMany answers a connection beyond the limit, and noMemory one whose header there
-// is no memory for. They are written without having read a request, so they are the
-// same for all.
+// tooMany answers a connection beyond the limit, noMemory one whose header there is no
+// memory for, and tooManyLines one whose header has too many lines. They are written
+// without having read a request, so they are the same for all.
 var (
-	tooMany  = unavailable("too many connections; try again later")
-	noMemory = unavailable("no memory is left for the header; try again later")
+	tooMany      = shortAnswer(http.StatusServiceUnavailable, "Retry-After: 1\r\n", "too many connections; try again later")
+	noMemory     = shortAnswer(http.StatusServiceUnavailable, "Retry-After: 1\r\n", "no memory is left for the header; try again later")
+	tooManyLines = shortAnswer(http.StatusRequestHeaderFieldsTooLarge, "", fmt.Sprintf("the header has too many lines; want at most %d", MaxHeaderLines))
 )
 
-func unavailable(detail string) string {
-	body := `{"title":"Service Unavailable","status":503,"detail":"` + detail + `"}` + "\n"
-	return "HTTP/1.1 503 Service Unavailable\r\n" +
-		"Content-Type: application/problem+json\r\n" +
-		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n" +
-		"Retry-After: 1\r\n" +
-		"Connection: close\r\n" +
-		"\r\n" + body
+// shortAnswer returns a whole response. more is a further line of its header, if any.
+func shortAnswer(status int, more, detail string) string {
+	title := http.StatusText(status)
+	body := fmt.Sprintf(`{"title":"%s","status":%d,"detail":"%s"}`+"\n", title, status, detail)
+	return fmt.Sprintf("HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s", status, title, len(body), more, body)
 }
 
 // How long and for how much a refused client is listened to after its answer.
@@ -97,8 +97,9 @@ func linger(c net.Conn, answer string, answered bool) {
 	io.Copy(io.Discard, io.LimitReader(c, lingerBytes))
 }
 
-func halfClose(c net.Conn) {
+func halfClose(c net.Conn) error {
 	if half, ok := c.(interface{ CloseWrite() error }); ok {
-		half.CloseWrite()
+		return half.CloseWrite()
 	}
+	return errors.ErrUnsupported
 }

@@ -55,7 +55,7 @@ func recorded(h http.Handler) http.Handler {
 			w.WriteHeader(599)
 			return
 		}
-		response := Cut(x.Response().Append(nil))
+		response := Cut(x.Response().Append(nil), nil)
 		x.Release()
 		response.CopyHeader(w.Header())
 		response.Write(w, r.Method)
@@ -1165,7 +1165,7 @@ func TestReuse(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				copies = append(copies, Cut(x.Response().Append(nil)))
+				copies = append(copies, Cut(x.Response().Append(nil), nil))
 				want = append(want, text)
 				x.Release()
 			}

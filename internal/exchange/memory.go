@@ -30,14 +30,11 @@ func (r *recorder) growLocked(n int) bool {
 	}
 	before := cap(s.body)
 	// Both are there until the one has been copied.
-	if !r.payLocked(size) {
+	for !r.payLocked(size) {
 		if size == need {
 			return false
 		}
-		r.err = nil
-		if size = need; !r.payLocked(size) {
-			return false
-		}
+		r.err, size = nil, need
 	}
 	s.body = append(make([]byte, 0, size), s.body...)
 	back := min(int64(before), r.paid-included)

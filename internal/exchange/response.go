@@ -325,7 +325,7 @@ func (p Response) Clone(b *budget.Budget) Response {
 		return p
 	}
 	size := 4 + p.Size()
-	return CutHeld(p.Append(make([]byte, 0, size)), b.Share(int64(size)))
+	return Cut(p.Append(make([]byte, 0, size)), b.Share(int64(size)))
 }
 
 // Append appends the encoded response to b.
@@ -334,11 +334,9 @@ func (p Response) Append(b []byte) []byte {
 	return append(append(b, p.head...), p.body...)
 }
 
-// Cut returns the Response that Append encoded in b. It does not copy b.
-func Cut(b []byte) Response { return CutHeld(b, nil) }
-
-// CutHeld is Cut for memory that held counts.
-func CutHeld(b []byte, held *budget.Shared) Response {
+// Cut returns the Response that Append encoded in b, whose memory held counts. It does
+// not copy b.
+func Cut(b []byte, held *budget.Shared) Response {
 	if len(b) == 0 {
 		return Response{}
 	}

@@ -69,7 +69,7 @@ func TestCloseNotify(t *testing.T) {
 }
 
 func TestCut(t *testing.T) {
-	if p := Cut(nil); p.Size() != 0 {
+	if p := Cut(nil, nil); p.Size() != 0 {
 		t.Errorf("Cut of nothing has %d bytes", p.Size())
 	}
 	x, err := serve(set(write("body"), "X-A", "b"), "GET", ample)
@@ -82,7 +82,7 @@ func TestCut(t *testing.T) {
 	if !bytes.HasPrefix(b, before) || len(b) != len(before)+4+x.Response().Size() {
 		t.Fatalf("%q", b)
 	}
-	p := Cut(b[len(before):])
+	p := Cut(b[len(before):], nil)
 	if &p.body[0] != &b[len(b)-len("body")] {
 		t.Error("Cut copies the body")
 	}
@@ -238,7 +238,7 @@ func FuzzResponse(f *testing.F) {
 		if len(b) != 4+response.Size() {
 			t.Errorf("size %d, %d bytes", response.Size(), len(b))
 		}
-		response = Cut(b)
+		response = Cut(b, nil)
 		x.Release()
 		if again := response.Append(nil); !bytes.Equal(again, b) {
 			t.Errorf("%q becomes %q", b, again)

@@ -53,7 +53,7 @@ func (a *answer) read(r *http.Request, limit int64) (err error) {
 	if r.Method == http.MethodHead || a.StatusCode == http.StatusNotModified {
 		length = -1 // that of another response
 	}
-	a.body, err = problem.ReadAll(a.Body, length, limit, &a.hold)
+	a.body, _, err = problem.ReadAll(a.Body, length, limit, &a.hold)
 	switch {
 	case err != nil:
 		return err

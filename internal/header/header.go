@@ -37,7 +37,7 @@ func ParsePrefer(lines []string) Prefer {
 			p.RespondAsync = p.RespondAsync || !async && value == ""
 			async = true
 		case name == "wait":
-			if seconds, ok := parseSeconds(value); ok && !wait {
+			if seconds, ok := amount(value, time.Second, MaxWait); ok && !wait {
 				p.Wait = seconds
 			}
 			wait = true
@@ -79,19 +79,19 @@ func preference(element string) (name, value string) {
 	return strings.ToLower(strings.Trim(name, " \t")), value
 }
 
-// parseSeconds parses whole seconds. It returns MaxWait for anything longer.
-func parseSeconds(s string) (time.Duration, bool) {
-	if s == "" {
+// amount parses a whole number of units. It returns most for anything longer.
+func amount(digits string, unit, most time.Duration) (time.Duration, bool) {
+	if digits == "" {
 		return 0, false
 	}
-	seconds := time.Duration(0)
-	for _, c := range []byte(s) {
+	n := time.Duration(0)
+	for _, c := range []byte(digits) {
 		if c < '0' || c > '9' {
 			return 0, false
 		}
-		seconds = min(seconds*10+time.Duration(c-'0')*time.Second, MaxWait)
+		n = min(n*10+time.Duration(c-'0')*unit, most)
 	}
-	return seconds, true
+	return n, true
 }
 
 // split yields the non-empty elements of a list, trimmed. It does not split at a

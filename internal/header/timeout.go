@@ -20,18 +20,22 @@ var grpcUnits = map[byte]time.Duration{
 // says: the shorter of the two, or 0 if there is none. What is malformed, given twice
 // or zero counts as absent.
 func Timeout(h http.Header) time.Duration {
-	envoy, grpc := time.Duration(0), time.Duration(0)
-	if v := only(h["X-Envoy-Expected-Rq-Timeout-Ms"]); v != "" {
-		envoy = amount(v, time.Millisecond)
-	}
+	envoy, _ := amount(only(h["X-Envoy-Expected-Rq-Timeout-Ms"]), time.Millisecond, maxTimeout)
+	grpc := time.Duration(0)
 	// TimeoutValue is of at most 8 digits.
 	if v := only(h["Grpc-Timeout"]); len(v) >= 2 && len(v) <= 9 {
-		grpc = amount(v[:len(v)-1], grpcUnits[v[len(v)-1]])
+		grpc, _ = amount(v[:len(v)-1], grpcUnits[v[len(v)-1]], maxTimeout)
 	}
-	if envoy == 0 || grpc != 0 && grpc < envoy {
-		return grpc
+	return Shorter(envoy, grpc)
+}
+
+// Shorter returns the shorter of two limits. One of 0 or less is none; if both are,
+// Shorter returns 0.
+func Shorter(a, b time.Duration) time.Duration {
+	if a <= 0 || b > 0 && b < a {
+		return max(b, 0)
 	}
-	return envoy
+	return a
 }
 
 // only returns the value of a header that is given once, otherwise nothing.
@@ -40,16 +44,4 @@ func only(lines []string) string {
 		return ""
 	}
 	return strings.Trim(lines[0], " \t")
-}
-
-// amount returns a whole number of units, or 0 if digits is not one.
-func amount(digits string, unit time.Duration) time.Duration {
-	n := time.Duration(0)
-	for _, c := range []byte(digits) {
-		if c < '0' || c > '9' {
-			return 0
-		}
-		n = min(n*10+time.Duration(c-'0')*unit, maxTimeout)
-	}
-	return n
 }

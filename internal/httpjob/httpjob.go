@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +43,10 @@ type Refusals struct{ Full, Dropped, Closed, Abandoned, Nested error }
 // explain says to a client why its request has not run, and whether it makes sense to
 // try again.
 func (r Refusals) explain(err error) (detail string, again bool) {
+	late, isLate := err.(*lateError)
 	switch {
+	case isLate:
+		return late.Error(), true
 	case errors.Is(err, r.Full):
 		return "the queue is full; try again later", true
 	case errors.Is(err, r.Dropped):
@@ -136,7 +138,7 @@ func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 	rt := j.newRoute(h, l)
 	return j.unlessAsync(rt, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
 		t := turn{jobs: j, route: rt, received: time.Now()}
-		t.named = shorter(named(r, t.received), max(p.Wait, 0))
+		t.named = header.Shorter(named(r, t.received), p.Wait)
 		// To the end: before that the server does not notice a client that leaves.
 		body, ok := problem.ReadBodyInto(hold, w, r, l.Body)
 		if !ok {
@@ -158,9 +160,10 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 		problem.NoMemory(w, j.Memory, noMemory)
 		return
 	}
+	about := newAbout(r, store.ID{})
 	accepted, started := time.Now(), time.Time{}
 	hurry := resource.Unhurried(w, r)
-	end, err := j.Queue.Do(t.start(withAbout{r.Context(), newAbout(r, store.ID{})}), t.route.limits.Run, func(ctx context.Context) error {
+	end, err := j.Queue.Do(t.start(withAbout{r.Context(), about}), t.route.limits.Run, func(ctx context.Context) error {
 		if !t.begin() {
 			return errLate
 		}
@@ -179,7 +182,7 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 		err, o.State, o.Detail = errLate, store.Canceled, "the job was not begun, since its answer would have come too late"
 	}
 	if j.OnEnd != nil && end != Refused {
-		j.OnEnd("", store.View{Outcome: o, Request: store.RequestOf(r), Accepted: accepted, Started: started, Ended: time.Now()})
+		j.OnEnd("", store.View{Outcome: o, Request: about.request, Accepted: accepted, Started: started, Ended: time.Now()})
 	}
 	if o.State == store.Done {
 		x.Response().CopyHeader(w.Header())
@@ -195,10 +198,7 @@ func (j *Jobs) fail(w http.ResponseWriter, o store.Outcome, err error) {
 	case o.Detail == exchange.Aborted:
 		panic(http.ErrAbortHandler)
 	case o.State == store.Failed:
-		if o.Status == http.StatusServiceUnavailable {
-			w.Header().Set("Retry-After", strconv.Itoa(j.RetryAfter()))
-		}
-		problem.Write(w, o.Status, o.Detail)
+		problem.Retry(w, o.Status, o.Detail, j.RetryAfter)
 	default:
 		j.refuse(w, err)
 	}
@@ -283,9 +283,9 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 		return nil, problem.ErrNoMemory
 	}
 	problem.Give(r, &x.exchange.Hold)
-	x.record = store.NewJob(store.NewID(), x, store.RequestOf(r))
+	about := newAbout(r, store.NewID())
+	x.record = store.NewJob(about.id, x, about.request)
 	x.exchange.Capture(rt.handler, r, body, j.MaxResponse)
-	about := newAbout(r, x.record.ID)
 	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, rt.limits.Run, x.run, x.ended)
 	// It is known before it is accepted, so no job can have ended before it is known.
 	j.Store.Add(x.record, claim)
@@ -419,11 +419,9 @@ func (j *Jobs) RetryAfter() int { return j.Queue.Load().RetryAfter() }
 // refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 	detail, again := j.Refusals.explain(err)
-	if late, ok := err.(*lateError); ok {
-		detail, again = late.Error(), true
-	}
 	if again {
-		w.Header().Set("Retry-After", strconv.Itoa(j.RetryAfter()))
+		problem.Retry(w, http.StatusServiceUnavailable, detail, j.RetryAfter)
+		return
 	}
 	problem.Write(w, http.StatusServiceUnavailable, detail)
 }

@@ -101,7 +101,7 @@ func (t *turn) limit() time.Duration {
 	if set == 0 && t.named == 0 {
 		return t.route.clients.Patience()
 	}
-	return shorter(t.named, max(set, 0))
+	return header.Shorter(t.named, set)
 }
 
 // left returns the time in which the request has to begin; ok is false if it is not
@@ -227,23 +227,15 @@ func (t *turn) seen(ctx context.Context) {
 func named(r *http.Request, received time.Time) time.Duration {
 	limit := header.Timeout(r.Header)
 	if deadline, ok := r.Context().Deadline(); ok {
-		limit = shorter(limit, max(deadline.Sub(received), 1))
+		limit = header.Shorter(limit, max(deadline.Sub(received), 1))
 	}
 	return limit
-}
-
-// shorter returns the shorter of two limits, of which 0 is none.
-func shorter(a, b time.Duration) time.Duration {
-	if a == 0 || b > 0 && b < a {
-		return b
-	}
-	return a
 }
 
 // place bounds the time that an asynchronous request waits for a place, since it has no
 // answer until then. When the time is over, errLate is the cause of the context's end.
 func (j *Jobs) place(r *http.Request, rt *route, received time.Time) (context.Context, context.CancelFunc) {
-	limit := shorter(named(r, received), max(rt.limits.Patience, 0))
+	limit := header.Shorter(named(r, received), rt.limits.Patience)
 	if limit == 0 {
 		return r.Context(), func() {}
 	}

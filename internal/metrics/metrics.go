@@ -5,6 +5,7 @@
 package metrics
 
 import (
+	"slices"
 	"time"
 
 	"holdfast"
@@ -61,65 +62,58 @@ type Sample struct {
 // Its elements do not change.
 func Families(jobs bool) []Family {
 	if !jobs {
-		return table[:ofDispatcher:ofDispatcher]
+		return ofDispatcher
 	}
-	return table
+	return all
 }
 
-// In table the metrics of a dispatcher come first, ofDispatcher of them.
 var (
-	table        = append(dispatcherFamilies(), jobsFamilies()...)
-	ofDispatcher = len(dispatcherFamilies())
+	ofDispatcher = dispatcherFamilies()
+	all          = slices.Concat(ofDispatcher, jobsFamilies())
 )
+
+// single returns a family that is one number.
+func single(name string, kind Kind, help string, value func(*Snapshot) float64) Family {
+	return Family{"holdfast_" + name, kind, help, "", func(s *Snapshot) []Sample {
+		return []Sample{{Value: value(s)}}
+	}}
+}
 
 func dispatcherFamilies() []Family {
 	type stats = holdfast.Stats
-	single := func(name string, kind Kind, help string, value func(*stats) float64) Family {
-		return Family{"holdfast_" + name, kind, help, "", func(s *Snapshot) []Sample {
-			return []Sample{{Value: value(&s.Dispatcher)}}
-		}}
-	}
 	timing := func(name, help string, of func(*stats) *histogram.Histogram) Family {
 		return Family{"holdfast_" + name, Histogram, help, "", func(s *Snapshot) []Sample {
 			return []Sample{{Histogram: of(&s.Dispatcher)}}
 		}}
 	}
 	return []Family{
-		single("jobs_accepted_total", Counter, "Jobs accepted.", func(s *stats) float64 { return float64(s.Accepted) }),
+		single("jobs_accepted_total", Counter, "Jobs accepted.", func(s *Snapshot) float64 { return float64(s.Dispatcher.Accepted) }),
 		{"holdfast_jobs_ended_total", Counter, "Jobs ended, by outcome.", "outcome", outcomes},
-		single("jobs_queued", Gauge, "Jobs waiting for a worker.", func(s *stats) float64 { return float64(s.Queued) }),
-		single("jobs_running", Gauge, "Jobs running.", func(s *stats) float64 { return float64(s.Running) }),
-		single("workers", Gauge, "Workers, busy and idle.", func(s *stats) float64 { return float64(s.Workers) }),
-		single("queue_places", Gauge, "Places in the queue.", func(s *stats) float64 { return float64(s.Queue) }),
+		single("jobs_queued", Gauge, "Jobs waiting for a worker.", func(s *Snapshot) float64 { return float64(s.Dispatcher.Queued) }),
+		single("jobs_running", Gauge, "Jobs running.", func(s *Snapshot) float64 { return float64(s.Dispatcher.Running) }),
+		single("workers", Gauge, "Workers, busy and idle.", func(s *Snapshot) float64 { return float64(s.Dispatcher.Workers) }),
+		single("queue_places", Gauge, "Places in the queue.", func(s *Snapshot) float64 { return float64(s.Dispatcher.Queue) }),
 		{"holdfast_overflow_policy", Gauge, "1 for the policy that applies when the queue is full, 0 for the others.", "policy", policies},
-		single("queue_oldest_age_seconds", Gauge, "Age of the job that has been queued the longest, 0 if none is queued.", func(s *stats) float64 { return s.OldestAge.Seconds() }),
-		single("submits_blocked", Gauge, "Submits waiting for a place in the queue.", func(s *stats) float64 { return float64(s.Blocked) }),
+		single("queue_oldest_age_seconds", Gauge, "Age of the job that has been queued the longest, 0 if none is queued.", func(s *Snapshot) float64 { return s.Dispatcher.OldestAge.Seconds() }),
+		single("submits_blocked", Gauge, "Submits waiting for a place in the queue.", func(s *Snapshot) float64 { return float64(s.Dispatcher.Blocked) }),
 		{"holdfast_submits_refused_total", Counter, "Submits refused, by reason.", "reason", refusals},
-		single("submits_gave_up_total", Counter, "Submits whose context ended before they were accepted, as when a client leaves.", func(s *stats) float64 { return float64(s.RefusedGone) }),
+		single("submits_gave_up_total", Counter, "Submits whose context ended before they were accepted, as when a client leaves.", func(s *Snapshot) float64 { return float64(s.Dispatcher.RefusedGone) }),
 		timing("job_wait_seconds", "Time from acceptance to start of started jobs.", func(s *stats) *histogram.Histogram { return &s.Wait }),
 		timing("job_run_seconds", "Time from start to end of ended jobs that had started.", func(s *stats) *histogram.Histogram { return &s.Run }),
 	}
 }
 
 func jobsFamilies() []Family {
-	type stats = holdfast.JobsStats
-	single := func(name string, help string, value func(*stats) float64) Family {
-		return Family{"holdfast_" + name, Gauge, help, "", func(s *Snapshot) []Sample {
-			return []Sample{{Value: value(s.Jobs)}}
-		}}
-	}
 	return []Family{
-		single("open_jobs", "Jobs accepted over HTTP that have not ended.", func(s *stats) float64 { return float64(s.Open) }),
-		single("kept_jobs", "Ended jobs that can still be read.", func(s *stats) float64 { return float64(s.Kept) }),
-		single("kept_bytes", "Estimated memory of kept jobs.", func(s *stats) float64 { return float64(s.KeptBytes) }),
-		single("unread_jobs", "Kept jobs that no client has read.", func(s *stats) float64 { return float64(s.Unread) }),
+		single("open_jobs", Gauge, "Jobs accepted over HTTP that have not ended.", func(s *Snapshot) float64 { return float64(s.Jobs.Open) }),
+		single("kept_jobs", Gauge, "Ended jobs that can still be read.", func(s *Snapshot) float64 { return float64(s.Jobs.Kept) }),
+		single("kept_bytes", Gauge, "Estimated memory of kept jobs.", func(s *Snapshot) float64 { return float64(s.Jobs.KeptBytes) }),
+		single("unread_jobs", Gauge, "Kept jobs that no client has read.", func(s *Snapshot) float64 { return float64(s.Jobs.Unread) }),
 		{"holdfast_evicted_jobs_total", Counter, "Ended jobs evicted, by the limit that they exceeded.", "cause", evictions},
 		{"holdfast_late_requests_total", Counter, "Requests refused because they could not be answered in time, by when that was certain.", "when", late},
-		single("held_bytes", "Estimated memory held for clients, that of kept jobs included.", func(s *stats) float64 { return float64(s.Held) }),
-		{"holdfast_refused_memory_total", Counter, "Requests and responses refused for lack of memory.", "", func(s *Snapshot) []Sample {
-			return []Sample{{Value: float64(s.Jobs.RefusedHeld)}}
-		}},
-		single("reach_seconds", "How far back kept jobs reach: a job that ended more recently is still kept.", func(s *stats) float64 { return s.Reach.Seconds() }),
+		single("held_bytes", Gauge, "Estimated memory held for clients, that of kept jobs included.", func(s *Snapshot) float64 { return float64(s.Jobs.Held) }),
+		single("refused_memory_total", Counter, "Requests and responses refused for lack of memory.", func(s *Snapshot) float64 { return float64(s.Jobs.RefusedHeld) }),
+		single("reach_seconds", Gauge, "How far back kept jobs reach: a job that ended more recently is still kept.", func(s *Snapshot) float64 { return s.Jobs.Reach.Seconds() }),
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 
 	"holdfast/internal/budget"
 )
@@ -37,7 +36,7 @@ func ReadBodyInto(hold *budget.Hold, w http.ResponseWriter, r *http.Request, lim
 		// The connection is closed behind a body that is too large.
 		from = http.MaxBytesReader(unwrap(w), r.Body, limit)
 	}
-	body, paid, err := readAll(from, r.ContentLength, limit, hold)
+	body, paid, err := ReadAll(from, r.ContentLength, limit, hold)
 	_, cut := errors.AsType[*http.MaxBytesError](err)
 	switch {
 	case cut || int64(len(body)) > limit:
@@ -64,8 +63,7 @@ var ErrNoMemory = errors.New("no memory is left")
 // NoMemory answers 503, and counts that in the budget.
 func NoMemory(w http.ResponseWriter, b *budget.Budget, detail string) {
 	b.Refuse()
-	w.Header().Set("Retry-After", strconv.Itoa(b.Again()))
-	Write(w, http.StatusServiceUnavailable, detail+"; try again later")
+	Retry(w, http.StatusServiceUnavailable, detail+"; try again later", b.Again)
 }
 
 // small is the greatest Content-Length for which a buffer is allocated at once. If
@@ -73,18 +71,9 @@ func NoMemory(w http.ResponseWriter, b *budget.Budget, detail string) {
 const small = 4 << 10
 
 // ReadAll reads a body to its end, or beyond limit. length is how long it is said to be,
-// or -1. What it takes stays in hold; without memory for it the error is ErrNoMemory.
-func ReadAll(from io.Reader, length, limit int64, hold *budget.Hold) ([]byte, error) {
-	data, paid, err := readAll(from, length, limit, hold)
-	if err != nil {
-		hold.Release(paid)
-		return nil, err
-	}
-	return data, nil
-}
-
-// readAll is ReadAll that leaves it to the caller to release what is paid.
-func readAll(from io.Reader, length, limit int64, hold *budget.Hold) (data []byte, paid int64, err error) {
+// or -1. paid is what it takes of hold, also after an error; without memory for it the
+// error is ErrNoMemory.
+func ReadAll(from io.Reader, length, limit int64, hold *budget.Hold) (data []byte, paid int64, err error) {
 	length = min(length, limit) // more is too large, and not needed
 	if length > small {         // a shorter one is in what each request takes
 		paid = length + 1

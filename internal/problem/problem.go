@@ -19,6 +19,15 @@ import (
 // it must not reveal internals.
 func Write(w http.ResponseWriter, status int, detail string) { write(w, status, detail, 0) }
 
+// Retry is Write that, with 503, says after how many seconds it makes sense to try
+// again.
+func Retry(w http.ResponseWriter, status int, detail string, after func() int) {
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", strconv.Itoa(after()))
+	}
+	Write(w, status, detail)
+}
+
 // Gone answers with 410: what was asked for will never exist. If cause is not 0, it
 // is the status that answered the request that waited for it.
 func Gone(w http.ResponseWriter, detail string, cause int) { write(w, http.StatusGone, detail, cause) }

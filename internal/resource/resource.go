@@ -219,10 +219,7 @@ func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, a
 		if v.State == store.Dropped {
 			v.Status = http.StatusServiceUnavailable
 		}
-		if v.Status == http.StatusServiceUnavailable {
-			h.setRetryAfter(w)
-		}
-		problem.Write(w, v.Status, v.Detail)
+		problem.Retry(w, v.Status, v.Detail, h.RetryAfter)
 		h.read(r, j)
 		return
 	}
@@ -261,10 +258,6 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, j *store.Job, a
 	}
 }
 
-func (h *Handler) setRetryAfter(w http.ResponseWriter) {
-	w.Header().Set("Retry-After", strconv.Itoa(h.RetryAfter()))
-}
-
 // setState sets what every answer about a job has. What it says may be different
 // a moment later.
 func setState(w http.ResponseWriter, s store.State) {
@@ -278,7 +271,7 @@ func setState(w http.ResponseWriter, s store.State) {
 func (h *Handler) show(w http.ResponseWriter, j *store.Job, status int, v store.View) {
 	setState(w, v.State)
 	if !v.State.Ended() {
-		h.setRetryAfter(w)
+		w.Header().Set("Retry-After", strconv.Itoa(h.RetryAfter()))
 	}
 	write(w, status, h.represent(j.ID, v))
 }

@@ -203,10 +203,14 @@ func (c *Config) complete(given map[string]bool) error {
 		return err
 	}
 	c.AdminSet = given["admin"]
-	if _, _, err := net.SplitHostPort(c.Admin); c.Admin != "" && err != nil {
+	if c.Admin == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(c.Admin)
+	if err != nil {
 		return fmt.Errorf("-admin is %q; want host:port, or nothing for no admin listener", c.Admin)
 	}
-	if c.Admin != "" && !loopback(c.Admin) && c.AdminToken == "" {
+	if !loopback(host) && c.AdminToken == "" {
 		return fmt.Errorf("-admin %s can be reached from other machines; want -admin-token-file, or a host such as 127.0.0.1 or localhost", c.Admin)
 	}
 	return nil
@@ -218,12 +222,8 @@ func mebibytes(n int64) string {
 	return size.String()
 }
 
-// loopback reports whether a listen address can be reached from this machine only.
-func loopback(addr string) bool {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
+// loopback reports whether what listens at a host can be reached from this machine only.
+func loopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }

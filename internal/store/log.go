@@ -128,7 +128,7 @@ func (l *log) add(r record) Outcome {
 	l.budget.Add(indexed(r.claimed))
 	c.b = r.append(c.b, response)
 	if response > 0 {
-		r.outcome.Response = exchange.CutHeld(c.b[len(c.b)-response:], c.held)
+		r.outcome.Response = exchange.Cut(c.b[len(c.b)-response:], c.held)
 	}
 	l.bytes += r.size()
 	l.unread++
@@ -141,13 +141,7 @@ func (r *record) append(b []byte, response int) []byte {
 	for _, t := range []time.Duration{r.accepted, r.started, r.ended} {
 		b = binary.LittleEndian.AppendUint64(b, uint64(t))
 	}
-	state := byte(0)
-	for i, s := range states {
-		if s == r.outcome.State {
-			state = byte(i)
-		}
-	}
-	b = append(b, state)
+	b = append(b, byte(slices.Index(states, r.outcome.State)))
 	b = binary.LittleEndian.AppendUint16(b, uint16(r.outcome.Status))
 	marks := byte(0)
 	if r.claimed {
@@ -169,11 +163,7 @@ func (r Request) size() int { return len(r.Method) + len(r.Target) + len(r.Route
 
 // size returns the bytes that the record takes.
 func (r *record) size() int64 {
-	n := fixedSize + indexSize + len(r.outcome.Detail) + r.request.size() + r.outcome.Response.Size()
-	if r.claimed {
-		n += claimSize
-	}
-	return int64(n)
+	return indexed(r.claimed) + int64(fixedSize+len(r.outcome.Detail)+r.request.size()+r.outcome.Response.Size())
 }
 
 // indexed returns what a record takes besides its chunk and a large response.
@@ -203,11 +193,10 @@ func (l *log) decode(c *chunk, offset uint32) (r record) {
 	}
 	r.outcome.Detail = text(detail)
 	r.request = Request{text(request[0]), text(request[1]), text(request[2])}
-	if r.outcome.State == Done {
-		r.outcome.Response = l.large[r.id]
-	}
 	if response > 0 {
-		r.outcome.Response = exchange.CutHeld(b[:response], c.held)
+		r.outcome.Response = exchange.Cut(b[:response], c.held)
+	} else if r.outcome.State == Done {
+		r.outcome.Response = l.large[r.id]
 	}
 	return r
 }
@@ -219,15 +208,11 @@ func (l *log) header(b []byte) (h header) {
 	h.claimed, h.wasRead = b[marksAt]&markClaimed != 0, b[marksAt]&markRead != 0
 	copy(h.key[:], b[marksAt+1:])
 	h.length = lengthOf(b)
-	h.size = int64(h.length + indexSize)
+	h.size = int64(h.length) + indexed(h.claimed)
 	if _, response, _ := lengths(b); response > 0 {
 		h.size -= 4 // which size leaves out
-	}
-	if states[b[stateAt]] == Done {
+	} else if states[b[stateAt]] == Done {
 		h.size += int64(l.large[h.id].Size())
-	}
-	if h.claimed {
-		h.size += claimSize
 	}
 	return h
 }

@@ -14,7 +14,7 @@ import (
 // rawResponse is a Response of any bytes: to the log it is nothing else.
 func rawResponse(head, body []byte) exchange.Response {
 	b := binary.LittleEndian.AppendUint32(nil, uint32(len(head)))
-	return exchange.Cut(append(append(b, head...), body...))
+	return exchange.Cut(append(append(b, head...), body...), nil)
 }
 
 func emptyLog() *log {

@@ -434,9 +434,7 @@ func (s *Store) keepLocked(j *Job) {
 	j.claim = nil
 	j.outcome = s.kept.add(r)
 	s.evictLocked(j.ended)
-	if s.bounds.Memory.Over() {
-		s.yieldLocked(func() bool { return !s.bounds.Memory.Over() })
-	}
+	s.yieldLocked(func() bool { return !s.bounds.Memory.Over() })
 	if s.timer == nil && len(s.kept.index) > 0 {
 		s.expireIn(s.bounds.Age)
 	}
@@ -476,12 +474,13 @@ func (s *Store) forgottenLocked(r header) {
 func (s *Store) Yield(enough func() bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !enough() { // somebody else's Yield may have been first
-		s.yieldLocked(enough)
-	}
+	s.yieldLocked(enough)
 }
 
 func (s *Store) yieldLocked(enough func() bool) {
+	if enough() { // perhaps by somebody else's Yield
+		return
+	}
 	s.kept.yield(enough, func(r header) {
 		s.byBytes++
 		s.forgottenLocked(r)

@@ -765,7 +765,7 @@ func TestEndCopies(t *testing.T) {
 			want := strings.Repeat("m", size)
 			raw := respond(t, want).Append(nil)
 			s.Start(j)
-			s.End(j, Outcome{State: Done, Response: exchange.Cut(raw)})
+			s.End(j, Outcome{State: Done, Response: exchange.Cut(raw, nil)})
 			for i := range raw {
 				raw[i] = 0xff
 			}

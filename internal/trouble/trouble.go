@@ -6,7 +6,6 @@ package trouble
 import (
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +24,7 @@ const Every = time.Minute
 type Log struct {
 	Logger *slog.Logger
 	What   string // the message, such as "upstream failed"
-	Over   string // the message when it is over; if empty, the end is not logged
+	Over   string // the message when it is over
 	Quiet  bool   // a minute without it is its end, since nobody calls Worked
 
 	open atomic.Bool // there is trouble; written with mu locked
@@ -94,7 +93,7 @@ func (l *Log) look() {
 	case l.unsaid > 0:
 		l.Logger.Warn(l.What, append([]any{"times", l.unsaid, "since", l.since}, l.last...)...)
 		l.said, l.unsaid, l.worked, l.last = now, 0, false, nil
-	case l.worked || l.Quiet || l.Over == "":
+	case l.worked || l.Quiet:
 		l.endLocked(now)
 		return
 	}
@@ -107,18 +106,8 @@ func (l *Log) endLocked(now time.Time) {
 	}
 	l.open.Store(false)
 	l.timer.Stop()
-	l.unsaid, l.last = 0, nil
-	if l.Over != "" {
-		l.ended = now
-		l.Logger.Info(l.Over, "times", l.total, "for", now.Sub(l.since).Round(time.Millisecond))
-	}
-}
-
-// Write makes a line of a log.Logger trouble of its own. It is for packages that have
-// no other way to say what is wrong.
-func (l *Log) Write(line []byte) (int, error) {
-	l.Failed("line", Cut(strings.TrimSpace(string(line))))
-	return len(line), nil
+	l.unsaid, l.last, l.ended = 0, nil, now
+	l.Logger.Info(l.Over, "times", l.total, "for", now.Sub(l.since).Round(time.Millisecond))
 }
 
 // MaxValue is the length in bytes at which Cut cuts a value.

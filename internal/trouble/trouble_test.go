@@ -1,7 +1,6 @@
 package trouble
 
 import (
-	"log"
 	"log/slog"
 	"strings"
 	"sync"
@@ -116,25 +115,6 @@ func TestConcurrent(t *testing.T) {
 	if n := len(b.lines()); n < 2 || n > 3 {
 		t.Errorf("%d lines", n)
 	}
-}
-
-// A package that has only a log.Logger cannot flood the log either.
-func TestWrite(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l, b := newLog("")
-		old := log.New(l, "", 0)
-		for range 100 {
-			old.Print(strings.Repeat("\n", 20_000) + strings.Repeat("x", 1000))
-		}
-		got := b.lines()
-		expect(t, "begin", got, `line="xxx`)
-		if len(got[0]) > 400 {
-			t.Errorf("a line of %d bytes", len(got[0]))
-		}
-		time.Sleep(3 * Every)
-		synctest.Wait()
-		expect(t, "count", b.lines(), "times=99 ")
-	})
 }
 
 func TestCut(t *testing.T) {
