@@ -277,7 +277,7 @@ func TestAsyncRetryAfterExact(t *testing.T) {
 		}
 		for ms := 1; ms <= 1200; ms += 3 {
 			d.stats.Run = histogram.Histogram{Count: 1, Sum: float64(ms) * 1e6} // one job that took ms
-			if got, want := (queue{d}).Load().RetryAfter(), (queued*ms+999)/1000; got != want {
+			if got, want := (queue{d}).Load(nil).RetryAfter(), (queued*ms+999)/1000; got != want {
 				t.Fatalf("%d queued, %d ms each: %d, want %d", queued, ms, got, want)
 			}
 		}

@@ -28,7 +28,6 @@ package holdfast
 
 import (
 	"cmp"
-	"container/list"
 	"context"
 	"fmt"
 	"log/slog"
@@ -36,6 +35,7 @@ import (
 	"time"
 
 	"holdfast/internal/lazy"
+	"holdfast/internal/line"
 )
 
 // Bounds of a Config.
@@ -64,6 +64,11 @@ type Config struct {
 	// when it returns it counts as failed. If zero, there is no limit.
 	JobTimeout time.Duration
 
+	// ClientPlaces is how many places one client may hold: jobs that run, are queued,
+	// or wait for a place. It counts for jobs whose [Class] names a client. If zero,
+	// there is no limit.
+	ClientPlaces int
+
 	// Logger gets one record for each job that panics. If nil, slog.Default() is
 	// used.
 	Logger *slog.Logger
@@ -79,9 +84,10 @@ type Dispatcher struct {
 	Submitter // under the dispatcher's policy
 
 	// Written once in New, only read afterwards.
-	jobTimeout time.Duration
-	log        *slog.Logger
-	epoch      time.Time // the zero of now
+	jobTimeout   time.Duration
+	clientPlaces int // 0: no limit
+	log          *slog.Logger
+	epoch        time.Time // the zero of now
 
 	// ctx is the context of jobs that have none of their own. It is canceled when a
 	// shutdown cuts off what runs, and when it is over.
@@ -100,19 +106,23 @@ type Dispatcher struct {
 	queue chan entry
 	first entry // the oldest one, if somebody has looked at it; see firstLocked
 
+	// line is what the JobQueue becomes when the first job of a Class comes: then it is
+	// decided there which job is next. Until then it is nil. See lineUpLocked.
+	line *line.Line[entry]
+
 	// pool is the WorkerPool: the channels of idle workers, in the order in which they
 	// became idle. finish and resizeLocked send a worker's own channel. handOverLocked
 	// receives it and answers with a job, dismissLocked closes it. The pool is never
 	// closed; a resize replaces it.
 	pool chan chan entry
 
-	stats   Stats     // OldestAge is filled in by Stats
-	workers int       // not dismissed; more than stats.Workers while a surplus is busy
-	blocked list.List // of *waiter, in the order in which they came
-	closed  bool      // Shutdown has begun
-	stopped bool      // a shutdown was cut off: what runs is canceled
-	report  Report    // of the shutdown
-	why     error     // that Shutdown returns
+	stats   Stats               // OldestAge is filled in by Stats
+	workers int                 // not dismissed; more than stats.Workers while a surplus is busy
+	blocked *line.Line[*waiter] // who waits for a place
+	closed  bool                // Shutdown has begun
+	stopped bool                // a shutdown was cut off: what runs is canceled
+	report  Report              // of the shutdown
+	why     error               // that Shutdown returns
 }
 
 // An entry is what waits in the JobQueue: a function that nobody follows, or a job
@@ -142,16 +152,18 @@ func New(cfg Config) (*Dispatcher, error) {
 		return nil, fmt.Errorf("holdfast: Config.Queue is %d; want 0 (none) to %d", cfg.Queue, maxQueue)
 	case !cfg.Overflow.known():
 		return nil, fmt.Errorf("holdfast: Config.Overflow is %v; want Block, Reject or DropOldest", cfg.Overflow)
-	case cfg.JobTimeout < 0:
-		return nil, fmt.Errorf("holdfast: Config.JobTimeout is %v; want 0 (none) or more", cfg.JobTimeout)
+	case cfg.JobTimeout < 0 || cfg.ClientPlaces < 0:
+		return nil, fmt.Errorf("holdfast: Config.JobTimeout is %v and ClientPlaces %d; want 0 (no limit) or more", cfg.JobTimeout, cfg.ClientPlaces)
 	}
 	d := &Dispatcher{
-		jobTimeout: cfg.JobTimeout,
-		log:        cmp.Or(cfg.Logger, slog.Default()),
-		epoch:      time.Now(),
-		over:       make(chan struct{}),
-		queue:      make(chan entry, cfg.Queue+cfg.Queue/4+1),
-		stats:      Stats{Queue: cfg.Queue, Overflow: cfg.Overflow},
+		jobTimeout:   cfg.JobTimeout,
+		clientPlaces: cfg.ClientPlaces,
+		log:          cmp.Or(cfg.Logger, slog.Default()),
+		epoch:        time.Now(),
+		over:         make(chan struct{}),
+		queue:        make(chan entry, cfg.Queue+cfg.Queue/4+1),
+		blocked:      line.New[*waiter](),
+		stats:        Stats{Queue: cfg.Queue, Overflow: cfg.Overflow},
 	}
 	d.Submitter.d = d
 	d.finished = sync.OnceFunc(func() { close(d.over) })
@@ -161,16 +173,22 @@ func New(cfg Config) (*Dispatcher, error) {
 }
 
 // A Submitter submits jobs to a Dispatcher. That which a Dispatcher contains does so
-// under the dispatcher's policy, others are made by [Dispatcher.With].
+// under the dispatcher's policy and makes no difference between jobs; others are made
+// by its methods With and For.
 type Submitter struct {
 	d        *Dispatcher
 	own      bool // it has a policy of its own
 	overflow Overflow
+	class    *line.Class // nil: an urgency of 0, and no client
+	patience time.Duration
 }
 
-// With returns a Submitter that submits to d under policy o. It costs nothing. An
-// unknown policy makes every submit return an error.
-func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, true, o} }
+// With returns a Submitter that submits under policy o. It costs nothing. An unknown
+// policy makes every submit return an error.
+func (s Submitter) With(o Overflow) Submitter {
+	s.own, s.overflow = true, o
+	return s
+}
 
 // Go submits fn. It returns nil once fn is accepted, otherwise [ErrQueueFull],
 // [ErrClosed], [ErrNested] or, if ctx ended first, ctx.Err(). Only under [Block] does
@@ -181,7 +199,7 @@ func (d *Dispatcher) With(o Overflow) Submitter { return Submitter{d, true, o} }
 // otherwise lost; Submit keeps it. With context.Background() and no JobTimeout a call
 // allocates nothing, and such jobs share one context.
 func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error {
-	if fn != nil && s.d.jobTimeout == 0 && (ctx == context.Background() || ctx == context.TODO()) {
+	if fn != nil && s.d.jobTimeout == 0 && s.class == nil && s.patience <= 0 && (ctx == context.Background() || ctx == context.TODO()) {
 		return s.submit(ctx, entry{fn: fn})
 	}
 	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, s.d.jobTimeout, fn)})
@@ -200,12 +218,12 @@ func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (
 
 // TryGo is Go under [Reject], whatever the policy: it never waits.
 func (s Submitter) TryGo(ctx context.Context, fn func(context.Context) error) error {
-	return s.d.With(Reject).Go(ctx, fn)
+	return s.With(Reject).Go(ctx, fn)
 }
 
 // TrySubmit is Submit under [Reject], whatever the policy: it never waits.
 func (s Submitter) TrySubmit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	return s.d.With(Reject).Submit(ctx, fn)
+	return s.With(Reject).Submit(ctx, fn)
 }
 
 // Do submits fn, waits for its end and returns its error, as [Job.Err] does. If
@@ -241,6 +259,7 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	if !policy.known() {
 		return fmt.Errorf("holdfast: %v is not an overflow policy", policy)
 	}
+	ctx, stop := s.expire(ctx, e)
 	gone := ctx.Err()
 	nested := d.owns(ctx)
 	now := d.now()
@@ -258,6 +277,12 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	case d.closed:
 		d.stats.RefusedClosed++
 		err = ErrClosed
+	case d.sharedOutLocked(s.class):
+		d.stats.RefusedShare++
+		err = ErrShare
+	case s.patience > 0 && d.loadLocked(s.class).MeanWait() > s.patience:
+		d.stats.RefusedLate++
+		err = ErrLate
 	case d.freeLocked() > 0:
 		d.acceptLocked(e, now)
 		d.dispatchLocked(now)
@@ -273,8 +298,9 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 		dropped.notify()
 	}
 	if waiting != nil {
-		return d.wait(ctx, waiting)
+		err = d.wait(ctx, waiting)
 	}
+	stop(err)
 	return err
 }
 
@@ -302,12 +328,30 @@ func (d *Dispatcher) freeLocked() int {
 	return d.stats.Workers + d.stats.Queue - d.stats.Queued - d.stats.Running
 }
 
-// acceptLocked puts e into the JobQueue. There must be a free place; dispatchLocked
-// must follow if a worker may be idle. The channel has room: while a worker is idle it
-// holds at most the job that is about to be handed over, otherwise at most stats.Queue
-// jobs. All other entries are of canceled jobs, at least a fifth of a full channel, so to
-// remove them then costs amortized constant time.
+// acceptLocked puts e into the JobQueue, or into the line. There must be a free place;
+// dispatchLocked must follow if a worker may be idle.
 func (d *Dispatcher) acceptLocked(e entry, now int64) {
+	if e.job != nil {
+		e.job.accepted = true
+	}
+	e.at = now
+	if d.line == nil && e.job != nil && e.job.class != nil {
+		d.lineUpLocked()
+	}
+	if d.line != nil {
+		d.addLocked(d.line, e)
+	} else {
+		d.enqueueLocked(e)
+	}
+	d.stats.Accepted++
+	d.stats.Queued++
+}
+
+// enqueueLocked puts e into the JobQueue. The channel has room: while a worker is idle
+// it holds at most the job that is about to be handed over, otherwise at most
+// stats.Queue jobs. All other entries are of canceled jobs, at least a fifth of a full
+// channel, so to remove them then costs amortized constant time.
+func (d *Dispatcher) enqueueLocked(e entry) {
 	if len(d.queue) == cap(d.queue) {
 		for range len(d.queue) {
 			if e := <-d.queue; !e.blank() {
@@ -315,13 +359,7 @@ func (d *Dispatcher) acceptLocked(e entry, now int64) {
 			}
 		}
 	}
-	if e.job != nil {
-		e.job.accepted = true
-	}
-	e.at = now
 	d.queue <- e
-	d.stats.Accepted++
-	d.stats.Queued++
 }
 
 // dispatchLocked does what a change has made possible. It follows every change: a job
@@ -364,6 +402,9 @@ func (d *Dispatcher) dismissLocked() {
 // firstLocked returns the job that has waited longest. One must be queued. A channel
 // cannot be looked into, so the job is kept in d.first until somebody takes it.
 func (d *Dispatcher) firstLocked() *entry {
+	if d.line != nil {
+		return &d.line.Oldest().Value
+	}
 	for d.first.blank() {
 		d.first = <-d.queue
 	}
@@ -373,14 +414,31 @@ func (d *Dispatcher) firstLocked() *entry {
 // takeLocked removes the job that has waited longest from the queue.
 func (d *Dispatcher) takeLocked() entry {
 	e := *d.firstLocked()
-	d.first = entry{}
-	d.stats.Queued--
+	d.removeLocked(e)
 	return e
 }
 
-// nextLocked takes the job that has waited longest and starts it.
-func (d *Dispatcher) nextLocked(now int64) entry {
-	e := d.takeLocked()
+// removeLocked removes e from the queue, without a turn: the first job, or any job if
+// there is a line.
+func (d *Dispatcher) removeLocked(e entry) {
+	d.stats.Queued--
+	if d.line != nil {
+		d.line.Remove(e.job.item)
+		e.job.item = nil
+	} else {
+		d.first = entry{}
+	}
+}
+
+// nextLocked takes the job whose turn it is and starts it. Nothing is decided earlier:
+// a worker is idle.
+func (d *Dispatcher) nextLocked(now int64) (e entry) {
+	if d.line != nil {
+		e = d.line.Next().Value
+		d.stats.Queued--
+	} else {
+		e = d.takeLocked()
+	}
 	d.stats.Running++
 	if timing {
 		d.stats.Wait.Add(time.Duration(now - e.at))
@@ -404,6 +462,10 @@ func (d *Dispatcher) finish(w *worker) {
 	d.lock()
 	if timing {
 		d.stats.Run.Add(time.Duration(now - w.job.at))
+	}
+	if j != nil && j.item != nil {
+		d.line.Ended(j.item, now-w.job.at)
+		j.item = nil
 	}
 	switch {
 	case j != nil:

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/budget"
 	"holdfast/internal/httpjob"
+	"holdfast/internal/line"
 	"holdfast/internal/patience"
 	"holdfast/internal/resource"
 	"holdfast/internal/store"
@@ -59,6 +60,11 @@ type JobsConfig struct {
 	// deadline). If zero, Queued learns it from clients that leave. Negative is none.
 	Patience time.Duration
 
+	// Classify says how urgent a request is, whose, and how patient; see [Class]. It is
+	// called once for each request of Queued and Async, by its own goroutine. A request
+	// for which a client has all its places gets 429. If nil, all requests are alike.
+	Classify func(*http.Request) Class
+
 	// PublicURL is where clients find the root of the server, such as
 	// "https://host/queue", if that is not where it listens: a prefix for all URLs
 	// that clients are given. The routes stay. If empty, the URLs are relative.
@@ -102,13 +108,19 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 		return nil, fmt.Errorf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, which is %d", cfg.RetainBytes, cfg.MaxResponse)
 	}
 	j := &httpjob.Jobs{Queue: queue{d}, MaxResponse: cfg.MaxResponse}
-	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
+	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Share: ErrShare, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
 	j.Memory = budget.New(cfg.MaxMemory, func(enough func() bool) { j.Store.Yield(enough) }, j.RetryAfter)
 	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain, Memory: j.Memory})
 	// Once a shutdown is over or was cut off, nobody need wait for a job.
 	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: j.RetryAfter, Stop: d.over}
 	j.NotMounted = func() {
 		d.log.Error("holdfast: the server has no handler for JobsConfig.Path, so no client can follow its job; mount the Jobs there", "path", cfg.Path)
+	}
+	if cfg.Classify != nil {
+		j.Classify = func(r *http.Request) (*line.Class, time.Duration) {
+			c := cfg.Classify(r)
+			return c.line(), c.Patience
+		}
 	}
 	if cfg.OnEnd != nil {
 		j.OnEnd = func(id string, v store.View) {
@@ -190,15 +202,16 @@ func (j *Jobs) ListHandler() http.Handler { return http.HandlerFunc(j.requests.R
 // queue is the Dispatcher as package httpjob needs it.
 type queue struct{ *Dispatcher }
 
-func (q queue) NewJob(ctx context.Context, limit time.Duration, run func(context.Context) error, ended func(httpjob.End, error)) httpjob.Job {
+func (q queue) NewJob(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error, ended func(httpjob.End, error)) httpjob.Job {
 	j := q.newJob(ctx, false, limit, run)
+	j.class = class
 	j.onEnd = func() { ended(j.end()) }
 	return (*requestJob)(j)
 }
 
-func (q queue) Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (httpjob.End, error) {
+func (q queue) Do(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error) (httpjob.End, error) {
 	j := q.newJob(ctx, true, limit, run)
-	if err := q.do(ctx, j); j.state == StateQueued { // it is nobody else's
+	if err := (Submitter{d: q.Dispatcher, class: class}).do(ctx, j); j.state == StateQueued { // it is nobody else's
 		return httpjob.Refused, err
 	}
 	return j.end()
@@ -207,7 +220,9 @@ func (q queue) Do(ctx context.Context, limit time.Duration, run func(context.Con
 // A requestJob is a Job as package httpjob needs it.
 type requestJob Job
 
-func (j *requestJob) Submit(ctx context.Context) error { return j.d.submit(ctx, entry{job: (*Job)(j)}) }
+func (j *requestJob) Submit(ctx context.Context) error {
+	return Submitter{d: j.d, class: j.class}.submit(ctx, entry{job: (*Job)(j)})
+}
 
 func (j *requestJob) Cancel() bool {
 	(*Job)(j).Cancel()
@@ -226,8 +241,8 @@ func (j *Job) end() (httpjob.End, error) {
 	return httpjob.End(j.state), j.err // they have the same numbers
 }
 
-func (q queue) Load() patience.Load {
+func (q queue) Load(class *line.Class) patience.Load {
 	q.lock()
 	defer q.mu.Unlock()
-	return patience.Load{Queued: q.stats.Queued, Blocked: q.stats.Blocked, Running: q.stats.Running, Workers: q.stats.Workers, MeanRun: q.stats.Run.Mean()}
+	return q.loadLocked(class)
 }

@@ -28,7 +28,8 @@ import (
 //	     for no job to end. Goroutines do not depend on how many jobs wait.
 //	G2   Bound: at most w jobs run, those past their deadline included. After a shrink
 //	     the surplus finishes what it runs.
-//	G3   Order: jobs leave the queue in the order in which they were accepted.
+//	G3   Order: jobs of one class leave the queue in the order in which they were
+//	     accepted.
 //	G4   Overflow: Block waits for a place until the context ends or shutdown, first
 //	     come, first served. Reject returns ErrQueueFull at once. DropOldest ends the
 //	     longest-waiting queued job, one at most, and takes its place ahead of blocked
@@ -57,9 +58,9 @@ import (
 //	G14  Timings: queue wait and run time as histograms, and the exact age of the oldest
 //	     queued job.
 //	G15  Patience: a job that cannot be answered within its patience is refused at the
-//	     door, or ended unstarted as soon as that is certain. No test yet.
+//	     door, or ended unstarted as soon as that is certain.
 //	G16  Urgency and shares: the more urgent first; within an urgency clients share the
-//	     workers fairly. No test yet.
+//	     workers fairly; no worker is idle while anything waits.
 //
 // Order, bounds and times are tested in virtual time, where a test that hangs fails
 // at once as a deadlock of its bubble, and a goroutine that is left fails it too.

@@ -8,6 +8,7 @@ import (
 
 	"holdfast/internal/enum"
 	"holdfast/internal/lazy"
+	"holdfast/internal/line"
 )
 
 // State is where a job stands. A job is queued, then running, then in one of the six
@@ -22,7 +23,7 @@ const (
 	StateFailed                 // the function returned an error, ran past its deadline or called runtime.Goexit
 	StatePanicked               // the function panicked
 	StateCanceled               // canceled before the function returned, or before it was called
-	StateDropped                // gave its place to a newer job under DropOldest; never ran
+	StateDropped                // gave its place to a newer job under DropOldest, or by its class; never ran
 	StateAbandoned              // still queued when Shutdown was cut off; never ran
 )
 
@@ -64,6 +65,8 @@ type Job struct {
 	// of context, which is set at the start.
 	d       *Dispatcher
 	timeout time.Duration // that it may run; 0: no limit
+	class   *line.Class   // nil: classless
+	late    *time.Timer   // ends it if it has not begun by then; may be nil
 	onEnd   func()        // called once, after the end; may be nil
 	done    chan struct{} // closed at the end; nil if nobody has the handle
 	context lazy.Context  // that its function gets
@@ -72,8 +75,9 @@ type Job struct {
 	state    State
 	fn       func(context.Context) error
 	err      error
-	accepted bool  // before, it cannot be canceled
-	canceled error // why it was canceled while it ran
+	accepted bool              // before, it cannot be canceled
+	canceled error             // why it was canceled while it ran
+	item     *line.Item[entry] // its place in the line, from its acceptance to its end
 }
 
 // newJob returns a job that may run for limit. It sees the values of ctx, and if it is
@@ -103,7 +107,7 @@ func (j *Job) State() State {
 
 // Err returns nil until the job has ended, and nil if it succeeded. Otherwise it
 // returns the error that the function returned, a [*PanicError], [ErrDropped],
-// [ErrAbandoned], an error that matches context.Canceled for a canceled job (and
+// [ErrAbandoned], [ErrLate], an error that matches context.Canceled for a canceled job (and
 // [ErrClosed] too if Shutdown canceled it), or one that matches
 // context.DeadlineExceeded for a job that ran past its deadline. It does not block.
 func (j *Job) Err() error {
@@ -137,7 +141,7 @@ func (j *Job) Wait(ctx context.Context) error {
 func (j *Job) Cancel() { j.cancelWith(context.Canceled, context.Canceled) }
 
 // cancelWith cancels the job with err for the job's error and cause for the cause of
-// its context.
+// its context. If cause is nil, it cancels the job only if that is queued.
 func (j *Job) cancelWith(err, cause error) {
 	d := j.d
 	d.lock()
@@ -148,18 +152,22 @@ func (j *Job) cancelWith(err, cause error) {
 	was := j.state
 	switch {
 	case was == StateQueued:
-		d.stats.Queued--
+		if d.line != nil {
+			d.removeLocked(entry{job: j})
+		} else {
+			d.stats.Queued-- // its entry is blank now
+		}
 		d.stats.Canceled++
 		j.endLocked(StateCanceled, err)
 		d.dispatchLocked(d.now())
-	case was == StateRunning && j.canceled == nil:
+	case was == StateRunning && j.canceled == nil && cause != nil:
 		j.canceled = err
 	}
 	d.mu.Unlock()
-	switch was {
-	case StateQueued:
+	switch {
+	case was == StateQueued:
 		j.notify()
-	case StateRunning:
+	case was == StateRunning && cause != nil:
 		j.context.Cancel(cause)
 	}
 }
@@ -198,6 +206,9 @@ func (j *Job) finishLocked(o outcome, now int64) State {
 // calls notify when it has unlocked d.mu.
 func (j *Job) endLocked(state State, err error) {
 	j.state, j.err, j.fn = state, err, nil
+	if j.late != nil {
+		j.late.Stop()
+	}
 }
 
 // notify wakes those who wait for the job. They find it counted as ended, and its

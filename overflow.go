@@ -1,12 +1,12 @@
 package holdfast
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
 
 	"holdfast/internal/enum"
+	"holdfast/internal/line"
 )
 
 // Overflow says what a submit does when every place is taken.
@@ -73,11 +73,11 @@ func (d *Dispatcher) SetOverflow(o Overflow) error {
 // results is not nil: a job that was dropped for e, which was accepted; a submitter
 // that has to wait; an error. If all are nil, e was accepted.
 func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now int64) (dropped *Job, waiting *waiter, err error) {
-	switch { // a new policy has its case before those of Reject
-	case policy == DropOldest && d.stats.Queued > 0:
-		oldest, _ := d.discardLocked(StateDropped, ErrDropped)
+	switch victim := d.victimLocked(&e, policy); { // a new policy has its case before those of Reject
+	case victim != nil:
+		job, _ := d.discardLocked(*victim, StateDropped, ErrDropped)
 		d.acceptLocked(e, now)
-		return oldest, nil, nil
+		return job, nil, nil
 	case policy != Block:
 		d.stats.RefusedFull++
 		return nil, nil, ErrQueueFull
@@ -86,15 +86,43 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 		return nil, nil, ErrNested
 	}
 	s := &waiter{entry: e, result: make(chan error, 1)}
-	s.place = d.blocked.PushBack(s)
+	s.place = d.blocked.Add(s, e.class())
 	d.stats.Blocked++
 	return nil, s, nil
 }
 
-// discardLocked ends the job that has waited longest without running it. It returns
-// the job, nil if it has no handle, and its function.
-func (d *Dispatcher) discardLocked(state State, err error) (*Job, func(context.Context) error) {
-	e := d.takeLocked()
+// victimLocked returns the queued job that gives its place to e, or nil.
+func (d *Dispatcher) victimLocked(e *entry, policy Overflow) *entry {
+	if d.stats.Queued == 0 {
+		return nil
+	}
+	if d.line == nil {
+		switch {
+		case e.class().Urgency < line.Normal:
+			d.lineUpLocked()
+		case policy == DropOldest:
+			return d.firstLocked()
+		default:
+			return nil
+		}
+	}
+	// Those who wait for a place come first, unless they are less urgent.
+	if policy != DropOldest && d.blocked.UpTo(e.class().Urgency) > 0 {
+		return nil
+	}
+	victim, fair := d.line.Displaced(e.class(), d.stats.Queue, line.Displace{Oldest: policy == DropOldest, Waits: policy == Block})
+	// Only a request whose client still waits for it gives its place to another client:
+	// the other jobs were promised to run.
+	if victim == nil || fair && !victim.Value.job.context.Attached {
+		return nil
+	}
+	return &victim.Value
+}
+
+// discardLocked ends e, which is the first job or in the line, without running it. It
+// returns the job, nil if it has no handle, and its function.
+func (d *Dispatcher) discardLocked(e entry, state State, err error) (*Job, func(context.Context) error) {
+	d.removeLocked(e)
 	*d.stats.ended(state)++
 	if e.job != nil {
 		e.fn = e.job.fn
@@ -108,8 +136,8 @@ func (d *Dispatcher) discardLocked(state State, err error) (*Job, func(context.C
 // or of the dispatcher would not reach them.
 type waiter struct {
 	entry  entry
-	result chan error    // has room for the one result; nil means accepted
-	place  *list.Element // in Dispatcher.blocked; nil when it has a result
+	result chan error          // has room for the one result; nil means accepted
+	place  *line.Item[*waiter] // in Dispatcher.blocked; nil when it has a result
 }
 
 // wait blocks until s is accepted, ctx ends or the dispatcher is closed.
@@ -119,9 +147,14 @@ func (d *Dispatcher) wait(ctx context.Context, s *waiter) error {
 		return err
 	case <-ctx.Done():
 	}
-	gone := ctx.Err()
+	gone, late := ctx.Err(), context.Cause(ctx) == ErrLate
 	d.lock()
-	if s.place != nil {
+	switch {
+	case s.place == nil:
+	case late:
+		d.stats.RefusedLate++
+		d.unblockLocked(s, ErrLate)
+	default:
 		d.stats.RefusedGone++
 		d.unblockLocked(s, gone)
 	}
@@ -131,18 +164,24 @@ func (d *Dispatcher) wait(ctx context.Context, s *waiter) error {
 	return <-s.result
 }
 
-// unblockLocked ends the wait of s with a result.
-func (d *Dispatcher) unblockLocked(s *waiter, result error) {
+// unblockLocked ends the wait of s with an error.
+func (d *Dispatcher) unblockLocked(s *waiter, err error) {
 	d.blocked.Remove(s.place)
+	d.answerLocked(s, err)
+}
+
+// answerLocked gives s, which has left those that wait, its result.
+func (d *Dispatcher) answerLocked(s *waiter, result error) {
 	d.stats.Blocked--
 	s.place = nil
 	s.result <- result
 }
 
-// admitLocked accepts the submitter that has waited longest. As dispatchLocked calls it
-// after every change that frees a place, no newcomer finds one while a submitter waits.
+// admitLocked accepts the submitter whose turn it is. As dispatchLocked calls it after
+// every change that frees a place, no newcomer finds one while a submitter waits.
 func (d *Dispatcher) admitLocked(now int64) {
-	s := d.blocked.Front().Value.(*waiter)
-	d.acceptLocked(s.entry, now)
-	d.unblockLocked(s, nil)
+	turn := d.blocked.Next()
+	d.blocked.Ended(turn, 0) // the place is not held in this line
+	d.acceptLocked(turn.Value.entry, now)
+	d.answerLocked(turn.Value, nil)
 }

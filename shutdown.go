@@ -71,7 +71,7 @@ func (d *Dispatcher) endAdmission() {
 	d.closed = true
 	for d.stats.Blocked > 0 {
 		d.stats.RefusedClosed++
-		d.unblockLocked(d.blocked.Front().Value.(*waiter), ErrClosed)
+		d.unblockLocked(d.blocked.Oldest().Value, ErrClosed)
 	}
 	d.report.Finished = d.stats.Queued + d.stats.Running
 	var abandoned []*Job
@@ -134,7 +134,7 @@ func notify(jobs []*Job) {
 func (d *Dispatcher) abandonLocked() (abandoned []*Job) {
 	d.report.Finished -= d.stats.Queued
 	for d.stats.Queued > 0 {
-		j, fn := d.discardLocked(StateAbandoned, ErrAbandoned)
+		j, fn := d.discardLocked(*d.firstLocked(), StateAbandoned, ErrAbandoned)
 		d.report.NeverStarted = append(d.report.NeverStarted, fn)
 		if j != nil {
 			abandoned = append(abandoned, j)

@@ -26,7 +26,8 @@ var (
 
 // TestSimulation drives the real dispatcher in virtual time through random
 // schedules: submits of all kinds and policies, cancels, panics, Goexits,
-// resizes, nested submits, and a shutdown at some moment. Each step starts its
+// resizes, nested submits, jobs of several classes in some of the schedules, and a
+// shutdown at some moment. Each step starts its
 // operations at the same time. At every point of rest, when nothing can happen
 // but by the passing of time, the guarantees are checked against the
 // simulation's own counts.
@@ -58,6 +59,7 @@ type simJob struct {
 	id        int
 	kind      string // go, submit or do
 	policy    Overflow
+	class     Class
 	step      int // in which the call began
 	accepted  int // step at whose rest the call was first seen accepted; -1: not yet
 	returned  bool
@@ -78,6 +80,7 @@ type simulation struct {
 	step    int
 	failure string
 	alone   bool // the step had one operation
+	classes bool // jobs have classes
 
 	mu       sync.Mutex
 	log      []string
@@ -125,6 +128,7 @@ func (s *simulation) run() {
 		return
 	}
 	s.allowed = s.workers
+	s.classes = s.rng.IntN(2) == 0
 	s.logf("workers %d, queue %d, %v, time-out %v", s.workers, s.places, cfg.Overflow, cfg.JobTimeout)
 
 	steps := 5 + s.rng.IntN(25)
@@ -278,19 +282,26 @@ func (s *simulation) submit(cfg Config) {
 	case 1:
 		ctx = context.WithValue(ctx, ctxKey("key"), "value")
 	}
+	if s.classes && s.rng.IntN(4) > 0 {
+		j.class = Class{Urgency: s.rng.IntN(3) - 1, Client: []string{"", "a", "b"}[s.rng.IntN(3)], Weight: s.rng.IntN(3)}
+		if kind == "submit" && s.rng.IntN(4) == 0 { // of another job one could not tell what became of it
+			j.class.Patience = time.Duration(1+s.rng.IntN(10000)) * time.Microsecond
+			j.meddled = true
+		}
+	}
 	fn := s.function(j, cfg)
-	s.logf("%s %d %v", kind, j.id, policy)
+	s.logf("%s %d %v %+v", kind, j.id, policy, j.class)
 	go func() {
 		defer cancel()
 		var handle *Job
 		var err error
 		switch kind {
 		case "go":
-			err = under(s.d, overflow).Go(ctx, fn)
+			err = under(s.d, overflow).For(j.class).Go(ctx, fn)
 		case "submit":
-			handle, err = under(s.d, overflow).Submit(ctx, fn)
+			handle, err = under(s.d, overflow).For(j.class).Submit(ctx, fn)
 		case "do":
-			err = under(s.d, overflow).Do(ctx, fn)
+			err = under(s.d, overflow).For(j.class).Do(ctx, fn)
 		}
 		s.returned(j, handle, err)
 	}()
@@ -426,6 +437,9 @@ func (s *simulation) check(before Stats) Stats {
 	if !s.shutdown && st.Queued > 0 && st.Running < s.workers {
 		s.fail("G13: idle worker beside a queued job: %s", brief(st))
 	}
+	if l := s.d.line; l != nil && l.Len() != st.Queued || s.d.blocked.Len() != st.Blocked {
+		s.fail("G6: the lines hold others than these: %s", brief(st))
+	}
 	used := st.Queued + st.Running
 	if st.Blocked > 0 && used < s.workers+s.places {
 		s.fail("G13: blocked submitter beside a free place: %s", brief(st))
@@ -494,25 +508,30 @@ func (s *simulation) check(before Stats) Stats {
 	return st
 }
 
-// ordered checks G3 and the fairness of G4: a job that was accepted before the
-// call of another began has started if that one has, and a blocked call that
-// began before another has been accepted if that one has.
+// ordered checks G3 and the fairness of G4, among the jobs of one urgency and client: a
+// job that was accepted before the call of another began has started if that one has,
+// and a blocked call that began before another has been accepted if that one has.
 func (s *simulation) ordered() {
-	lastStarted, lastBlocked := -1, -1 // greatest step of a call whose job has started, or was let in under Block
+	type flow struct {
+		urgency int
+		client  string
+	}
+	of := func(j *simJob) flow { return flow{j.class.Urgency, j.class.Client} }
+	lastStarted, lastBlocked := map[flow]int{}, map[flow]int{} // greatest step of a call whose job has started, or was let in under Block
 	for _, j := range s.jobs {
 		if j.startedAt > 0 {
-			lastStarted = max(lastStarted, j.step)
+			lastStarted[of(j)] = max(lastStarted[of(j)], j.step)
 		}
 		if j.policy == Block && (j.startedAt > 0 || j.handle != nil || j.kind == "go" && j.returned && j.err == nil) {
-			lastBlocked = max(lastBlocked, j.step)
+			lastBlocked[of(j)] = max(lastBlocked[of(j)], j.step)
 		}
 	}
 	for _, j := range s.jobs {
-		if j.handle != nil && j.handle.State() == StateQueued && j.accepted < lastStarted {
-			s.fail("G3: job %d is queued since step %d, one of step %d has started", j.id, j.accepted, lastStarted)
+		if j.handle != nil && j.handle.State() == StateQueued && j.accepted < lastStarted[of(j)] {
+			s.fail("G3: job %d is queued since step %d, one of step %d has started", j.id, j.accepted, lastStarted[of(j)])
 		}
-		if j.policy == Block && j.kind != "do" && !j.returned && j.startedAt == 0 && j.step < lastBlocked {
-			s.fail("G4: job %d waits for a place since step %d, one of step %d has one", j.id, j.step, lastBlocked)
+		if j.policy == Block && j.kind != "do" && !j.returned && j.startedAt == 0 && j.step < lastBlocked[of(j)] {
+			s.fail("G4: job %d waits for a place since step %d, one of step %d has one", j.id, j.step, lastBlocked[of(j)])
 		}
 	}
 }
@@ -530,14 +549,21 @@ func (s *simulation) exact(before, st Stats) {
 	}
 	full := before.Queued+before.Running >= s.workers+s.places
 	refused := errors.Is(last.err, ErrQueueFull)
+	dropped := int(st.Dropped - before.Dropped)
+	if errors.Is(last.err, ErrLate) {
+		return
+	}
 	switch last.policy {
 	case Reject:
-		if refused != full {
+		if refused != (full && dropped == 0) {
 			s.fail("G1: job %d refused %v, but full is %v: %s", last.id, refused, full, brief(before))
 		}
+		if dropped > 1 || dropped > 0 && !s.classes {
+			s.fail("G4: %d dropped by %d: %s", dropped, last.id, brief(before))
+		}
 	case DropOldest:
-		dropped := int(st.Dropped - before.Dropped)
 		switch {
+		case s.classes && refused: // all that was queued may have been more urgent
 		case dropped > 1 || dropped == 1 && !full:
 			s.fail("G4: one call dropped %d: %s", dropped, brief(before))
 		case full && before.Queued > 0 && dropped != 1:

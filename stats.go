@@ -32,6 +32,8 @@ type Stats struct {
 	RefusedClosed uint64 // ErrClosed
 	RefusedNested uint64 // ErrNested
 	RefusedGone   uint64 // the context ended first
+	RefusedShare  uint64 // ErrShare
+	RefusedLate   uint64 // ErrLate
 
 	// OldestAge is how long ago the longest-waiting queued job was accepted, 0 if
 	// none is queued.

@@ -290,6 +290,7 @@ func TestConfig(t *testing.T) {
 		{Config{Queue: 10_000_001}, "Config.Queue is 10000001"},
 		{Config{Overflow: 3}, "Config.Overflow is Overflow(3)"},
 		{Config{JobTimeout: -1}, "Config.JobTimeout is -1ns"},
+		{Config{ClientPlaces: -1}, "ClientPlaces -1"},
 	} {
 		if d, err := New(c.cfg); d != nil || err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c.cfg, err)
@@ -341,6 +342,12 @@ func TestTrapOptionThatDoesNothing(t *testing.T) {
 			var limited bool
 			d.Do(bg, func(ctx context.Context) error { _, limited = ctx.Deadline(); return nil })
 			return limited
+		})
+		with("ClientPlaces", func(c *Config) { c.ClientPlaces = 1 }, func(d *Dispatcher) bool {
+			open := make(gate)
+			defer close(open)
+			one := d.For(Class{Client: "one"})
+			return one.Go(bg, open.pass) == nil && one.Go(bg, open.pass) == ErrShare
 		})
 		with("Logger", func(c *Config) { c.Logger = logged.logger() }, func(d *Dispatcher) bool {
 			d.Do(bg, func(context.Context) error { panic("boom") })
@@ -445,7 +452,7 @@ func TestEndsHaveTheNumbersOfStates(t *testing.T) {
 func TestG7CancelBeforeAcceptance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := build(t, sized(0, 1))
-		j := queue{d}.NewJob(bg, 0, nop, func(httpjob.End, error) {})
+		j := queue{d}.NewJob(bg, nil, 0, nop, func(httpjob.End, error) {})
 		if j.Cancel() {
 			t.Error("canceled before it was there")
 		}

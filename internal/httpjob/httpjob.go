@@ -17,6 +17,7 @@ import (
 	"holdfast/internal/exchange"
 	"holdfast/internal/header"
 	"holdfast/internal/lazy"
+	"holdfast/internal/line"
 	"holdfast/internal/patience"
 	"holdfast/internal/problem"
 	"holdfast/internal/resource"
@@ -27,18 +28,18 @@ import (
 type Queue interface {
 	// NewJob returns a job that is yet to be submitted. As a job, run gets a context
 	// with the values of ctx. ended is called once, when the job has ended.
-	NewJob(ctx context.Context, limit time.Duration, run func(context.Context) error, ended func(End, error)) Job
+	NewJob(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error, ended func(End, error)) Job
 
 	// Do submits run and returns when it has ended, or was refused. If ctx ends before
 	// it has begun, it is not called.
-	Do(ctx context.Context, limit time.Duration, run func(context.Context) error) (End, error)
+	Do(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error) (End, error)
 
-	// Load returns how much there is to do.
-	Load() patience.Load
+	// Load returns how much there is to do before a job of a class.
+	Load(class *line.Class) patience.Load
 }
 
 // Refusals are the errors for which a request has not run.
-type Refusals struct{ Full, Dropped, Closed, Abandoned, Nested error }
+type Refusals struct{ Full, Share, Dropped, Closed, Abandoned, Nested error }
 
 // explain says to a client why its request has not run, and whether it makes sense to
 // try again.
@@ -49,8 +50,10 @@ func (r Refusals) explain(err error) (detail string, again bool) {
 		return late.Error(), true
 	case errors.Is(err, r.Full):
 		return "the queue is full; try again later", true
+	case errors.Is(err, r.Share):
+		return "the client has all the places in the queue that it may have; try again later", true
 	case errors.Is(err, r.Dropped):
-		return "the request gave its place in a full queue to a newer one; try again later", true
+		return "the request gave its place in a full queue to another one; try again later", true
 	case errors.Is(err, r.Closed), errors.Is(err, r.Abandoned):
 		return "the server is shutting down", false
 	case errors.Is(err, r.Nested):
@@ -102,14 +105,16 @@ type Jobs struct {
 	Store       *store.Store
 	Memory      *budget.Budget // of all that is held for clients; nil: no bound
 	Resource    *resource.Handler
-	MaxResponse int64                    // bytes
-	OnEnd       func(string, store.View) // called with the id, if it can be looked up, once for each job that has ended; may be nil
-	NotMounted  func()                   // called if no client can follow its job; see checkMount
+	Classify    func(*http.Request) (*line.Class, time.Duration) // and the patience, 0 if it is not limited; nil: all are alike
+	MaxResponse int64                                            // bytes
+	OnEnd       func(string, store.View)                         // called with the id, if it can be looked up, once for each job that has ended; may be nil
+	NotMounted  func()                                           // called if no client can follow its job; see checkMount
 
 	mount sync.Once
 
-	predicts    atomic.Bool               // some route has a patience
-	service     patience.Service          // of all routes
+	predicts    atomic.Bool      // some route has a patience
+	service     patience.Service // of all routes
+	pushback    patience.Pushback
 	idle        atomic.Pointer[time.Time] // when a request last found an idle worker
 	expired     atomic.Pointer[time.Time] // when a request last expired
 	lateAtDoor  atomic.Uint64
@@ -138,6 +143,7 @@ func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 	rt := j.newRoute(h, l)
 	return j.unlessAsync(rt, func(w http.ResponseWriter, r *http.Request, p header.Prefer, hold *budget.Hold) {
 		t := turn{jobs: j, route: rt, received: time.Now()}
+		t.classify(r)
 		t.named = header.Shorter(named(r, t.received), p.Wait)
 		// To the end: before that the server does not notice a client that leaves.
 		body, ok := problem.ReadBodyInto(hold, w, r, l.Body)
@@ -163,7 +169,7 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 	about := newAbout(r, store.ID{})
 	accepted, started := time.Now(), time.Time{}
 	hurry := resource.Unhurried(w, r)
-	end, err := j.Queue.Do(t.start(withAbout{r.Context(), about}), t.route.limits.Run, func(ctx context.Context) error {
+	end, err := j.Queue.Do(t.start(withAbout{r.Context(), about}), t.class, t.route.limits.Run, func(ctx context.Context) error {
 		if !t.begin() {
 			return errLate
 		}
@@ -273,8 +279,10 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 	}
 	// What the operator says is about the job, what the client says is not: it is about
 	// the answer, which is that the job was accepted, and proxies say it of all requests.
-	if rt.limits.Patience > 0 {
-		if err := (&turn{jobs: j, route: rt, received: received}).enter(); err != nil {
+	t := &turn{jobs: j, route: rt, received: received}
+	t.classify(r)
+	if t.set > 0 {
+		if err := t.enter(); err != nil {
 			return nil, err
 		}
 	}
@@ -286,11 +294,11 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 	about := newAbout(r, store.NewID())
 	x.record = store.NewJob(about.id, x, about.request)
 	x.exchange.Capture(rt.handler, r, body, j.MaxResponse)
-	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, rt.limits.Run, x.run, x.ended)
+	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, t.class, rt.limits.Run, x.run, x.ended)
 	// It is known before it is accepted, so no job can have ended before it is known.
 	j.Store.Add(x.record, claim)
 	defer j.Store.Withdraw(x.record) // unless it is accepted
-	ctx, stop := j.place(r, rt, received)
+	ctx, stop := t.place(r)
 	defer stop()
 	if err := x.job.Submit(ctx); err != nil {
 		x.exchange.Hold.Close()
@@ -413,17 +421,23 @@ func outcome(x *exchange.Exchange, end End, err error) store.Outcome {
 	return o
 }
 
-// RetryAfter returns the seconds after which it makes sense to try again.
-func (j *Jobs) RetryAfter() int { return j.Queue.Load().RetryAfter() }
+// RetryAfter returns the seconds after which the present queue will have been worked off.
+func (j *Jobs) RetryAfter() int { return j.Queue.Load(nil).RetryAfter() }
+
+// retryRefused returns the seconds after which one who is refused now should come back.
+func (j *Jobs) retryRefused() int { return j.RetryAfter() + j.pushback.Refused() }
 
 // refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {
 	detail, again := j.Refusals.explain(err)
-	if again {
-		problem.Retry(w, http.StatusServiceUnavailable, detail, j.RetryAfter)
-		return
+	switch {
+	case !again:
+		problem.Write(w, http.StatusServiceUnavailable, detail)
+	case errors.Is(err, j.Refusals.Share):
+		problem.Retry(w, http.StatusTooManyRequests, detail, j.retryRefused)
+	default:
+		problem.Retry(w, http.StatusServiceUnavailable, detail, j.retryRefused)
 	}
-	problem.Write(w, http.StatusServiceUnavailable, detail)
 }
 
 // checkMount calls NotMounted if the server has no handler for the jobs: then each 202

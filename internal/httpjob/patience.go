@@ -10,6 +10,7 @@ import (
 
 	"holdfast/internal/exchange"
 	"holdfast/internal/header"
+	"holdfast/internal/line"
 	"holdfast/internal/patience"
 )
 
@@ -87,6 +88,8 @@ type turn struct {
 	jobs     *Jobs
 	route    *route
 	received time.Time
+	class    *line.Class
+	set      time.Duration // by the operator; 0: none, negative: without end
 	named    time.Duration // by the client; 0: none
 	probe    bool          // it runs whatever is predicted, so that predictions can improve
 	state    atomic.Int32
@@ -94,14 +97,28 @@ type turn struct {
 	timer    *time.Timer
 }
 
+// classify finds out whose the request is, how urgent, and how patient the operator
+// says that it is.
+func (t *turn) classify(r *http.Request) {
+	t.set = t.route.limits.Patience
+	if t.jobs.Classify == nil {
+		return
+	}
+	class, limit := t.jobs.Classify(r)
+	t.class = class
+	if limit > 0 {
+		t.jobs.predicts.Store(true)
+		t.set = header.Shorter(limit, t.set)
+	}
+}
+
 // limit returns the patience: what the client has named or the operator has set, the
 // shorter of the two; if there is neither, what is known of other clients; or 0.
 func (t *turn) limit() time.Duration {
-	set := t.route.limits.Patience
-	if set == 0 && t.named == 0 {
+	if t.set == 0 && t.named == 0 {
 		return t.route.clients.Patience()
 	}
-	return header.Shorter(t.named, set)
+	return header.Shorter(t.named, t.set)
 }
 
 // left returns the time in which the request has to begin; ok is false if it is not
@@ -125,7 +142,7 @@ func (j *Jobs) standing(while time.Duration) bool {
 // finds nothing else running while predictions are old is let in all the same: if all
 // were refused, nobody would learn that the service has become quick again.
 func (t *turn) enter() error {
-	load := t.jobs.Queue.Load()
+	load := t.jobs.Queue.Load(t.class)
 	if load.Idle() {
 		t.jobs.idle.Store(new(time.Now()))
 	}
@@ -211,7 +228,7 @@ func (t *turn) expired() bool {
 // seen learns from the client of a request that has ended how long clients wait. Of one
 // that has named its patience there is nothing to learn about those that do not.
 func (t *turn) seen(ctx context.Context) {
-	if t.named > 0 || t.route.limits.Patience != 0 {
+	if t.named > 0 || t.set != 0 {
 		return
 	}
 	switch ctx.Err() {
@@ -234,10 +251,10 @@ func named(r *http.Request, received time.Time) time.Duration {
 
 // place bounds the time that an asynchronous request waits for a place, since it has no
 // answer until then. When the time is over, errLate is the cause of the context's end.
-func (j *Jobs) place(r *http.Request, rt *route, received time.Time) (context.Context, context.CancelFunc) {
-	limit := header.Shorter(named(r, received), rt.limits.Patience)
+func (t *turn) place(r *http.Request) (context.Context, context.CancelFunc) {
+	limit := header.Shorter(named(r, t.received), t.set)
 	if limit == 0 {
 		return r.Context(), func() {}
 	}
-	return context.WithDeadlineCause(r.Context(), received.Add(limit), errLate)
+	return context.WithDeadlineCause(r.Context(), t.received.Add(limit), errLate)
 }

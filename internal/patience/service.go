@@ -148,6 +148,16 @@ func (l Load) RetryAfter() int {
 	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
 }
 
+// MeanWait predicts how long a job that comes now waits for a worker, from what all jobs
+// so far have taken: each worker ends one in a mean run time, and as many must end as are
+// before it, and one more. It is 0 if the queue is paused, which may end at any moment.
+func (l Load) MeanWait() time.Duration {
+	if l.Idle() || l.Workers == 0 {
+		return 0
+	}
+	return time.Duration(float64(l.MeanRun) * float64(l.Waiting()+1) / float64(l.Workers))
+}
+
 // Idle reports whether a job that comes now would begin at once.
 func (l Load) Idle() bool { return l.Waiting() == 0 && l.Running < l.Workers }
 

@@ -1,0 +1,148 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"holdfast/internal/line"
+	"holdfast/internal/patience"
+)
+
+// A Class says how urgent a job is, whose it is, and for how long it is worth running.
+// Pass one with [Submitter.For]. The zero Class is that of a job without one.
+//
+// A more urgent job leaves the queue first, and when the queue is full, it takes the
+// place of the newest of the least urgent jobs, which ends as dropped. So that none
+// waits forever, one of 20 jobs that leave while several urgencies wait is of a less
+// urgent one, in rotation, and of 20 places one is left to the less urgent. Within an
+// urgency, clients get equal shares of the workers'
+// time, or shares in proportion to their weights, whatever they submit. If one client
+// has nothing queued, the others get its share. Under [Reject], a request of
+// [Jobs.Queued] that finds the queue full displaces the newest one of the client that
+// has most there, if that has at least two more. The jobs of one client and urgency leave
+// in the order in which they were accepted, and so do submitters that wait for a place.
+type Class struct {
+	// Urgency is 0 for most jobs, up to 3 for more urgent and down to -4 for less urgent
+	// ones. What is beyond counts as the nearest.
+	Urgency int
+
+	// Client names whose turn the job takes. Jobs without a name share one turn.
+	// A name is kept while its client has jobs, and for about the next thousand clients.
+	Client string
+
+	// Weight is the client's share beside that of others, 1 to 1000. If zero, it is 1;
+	// what is beyond counts as the nearest.
+	Weight int
+
+	// Patience is how long after its submit the job is worth beginning. A submit
+	// returns ErrLate if it would have to wait for longer, as far as one can tell, and
+	// a job that has not begun by then ends as canceled, with ErrLate. If zero, there is
+	// no limit.
+	Patience time.Duration
+}
+
+// ErrShare is returned by a submit for a client that has Config.ClientPlaces jobs.
+var ErrShare = errors.New("holdfast: client holds all the places that it may")
+
+// ErrLate is returned by a submit for a job that would begin too late, and is the error
+// of a job that has not begun within its patience.
+var ErrLate = errors.New("holdfast: job would begin too late")
+
+// For returns a Submitter that submits jobs of a class. It allocates a little, so keep
+// it if it is used often.
+func (s Submitter) For(c Class) Submitter {
+	s.class, s.patience = c.line(), c.Patience
+	return s
+}
+
+// line returns the class as the line knows it, nil for the zero Class.
+func (c Class) line() *line.Class {
+	if c.Patience = 0; c == (Class{}) {
+		return nil
+	}
+	return &line.Class{
+		Urgency: line.Normal - max(-4, min(c.Urgency, line.Normal)),
+		Client:  line.Key(c.Client),
+		Weight:  float64(max(1, min(c.Weight, 1000))),
+	}
+}
+
+// classless is the class of jobs that have none.
+var classless = line.Class{Urgency: line.Normal, Weight: 1}
+
+// class returns the class of a job as the line knows it.
+func (e *entry) class() line.Class {
+	if e.job == nil || e.job.class == nil {
+		return classless
+	}
+	return *e.job.class
+}
+
+// lineUpLocked makes a line of the JobQueue. It happens once, when the first job of a
+// class comes.
+func (d *Dispatcher) lineUpLocked() {
+	queued := d.stats.Queued
+	l := line.New[entry]()
+	for range queued {
+		d.addLocked(l, d.takeLocked())
+	}
+	for len(d.queue) > 0 {
+		<-d.queue // canceled
+	}
+	d.line, d.first, d.stats.Queued = l, entry{}, queued
+}
+
+// addLocked adds e to a line. What is there has a handle, by which it can be taken out.
+func (d *Dispatcher) addLocked(l *line.Line[entry], e entry) {
+	if e.job == nil {
+		e.job, e.fn = d.newJob(context.Background(), false, 0, e.fn), nil
+		e.job.accepted = true
+	}
+	e.job.item = l.Add(e, e.class())
+}
+
+// expire gives the job of e the submitter's class and, if the patience is limited, an
+// end: of the wait for a place by the context that it returns, of the wait for a worker
+// by a timer. The caller calls stop with what the submit has returned.
+func (s Submitter) expire(ctx context.Context, e entry) (_ context.Context, stop func(error)) {
+	if e.job != nil {
+		e.job.class = s.class
+	}
+	if s.patience <= 0 {
+		return ctx, func(error) {}
+	}
+	ctx, cancel := context.WithDeadlineCause(ctx, time.Now().Add(s.patience), ErrLate)
+	late := time.AfterFunc(s.patience, func() { e.job.cancelWith(ErrLate, nil) })
+	e.job.late = late
+	return ctx, func(err error) {
+		cancel()
+		if err != nil {
+			late.Stop()
+		}
+	}
+}
+
+// sharedOutLocked reports whether the client of c has all the places that it may have.
+func (d *Dispatcher) sharedOutLocked(c *line.Class) bool {
+	if d.clientPlaces == 0 || c == nil || c.Client == "" {
+		return false
+	}
+	places := d.blocked.Places(c.Client)
+	if d.line != nil {
+		places += d.line.Places(c.Client)
+	}
+	return places >= d.clientPlaces
+}
+
+// loadLocked returns what there is to do before a job of class c.
+func (d *Dispatcher) loadLocked(c *line.Class) patience.Load {
+	if c == nil {
+		c = &classless
+	}
+	load := patience.Load{Queued: d.stats.Queued, Blocked: d.blocked.Ahead(*c), Running: d.stats.Running, Workers: d.stats.Workers, MeanRun: d.stats.Run.Mean()}
+	if d.line != nil {
+		load.Queued = d.line.Ahead(*c)
+	}
+	return load
+}

@@ -1,0 +1,419 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// lineUp occupies the only worker of d and queues n jobs of a class for each name.
+type lineUp struct {
+	t    *testing.T
+	d    *Dispatcher
+	open gate
+	ran  []string
+}
+
+func newLineUp(t *testing.T, cfg Config) *lineUp {
+	l := &lineUp{t: t, d: build(t, cfg), open: make(gate)}
+	mustGo(t, l.d, l.open.pass)
+	return l
+}
+
+// job returns a job that takes a second and says that it ran.
+func (l *lineUp) job(name string) func(context.Context) error {
+	return func(context.Context) error {
+		l.ran = append(l.ran, name)
+		time.Sleep(time.Second)
+		return nil
+	}
+}
+
+func (l *lineUp) submit(name string, c Class) *Job {
+	l.t.Helper()
+	j, err := l.d.For(c).Submit(bg, l.job(name))
+	if err != nil {
+		l.t.Fatalf("%s: %v", name, err)
+	}
+	return j
+}
+
+// expect opens the gate and checks in which order the jobs run.
+func (l *lineUp) expect(want ...string) {
+	l.t.Helper()
+	close(l.open)
+	time.Sleep(time.Hour)
+	if !slices.Equal(l.ran, want) {
+		l.t.Errorf("ran %v, want %v", l.ran, want)
+	}
+	expectIdleLine(l.t, l.d)
+}
+
+// expectIdleLine checks that nothing is left of jobs that have ended.
+func expectIdleLine(t *testing.T, d *Dispatcher) {
+	t.Helper()
+	synctest.Wait()
+	for _, name := range []string{"", "a", "b", "c"} {
+		if n := d.line.Places(name) + d.blocked.Places(name); n != 0 {
+			t.Errorf("client %q has %d places when all have ended", name, n)
+		}
+	}
+}
+
+// What was queued before the first job of a class keeps its order, and its age.
+func TestG16LineUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLineUp(t, sized(1, 10))
+		mustSubmit(t, l.d, l.job("one"))
+		mustSubmit(t, l.d, l.job("canceled")).Cancel()
+		mustGo(t, l.d, l.job("two"))
+		time.Sleep(time.Minute)
+		l.submit("urgent", Class{Urgency: 3})
+		l.submit("late", Class{Urgency: -4})
+		mustGo(t, l.d, l.job("three"))
+		if st := l.d.Stats(); st.Queued != 5 || st.OldestAge != time.Minute {
+			t.Errorf("%s", brief(st))
+		}
+		l.expect("urgent", "one", "two", "three", "late")
+	})
+}
+
+func TestG16UrgencyIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLineUp(t, sized(1, 10))
+		l.submit("-4", Class{Urgency: -4})
+		l.submit("-100", Class{Urgency: -100})
+		l.submit("3", Class{Urgency: 3})
+		l.submit("1<<40", Class{Urgency: 1 << 40})
+		l.submit("heavy", Class{Client: "a", Weight: 1 << 40})
+		l.submit("negative", Class{Client: "b", Weight: -1 << 40})
+		l.expect("3", "1<<40", "heavy", "negative", "-4", "-100")
+	})
+}
+
+// One of 20 jobs is of a less urgent class, so that nothing starves.
+func TestG16LeastUrgentHasAShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLineUp(t, sized(1, 1000))
+		for range 200 {
+			l.submit("urgent", Class{Urgency: 2})
+		}
+		for range 20 {
+			l.submit("normal", Class{})
+			l.submit("low", Class{Urgency: -4})
+		}
+		close(l.open)
+		time.Sleep(200*time.Second - time.Millisecond)
+		count := map[string]int{}
+		for i, name := range l.ran {
+			count[name]++
+			if want := map[bool]string{true: "urgent"}[i%20 != 19]; want != "" && name != want {
+				t.Errorf("job %d is %s", i, name)
+			}
+		}
+		if count["urgent"] != 190 || count["normal"] != 5 || count["low"] != 5 {
+			t.Errorf("ran %v; want 190 urgent ones, 5 normal and 5 low", count)
+		}
+		time.Sleep(time.Hour)
+		expectIdleLine(t, l.d)
+	})
+}
+
+// An urgent job finds a place although others have filled the queue.
+func TestG16UrgentDisplacesTheNewestOfTheLeast(t *testing.T) {
+	for _, policy := range []Overflow{Block, Reject} {
+		synctest.Test(t, func(t *testing.T) {
+			cfg := sized(1, 4)
+			cfg.Overflow = policy
+			l := newLineUp(t, cfg)
+			l.submit("low 1", Class{Urgency: -1})
+			low := l.submit("low 2", Class{Urgency: -1})
+			normal := l.submit("normal", Class{})
+			l.submit("urgent 1", Class{Urgency: 1})
+			l.submit("urgent 2", Class{Urgency: 1})
+			expectState(t, low, StateDropped, ErrDropped)
+			l.submit("urgent 3", Class{Urgency: 1})
+			expectState(t, normal, StateQueued, nil) // low 1 went
+			l.submit("urgent 4", Class{Urgency: 1})
+			expectState(t, normal, StateDropped, ErrDropped)
+			refuses := func(c Class) error {
+				ctx, cancel := context.WithTimeout(bg, time.Second)
+				defer cancel()
+				return l.d.For(c).Go(ctx, nop)
+			}
+			want := map[Overflow]error{Block: context.DeadlineExceeded, Reject: ErrQueueFull}[policy]
+			for _, c := range []Class{{Urgency: 1}, {}, {Urgency: -1}, {Urgency: 1, Client: "a"}} {
+				if err := refuses(c); err != want {
+					t.Errorf("%v, %+v: %v, want %v", policy, c, err, want)
+				}
+			}
+			l.expect("urgent 1", "urgent 2", "urgent 3", "urgent 4")
+		})
+	}
+}
+
+func TestG16DropOldestDropsTheLeastUrgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := sized(1, 3)
+		cfg.Overflow = DropOldest
+		l := newLineUp(t, cfg)
+		l.submit("urgent", Class{Urgency: 1})
+		oldest := l.submit("low 1", Class{Urgency: -1})
+		l.submit("low 2", Class{Urgency: -1})
+		l.submit("low 3", Class{Urgency: -1})
+		expectState(t, oldest, StateDropped, ErrDropped)
+		l.submit("normal 1", Class{})
+		l.submit("normal 2", Class{})
+		if err := l.d.For(Class{Urgency: -1}).Go(bg, nop); err != ErrQueueFull {
+			t.Errorf("a less urgent job where all are more urgent: %v", err)
+		}
+		l.expect("urgent", "normal 1", "normal 2")
+	})
+}
+
+// A request that a client waits for gives its place to a client that has less; a job
+// that nobody waits for was promised to run.
+func TestG16ShareOfPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := sized(1, 3)
+		cfg.Overflow = Reject
+		l := newLineUp(t, cfg)
+		do := func(name, client string) chan error {
+			result := make(chan error, 1)
+			go func() { result <- l.d.For(Class{Client: client}).Do(bg, l.job(name)) }()
+			synctest.Wait()
+			return result
+		}
+		var results []chan error
+		for i := range 3 {
+			results = append(results, do(fmt.Sprint("a", i), "a"))
+		}
+		if err := <-do("a3", "a"); err != ErrQueueFull {
+			t.Errorf("one more of the same client: %v", err)
+		}
+		b := do("b0", "b")
+		if err := <-results[2]; err != ErrDropped {
+			t.Errorf("the newest of the one with more: %v", err)
+		}
+		if err := <-do("b1", "b"); err != ErrQueueFull { // it would have as many as the other
+			t.Errorf("one more of the second client: %v", err)
+		}
+		l.expect("a0", "b0", "a1")
+		if err := <-b; err != nil {
+			t.Error(err)
+		}
+
+		l = newLineUp(t, cfg)
+		for i := range 3 {
+			l.submit(fmt.Sprint("a", i), Class{Client: "a"})
+		}
+		if err := l.d.For(Class{Client: "b"}).Go(bg, nop); err != ErrQueueFull {
+			t.Errorf("beside jobs that nobody waits for: %v", err)
+		}
+		l.expect("a0", "a1", "a2")
+	})
+}
+
+func TestG16ClientsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLineUp(t, sized(1, 100))
+		for i := range 4 {
+			l.submit(fmt.Sprint("a", i), Class{Client: "a"})
+		}
+		l.submit("canceled", Class{Client: "b"}).Cancel()
+		for i := range 2 {
+			l.submit(fmt.Sprint("b", i), Class{Client: "b"})
+			l.submit(fmt.Sprint("-", i), Class{Urgency: 0})
+		}
+		l.expect("a0", "b0", "-0", "a1", "b1", "-1", "a2", "a3")
+	})
+}
+
+// What is shared is the time of workers, not the number of jobs.
+func TestG16ClientsShareTime(t *testing.T) {
+	for _, test := range []struct {
+		name             string
+		heavy            int           // weight of a
+		slow             time.Duration // jobs of a; those of b take a second
+		fromA, fromB     int64         // how many run in 400 s
+		withinA, withinB int64
+	}{
+		{"alike", 1, time.Second, 400, 400, 4, 4},
+		{"slow jobs", 1, 10 * time.Second, 40, 400, 3, 20},
+		{"weight", 3, time.Second, 600, 200, 8, 8},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := build(t, sized(2, 4000))
+			var ranA, ranB atomic.Int64
+			job := func(ran *atomic.Int64, takes time.Duration) func(context.Context) error {
+				return func(ctx context.Context) error {
+					ran.Add(1)
+					select {
+					case <-time.After(takes):
+					case <-ctx.Done():
+					}
+					return nil
+				}
+			}
+			for range 1000 {
+				d.For(Class{Client: "a", Weight: test.heavy}).Go(bg, job(&ranA, test.slow))
+				d.For(Class{Client: "b"}).Go(bg, job(&ranB, time.Second))
+			}
+			time.Sleep(400 * time.Second)
+			synctest.Wait()
+			if a, b := ranA.Load()-test.fromA, ranB.Load()-test.fromB; max(a, -a) > test.withinA || max(b, -b) > test.withinB {
+				t.Errorf("%s: %d and %d have run; want about %d and %d", test.name, ranA.Load(), ranB.Load(), test.fromA, test.fromB)
+			}
+			d.Shutdown(expired)
+		})
+	}
+}
+
+// Submitters that wait for a place are served as jobs are.
+func TestG16BlockedSubmittersTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLineUp(t, sized(1, 0))
+		block := func(name string, c Class) {
+			go l.d.For(c).Go(bg, l.job(name))
+			synctest.Wait()
+		}
+		for i := range 3 {
+			block(fmt.Sprint("a", i), Class{Client: "a"})
+		}
+		block("b0", Class{Client: "b"})
+		block("urgent", Class{Client: "a", Urgency: 1})
+		l.expect("urgent", "a0", "b0", "a1", "a2")
+	})
+}
+
+func TestG16ClientPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := sized(1, 2)
+		cfg.ClientPlaces = 3
+		d := build(t, cfg)
+		open := make(gate)
+		a := d.For(Class{Client: "a"})
+		running, _ := a.Submit(bg, open.pass)
+		queued, _ := a.Submit(bg, nop)
+		mustGo(t, d, nop)
+		go a.Go(bg, nop) // waits for a place
+		synctest.Wait()
+		for range 2 {
+			if err := a.Go(bg, nop); err != ErrShare {
+				t.Errorf("a fourth: %v, want ErrShare", err)
+			}
+		}
+		queued.Cancel()
+		synctest.Wait()
+		if err := d.For(Class{Client: "a", Urgency: 3}).Go(bg, nop); err != nil {
+			t.Errorf("after one was canceled: %v", err)
+		}
+		close(open)
+		<-running.Done()
+		synctest.Wait()
+		for _, c := range []Class{{Client: "a"}, {Client: strings.Repeat("long ", 1000)}} {
+			hold := make(gate)
+			for range 3 {
+				if err := d.For(c).Go(bg, hold.pass); err != nil {
+					t.Errorf("%.10s when all have ended: %v", c.Client, err)
+				}
+			}
+			if err := d.For(c).Go(bg, nop); err != ErrShare {
+				t.Errorf("%.10s: %v", c.Client, err)
+			}
+			close(hold)
+			synctest.Wait()
+		}
+		st := d.Stats()
+		if st.RefusedShare != 4 {
+			t.Errorf("%d refused, want 4", st.RefusedShare)
+		}
+		expectIdleLine(t, d)
+	})
+}
+
+// A shutdown returns what never started in the order of acceptance, whatever the turns.
+func TestG12ShutdownOfALine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLineUp(t, sized(1, 10))
+		for i, c := range []Class{{Urgency: -1}, {Client: "a"}, {Client: "a"}, {Urgency: 2}, {}} {
+			l.submit(fmt.Sprint(i), c)
+		}
+		report, err := l.d.Shutdown(expired)
+		if !errors.Is(err, ErrAbandoned) || len(report.NeverStarted) != 5 {
+			t.Fatalf("%+v, %v", report, err)
+		}
+		for _, fn := range report.NeverStarted {
+			fn(bg)
+		}
+		l.expect("0", "1", "2", "3", "4")
+	})
+}
+
+func TestG15Patience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1, 2))
+		second := func(context.Context) error { time.Sleep(time.Second); return nil }
+		d.Do(bg, second) // so that it is known how long jobs take
+		patient := func(p time.Duration) Submitter { return d.For(Class{Patience: p}) }
+
+		if err := patient(time.Millisecond).Do(bg, second); err != nil {
+			t.Errorf("with an idle worker: %v", err) // it has begun in time
+		}
+		mustGo(t, d, second)
+		mustGo(t, d, second)
+		if err := patient(1500*time.Millisecond).Go(bg, nop); err != ErrLate {
+			t.Errorf("2 s before its turn: %v, want ErrLate", err)
+		}
+		began := time.Now()
+		j, err := patient(2100*time.Millisecond).Submit(bg, nop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-j.Done()
+		if got := time.Since(began); got != 2*time.Second {
+			t.Errorf("ended after %v", got)
+		}
+		expectState(t, j, StateSucceeded, nil)
+
+		// A job that takes longer than others, which nobody could tell.
+		open := make(gate)
+		mustGo(t, d, open.pass)
+		began = time.Now()
+		queued, err := patient(3*time.Second).Submit(bg, nop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, _ := d.Submit(bg, nop)
+		if err := patient(4*time.Second).Go(bg, nop); err != nil || time.Since(began) != 3*time.Second {
+			t.Errorf("the place of the one that expired: %v after %v", err, time.Since(began))
+		}
+		expectState(t, queued, StateCanceled, ErrLate)
+		time.Sleep(time.Second) // since its submit, 4 s
+		mustGo(t, d, nop)
+		if err := patient(4*time.Second).Go(bg, nop); err != ErrLate || time.Since(began) != 8*time.Second {
+			t.Errorf("without a place: %v after %v, want ErrLate after 8s", err, time.Since(began))
+		}
+		if other.State() != StateQueued {
+			t.Errorf("the patient one is %v", other.State())
+		}
+		close(open)
+		<-other.Done()
+		synctest.Wait()
+		st := d.Stats()
+		if st.RefusedLate != 2 || st.Canceled != 2 || st.RefusedGone != 0 {
+			t.Errorf("%d refused late, %d canceled, %d gone; want 2, 2, 0", st.RefusedLate, st.Canceled, st.RefusedGone)
+		}
+
+		// Once begun it is not late any more.
+		long, _ := patient(time.Second).Submit(bg, func(ctx context.Context) error { time.Sleep(time.Minute); return ctx.Err() })
+		<-long.Done()
+		expectState(t, long, StateSucceeded, nil)
+	})
+}

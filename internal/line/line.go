@@ -1,0 +1,365 @@
+// Package line orders what waits: the more urgent first, and within an urgency so that
+// clients share what there is, however much one of them asks for. It differs from a
+// queue for each client in that nothing is set aside: whoever is alone gets everything.
+package line
+
+import (
+	"container/list"
+	"crypto/sha256"
+	"encoding/hex"
+	"math"
+)
+
+const (
+	// Urgencies is how many urgencies there are. As in RFC 9218, 0 is the most urgent, and
+	// what says nothing is Normal.
+	Urgencies = 8
+	Normal    = 3
+
+	// Reserve says how much is left for others than the most urgent: of so many turns
+	// for which several urgencies wait, one goes to the less urgent ones, in rotation.
+	// Without it they would starve.
+	Reserve = 20
+
+	// maxIdle is how many clients without a job are remembered, since they have had more
+	// than their share. Beyond that, those idle for longest are forgotten.
+	maxIdle = 1000
+)
+
+// Key returns what stands for a client's name, which may be as long as its sender likes.
+func Key(name string) string {
+	if len(name) <= 64 {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:16])
+}
+
+// A Class says how urgent a job is and whose.
+type Class struct {
+	Urgency int     // 0 to Urgencies-1
+	Client  string  // whose turn it takes
+	Weight  float64 // of its client, beside 1 of others; more than 0
+}
+
+// A Line holds what waits. Within an urgency it is fair by self-clocked fair queuing
+// (Golestani, INFOCOM 1994): each client has a virtual time at which its next job is
+// due, and the earliest is served. A job that is served moves its client's time on by
+// what it costs, over the client's weight. Virtual time is that of the job that was
+// served last. A client that comes anew is due one job later than that, so it comes after
+// all who wait already: new names, however many, gain nothing but their turn.
+//
+// What a job costs is the time that it holds a worker. That is known when it has ended;
+// until then it is charged what jobs cost on average.
+//
+// Create one with New. It is not safe for concurrent use.
+type Line[T any] struct {
+	levels  [Urgencies]level[T]
+	clients map[string]*client[T] // that have a job, or are idle
+	waiting int
+	turns   int       // since the reserve was last used
+	spare   int       // the urgency that had it
+	cost    float64   // of a job, in nanoseconds, on average
+	entered uint64    // how often a flow or a job has entered a queue
+	idle    list.List // of *flow[T]: without a job, but ahead of their time
+}
+
+// A level is what waits at one urgency.
+type level[T any] struct {
+	items  chain[T]    // in the order in which they came
+	due    flowHeap[T] // the flows that wait, the one whose turn it is first
+	length flowHeap[T] // the same, the one with the most jobs first
+	now    float64     // virtual time
+}
+
+type client[T any] struct {
+	name   string
+	places int // jobs, from Add to their end
+	flows  [Urgencies]*flow[T]
+}
+
+// A flow is what a client sends at one urgency.
+type flow[T any] struct {
+	client  *client[T]
+	urgency int
+	weight  float64
+	items   chain[T]
+	running int
+	due     float64 // virtual time of the first job, or if there is none, of the last
+	order   uint64  // among those that are due at the same time
+	at      [2]int  // position in the heaps of its level
+	idle    *list.Element
+}
+
+// An Item is a job in a Line.
+type Item[T any] struct {
+	Value  T
+	flow   *flow[T]
+	order  uint64
+	charge float64
+	links  [2]links[T] // in its level, in its flow
+}
+
+// New returns an empty Line.
+func New[T any]() *Line[T] {
+	l := &Line[T]{clients: map[string]*client[T]{}}
+	for u := range l.levels {
+		l.levels[u].due = flowHeap[T]{which: byDue, before: sooner[T]}
+		l.levels[u].length = flowHeap[T]{which: byLength, before: longer[T]}
+	}
+	return l
+}
+
+// Len returns how many wait.
+func (l *Line[T]) Len() int { return l.waiting }
+
+// Waiting returns how many wait at an urgency.
+func (l *Line[T]) Waiting(urgency int) int { return l.levels[urgency].items.n }
+
+// Places returns how many jobs a client has, waiting and running.
+func (l *Line[T]) Places(name string) int {
+	if c := l.clients[name]; c != nil {
+		return c.places
+	}
+	return 0
+}
+
+// Add puts a job into the line.
+func (l *Line[T]) Add(v T, c Class) *Item[T] {
+	f := l.flowOf(c)
+	lv := &l.levels[f.urgency]
+	l.entered++
+	i := &Item[T]{Value: v, flow: f, order: l.entered}
+	lv.items.push(i, inLevel)
+	f.items.push(i, inFlow)
+	f.client.places++
+	l.waiting++
+	if f.items.n > 1 {
+		lv.length.fix(f)
+		return i
+	}
+	if f.idle != nil {
+		l.idle.Remove(f.idle)
+		f.idle = nil
+	}
+	f.due = max(f.due, lv.now) + l.cost/f.weight
+	f.order = l.entered
+	lv.due.push(f)
+	lv.length.push(f)
+	return i
+}
+
+// flowOf returns the flow of a class. The last weight that a client has said counts.
+func (l *Line[T]) flowOf(c Class) *flow[T] {
+	owner := l.clients[c.Client]
+	if owner == nil {
+		owner = &client[T]{name: c.Client}
+		l.clients[c.Client] = owner
+	}
+	f := owner.flows[c.Urgency]
+	if f == nil {
+		f = &flow[T]{client: owner, urgency: c.Urgency}
+		owner.flows[c.Urgency] = f
+	}
+	f.weight = c.Weight
+	return f
+}
+
+// Next takes the job whose turn it is. One must wait. Ended must follow.
+func (l *Line[T]) Next() *Item[T] {
+	lv := &l.levels[l.urgency()]
+	f := lv.due.flows[0]
+	i := f.items.front
+	lv.now = max(lv.now, f.due)
+	i.charge = l.cost / f.weight
+	f.running++
+	l.take(i)
+	if f.items.n > 0 {
+		l.entered++
+		f.due, f.order = f.due+i.charge, l.entered
+		lv.due.fix(f)
+	}
+	return i
+}
+
+// urgency returns the urgency whose turn it is.
+func (l *Line[T]) urgency() int {
+	first := l.after(-1)
+	other := l.after(max(l.spare, first))
+	if other == Urgencies {
+		if other = l.after(first); other == Urgencies {
+			return first // the only one
+		}
+	}
+	if l.turns++; l.turns < Reserve {
+		return first
+	}
+	l.turns, l.spare = 0, other
+	return other
+}
+
+// after returns the first urgency after u at which something waits, or Urgencies.
+func (l *Line[T]) after(u int) int {
+	for u++; u < Urgencies && l.levels[u].items.n == 0; u++ {
+	}
+	return u
+}
+
+// take removes a job from those that wait.
+func (l *Line[T]) take(i *Item[T]) {
+	f := i.flow
+	lv := &l.levels[f.urgency]
+	lv.items.remove(i, inLevel)
+	f.items.remove(i, inFlow)
+	l.waiting--
+	if f.items.n > 0 {
+		lv.length.fix(f)
+		return
+	}
+	lv.due.remove(f)
+	lv.length.remove(f)
+}
+
+// Remove takes a job that waits out of the line, without a turn.
+func (l *Line[T]) Remove(i *Item[T]) {
+	l.take(i)
+	if f := i.flow; f.items.n == 0 {
+		f.due -= l.cost / f.weight // it was charged in advance
+	}
+	l.leave(i.flow)
+}
+
+// Ended tells that a job which was taken by Next has ended, after it has held a worker
+// for so many nanoseconds.
+func (l *Line[T]) Ended(i *Item[T], took int64) {
+	f, cost := i.flow, float64(max(took, 0))
+	f.running--
+	f.due += cost/f.weight - i.charge
+	if f.items.n > 0 {
+		l.levels[f.urgency].due.fix(f)
+	}
+	if l.cost == 0 {
+		l.cost = cost
+	}
+	l.cost += (cost - l.cost) / 64
+	l.leave(f)
+}
+
+// leave gives up a place, and forgets the flow if it has no job and no more than its
+// share. A client that was forgotten earlier would be due at once when it comes back:
+// then sending one job at a time would give more than sending many.
+func (l *Line[T]) leave(f *flow[T]) {
+	f.client.places--
+	if f.items.n == 0 && f.running == 0 {
+		f.idle = l.idle.PushBack(f)
+	}
+	for e := l.idle.Front(); e != nil; e = l.idle.Front() {
+		f := e.Value.(*flow[T])
+		if l.idle.Len() <= maxIdle && f.due > l.levels[f.urgency].now {
+			break
+		}
+		l.idle.Remove(e)
+		f.idle, f.client.flows[f.urgency] = nil, nil
+		if f.client.flows == [Urgencies]*flow[T]{} {
+			delete(l.clients, f.client.name)
+		}
+	}
+}
+
+// Oldest returns the job that has waited longest, or nil.
+func (l *Line[T]) Oldest() *Item[T] {
+	var oldest *Item[T]
+	for u := range l.levels {
+		if i := l.OldestOf(u); i != nil && (oldest == nil || i.order < oldest.order) {
+			oldest = i
+		}
+	}
+	return oldest
+}
+
+// OldestOf returns the job that has waited longest at an urgency, or nil.
+func (l *Line[T]) OldestOf(urgency int) *Item[T] { return l.levels[urgency].items.front }
+
+// UpTo returns how many wait that are at least as urgent as urgency.
+func (l *Line[T]) UpTo(urgency int) int {
+	n := 0
+	for u := 0; u <= urgency; u++ {
+		n += l.levels[u].items.n
+	}
+	return n
+}
+
+// A Displace says how a newcomer that finds no place may get that of another.
+type Displace struct {
+	Oldest bool // the oldest job goes first, whoever's it is
+	Waits  bool // it can wait until there is one
+}
+
+// Displaced returns the job that gives its place to a newcomer, or nil. There are so many
+// places. For each urgency, as many of them as its turns are left to the less urgent
+// ones; who has fewer takes one from the most urgent. If the result is only fair, since
+// its client has more jobs than the newcomer's would have, fair is true.
+func (l *Line[T]) Displaced(c Class, places int, d Displace) (i *Item[T], fair bool) {
+	share, less := places/Reserve, l.waiting-l.UpTo(c.Urgency)
+	first, last := l.after(-1), Urgencies-1
+	for last > 0 && l.levels[last].items.n == 0 {
+		last--
+	}
+	switch same := &l.levels[c.Urgency]; {
+	case less > share:
+		f := l.levels[last].length.flows[0]
+		if d.Oldest {
+			return f.items.front, false
+		}
+		return f.items.back, false
+	case first < c.Urgency && less+same.items.n < share && !d.Waits:
+		return l.levels[first].length.flows[0].items.back, false
+	case same.items.n == 0 || d.Waits:
+		return nil, false
+	case d.Oldest:
+		return same.length.flows[0].items.front, false
+	case same.length.flows[0].items.n > l.own(c)+1:
+		return same.length.flows[0].items.back, true
+	}
+	return nil, false
+}
+
+// own returns how many jobs of a class wait.
+func (l *Line[T]) own(c Class) int {
+	if o := l.clients[c.Client]; o != nil && o.flows[c.Urgency] != nil {
+		return o.flows[c.Urgency].items.n
+	}
+	return 0
+}
+
+// Ahead returns about how many of those that wait would be served before a newcomer: all
+// that are more urgent, and of each client as many as the newcomer's own would have had
+// a turn by then.
+func (l *Line[T]) Ahead(c Class) int {
+	lv, own := &l.levels[c.Urgency], l.own(c)
+	others := len(lv.due.flows)
+	if own > 0 {
+		others--
+	}
+	rounds := math.Ceil(float64(own+1) / c.Weight)
+	return l.UpTo(c.Urgency-1) + own + int(min(float64(others)*rounds, float64(lv.items.n-own)))
+}
+
+// A Share is what a client has in a line.
+type Share struct {
+	Client  string
+	Urgency int
+	Waiting int
+	Running int
+}
+
+// Most returns the clients that have the most jobs waiting at an urgency, n at most, the
+// one with most first.
+func (l *Line[T]) Most(urgency, n int) []Share {
+	flows := l.levels[urgency].length.most(n)
+	shares := make([]Share, len(flows))
+	for i, f := range flows {
+		shares[i] = Share{f.client.name, urgency, f.items.n, f.running}
+	}
+	return shares
+}
