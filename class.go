@@ -3,8 +3,10 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"net/http"
 	"time"
 
+	"holdfast/internal/header"
 	"holdfast/internal/line"
 	"holdfast/internal/patience"
 )
@@ -41,6 +43,11 @@ type Class struct {
 	// no limit.
 	Patience time.Duration
 }
+
+// Priority returns the [Class] urgency that the Priority header of a request names (RFC
+// 9218): 3 for u=0 to -4 for u=7, and 0 if there is none or it is malformed. It is what
+// a client says, so use it where clients can be believed.
+func Priority(h http.Header) int { return line.Normal - header.Priority(h) }
 
 // ErrShare is returned by a submit for a client that has Config.ClientPlaces jobs.
 var ErrShare = errors.New("holdfast: client holds all the places that it may")

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -415,5 +418,139 @@ func TestG15Patience(t *testing.T) {
 		long, _ := patient(time.Second).Submit(bg, func(ctx context.Context) error { time.Sleep(time.Minute); return ctx.Err() })
 		<-long.Done()
 		expectState(t, long, StateSucceeded, nil)
+	})
+}
+
+// byHeaders is the class that the headers of a request name.
+func byHeaders(r *http.Request) Class {
+	patience, _ := time.ParseDuration(r.Header.Get("Patience"))
+	return Class{Urgency: Priority(r.Header), Client: r.Header.Get("Client"), Patience: patience}
+}
+
+// answers sends requests and collects the answers as they come.
+type answers struct {
+	mu   sync.Mutex
+	said []string
+}
+
+func (a *answers) send(h http.Handler, name, takes string, header ...string) {
+	go func() {
+		rec := post(h, takes, header...)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.said = append(a.said, fmt.Sprint(name, " ", rec.Code))
+	}()
+	synctest.Wait()
+}
+
+func (a *answers) expect(t *testing.T, want ...string) {
+	t.Helper()
+	synctest.Wait()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !slices.Equal(a.said, want) {
+		t.Errorf("answers %q, want %q", a.said, want)
+	}
+	a.said = nil
+}
+
+func TestG16OverHTTP(t *testing.T) {
+	inBubble(t, Config{Workers: 1, Queue: 3, ClientPlaces: 3, Overflow: Reject}, JobsConfig{Classify: byHeaders, Patience: -1}, func(t *testing.T, f *jobsFixture) {
+		var a answers
+		h := f.Queued(sleeps)
+		for _, async := range []bool{false, true} {
+			if async {
+				h = f.Async(sleeps)
+			}
+			prefer := "Prefer: wait=50"
+			a.send(h, "first", "1s", prefer)
+			a.send(h, "a1", "1s", prefer, "Client: a")
+			a.send(h, "a2", "1s", prefer, "Client: a")
+			a.send(h, "b", "1s", prefer, "Client: b")
+			a.send(h, "urgent", "1s", prefer, "Priority: u=0, i", "Client: c")
+			a.expect(t, "a2 503") // the newest of the client that has most
+			a.send(h, "malformed", "1s", prefer, "Priority: u=0 i", "Client: d")
+			a.expect(t, "malformed 503")
+			time.Sleep(5 * time.Second)
+			a.expect(t, "first 200", "urgent 200", "a1 200", "b 200")
+
+			for range 3 {
+				a.send(h, "e", "1s", prefer, "Client: e")
+			}
+			rec := post(h, "1s", prefer, "Client: e")
+			expectProblem(t, rec, 429, "all the places", rec.Header().Get("Retry-After"))
+			if rec.Header().Get("Retry-After") == "" {
+				t.Error("429 without Retry-After")
+			}
+			time.Sleep(5 * time.Second)
+			a.expect(t, "e 200", "e 200", "e 200")
+		}
+		for _, u := range f.d.Urgencies() {
+			if u.Urgency == 0 && (u.RefusedShare != 2 || u.RefusedFull != 2 || u.Dropped != 2) {
+				t.Errorf("%+v; want 2 refused for their share, 2 for want of a place, and 2 dropped", u)
+			}
+			if u.Queued != 0 || u.OldestAge != 0 || u.RefusedLate+u.Expired+u.RefusedClosed+u.InVain != 0 {
+				t.Errorf("%+v at the end", u)
+			}
+		}
+	})
+}
+
+// The wait that is predicted is that for the request's own place: one client's flood does
+// not make the others late.
+func TestG15PatienceInALine(t *testing.T) {
+	inBubble(t, Config{Workers: 1, Queue: 100}, JobsConfig{Classify: byHeaders}, func(t *testing.T, f *jobsFixture) {
+		h := f.Queued(sleeps)
+		for range 50 { // so that the service is known
+			post(h, "100ms", "Patience: 1h")
+		}
+		var a answers
+		for i := range 20 {
+			a.send(h, fmt.Sprint("flood ", i), "100ms", "Client: flood", "Patience: 1s")
+		}
+		refused := len(a.said)
+		if refused < 10 {
+			t.Errorf("%d of 20 refused at the door; want those that would wait for more than 1s", refused)
+		}
+		a.send(h, "urgent", "100ms", "Client: flood", "Priority: u=0", "Patience: 400ms")
+		a.send(h, "small", "100ms", "Client: small", "Patience: 500ms")
+		time.Sleep(400 * time.Millisecond)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, want := range []string{"urgent 200", "small 200"} {
+			if !slices.Contains(a.said, want) {
+				t.Errorf("%q; want %q within 400ms", a.said, want)
+			}
+		}
+	})
+}
+
+func TestUrgencies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1, 100))
+		if all := d.Urgencies(); len(all) != 1 || !reflect.DeepEqual(all[0], UrgencyStats{}) {
+			t.Errorf("new: %+v", all)
+		}
+		open := make(gate)
+		mustGo(t, d, open.pass)
+		mustGo(t, d, nop)
+		time.Sleep(time.Second)
+		if all := d.Urgencies(); len(all) != 1 || !reflect.DeepEqual(all[0], UrgencyStats{Queued: 1, OldestAge: time.Second}) {
+			t.Errorf("without a class: %+v", all)
+		}
+		for client := range 13 {
+			for range client + 1 {
+				d.For(Class{Urgency: 2, Client: fmt.Sprint(client)}).Go(bg, nop)
+			}
+		}
+		time.Sleep(time.Second)
+		all := d.Urgencies()
+		if len(all) != 2 || all[0].Urgency != 2 || all[0].Queued != 91 || all[1].Queued != 1 || all[1].OldestAge != 2*time.Second {
+			t.Fatalf("%+v", all)
+		}
+		if c := all[0].Clients; len(c) != 10 || c[0] != (ClientStats{"12", 13, 0}) || c[9].Queued != 4 || all[0].OldestAge != time.Second {
+			t.Errorf("%+v", all[0])
+		}
+		close(open)
 	})
 }

@@ -116,13 +116,14 @@ type Dispatcher struct {
 	// closed; a resize replaces it.
 	pool chan chan entry
 
-	stats   Stats               // OldestAge is filled in by Stats
-	workers int                 // not dismissed; more than stats.Workers while a surplus is busy
-	blocked *line.Line[*waiter] // who waits for a place
-	closed  bool                // Shutdown has begun
-	stopped bool                // a shutdown was cut off: what runs is canceled
-	report  Report              // of the shutdown
-	why     error               // that Shutdown returns
+	stats     Stats // OldestAge is filled in by Stats
+	urgencies [line.Urgencies]UrgencyCounts
+	workers   int                 // not dismissed; more than stats.Workers while a surplus is busy
+	blocked   *line.Line[*waiter] // who waits for a place
+	closed    bool                // Shutdown has begun
+	stopped   bool                // a shutdown was cut off: what runs is canceled
+	report    Report              // of the shutdown
+	why       error               // that Shutdown returns
 }
 
 // An entry is what waits in the JobQueue: a function that nobody follows, or a job
@@ -275,14 +276,11 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	case gone != nil:
 		d.stats.RefusedGone++
 	case d.closed:
-		d.stats.RefusedClosed++
-		err = ErrClosed
+		err = d.refuseLocked(&e, ErrClosed)
 	case d.sharedOutLocked(s.class):
-		d.stats.RefusedShare++
-		err = ErrShare
+		err = d.refuseLocked(&e, ErrShare)
 	case s.patience > 0 && d.loadLocked(s.class).MeanWait() > s.patience:
-		d.stats.RefusedLate++
-		err = ErrLate
+		err = d.refuseLocked(&e, ErrLate)
 	case d.freeLocked() > 0:
 		d.acceptLocked(e, now)
 		d.dispatchLocked(now)

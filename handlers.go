@@ -241,6 +241,19 @@ func (j *Job) end() (httpjob.End, error) {
 	return httpjob.End(j.state), j.err // they have the same numbers
 }
 
+func (q queue) Note(class *line.Class, what httpjob.Note) {
+	q.lock()
+	defer q.mu.Unlock()
+	switch counts := &q.urgencies[(&entry{job: &Job{class: class}}).class().Urgency]; what {
+	case httpjob.LateAtDoor:
+		counts.RefusedLate++
+	case httpjob.LateWaiting:
+		counts.Expired++
+	case httpjob.InVain:
+		counts.InVain++
+	}
+}
+
 func (q queue) Load(class *line.Class) patience.Load {
 	q.lock()
 	defer q.mu.Unlock()

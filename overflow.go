@@ -79,8 +79,7 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 		d.acceptLocked(e, now)
 		return job, nil, nil
 	case policy != Block:
-		d.stats.RefusedFull++
-		return nil, nil, ErrQueueFull
+		return nil, nil, d.refuseLocked(&e, ErrQueueFull)
 	case nested:
 		d.stats.RefusedNested++
 		return nil, nil, ErrNested
@@ -89,6 +88,25 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 	s.place = d.blocked.Add(s, e.class())
 	d.stats.Blocked++
 	return nil, s, nil
+}
+
+// refuseLocked counts that e is refused because of err, and returns err.
+func (d *Dispatcher) refuseLocked(e *entry, err error) error {
+	switch u := &d.urgencies[e.class().Urgency]; err {
+	case ErrQueueFull:
+		d.stats.RefusedFull++
+		u.RefusedFull++
+	case ErrClosed:
+		d.stats.RefusedClosed++
+		u.RefusedClosed++
+	case ErrShare:
+		d.stats.RefusedShare++
+		u.RefusedShare++
+	case ErrLate:
+		d.stats.RefusedLate++
+		u.RefusedLate++
+	}
+	return err
 }
 
 // victimLocked returns the queued job that gives its place to e, or nil.
@@ -124,6 +142,9 @@ func (d *Dispatcher) victimLocked(e *entry, policy Overflow) *entry {
 func (d *Dispatcher) discardLocked(e entry, state State, err error) (*Job, func(context.Context) error) {
 	d.removeLocked(e)
 	*d.stats.ended(state)++
+	if state == StateDropped {
+		d.urgencies[e.class().Urgency].Dropped++
+	}
 	if e.job != nil {
 		e.fn = e.job.fn
 		e.job.endLocked(state, err)
@@ -152,8 +173,7 @@ func (d *Dispatcher) wait(ctx context.Context, s *waiter) error {
 	switch {
 	case s.place == nil:
 	case late:
-		d.stats.RefusedLate++
-		d.unblockLocked(s, ErrLate)
+		d.unblockLocked(s, d.refuseLocked(&s.entry, ErrLate))
 	default:
 		d.stats.RefusedGone++
 		d.unblockLocked(s, gone)

@@ -70,8 +70,8 @@ func (d *Dispatcher) endAdmission() {
 	}
 	d.closed = true
 	for d.stats.Blocked > 0 {
-		d.stats.RefusedClosed++
-		d.unblockLocked(d.blocked.Oldest().Value, ErrClosed)
+		s := d.blocked.Oldest().Value
+		d.unblockLocked(s, d.refuseLocked(&s.entry, ErrClosed))
 	}
 	d.report.Finished = d.stats.Queued + d.stats.Running
 	var abandoned []*Job

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"holdfast/histogram"
+	"holdfast/internal/line"
 )
 
 // Stats is a snapshot of a Dispatcher. It is exact: the numbers are those by which
@@ -49,10 +50,66 @@ func (d *Dispatcher) Stats() Stats {
 	d.lock()
 	defer d.mu.Unlock()
 	st := d.stats
-	if st.Queued > 0 {
-		st.OldestAge = time.Duration(max(d.now()-d.firstLocked().at, 0))
-	}
+	st.OldestAge = d.oldestLocked()
 	return st
+}
+
+// UrgencyStats says what there is at one urgency, and what became of the rest since New.
+type UrgencyStats struct {
+	Urgency   int           // as in Class
+	Queued    int           // jobs that wait for a worker
+	OldestAge time.Duration // of the one that has waited longest, 0 if none is queued
+	UrgencyCounts
+	Clients []ClientStats // those with the most queued jobs, 10 at most, the one with most first
+}
+
+// UrgencyCounts counts the jobs of one urgency that have come to nothing.
+type UrgencyCounts struct {
+	RefusedFull, RefusedShare, RefusedLate, RefusedClosed uint64 // as in Stats, and RefusedLate as in JobsStats too
+
+	Dropped uint64 // as in Stats
+	Expired uint64 // as in JobsStats
+	InVain  uint64 // requests of Queued that a worker has begun, and whose client left before the answer
+}
+
+// ClientStats says what one client has.
+type ClientStats struct {
+	Client          string // its name; a long one is hashed
+	Queued, Running int    // jobs of one urgency
+}
+
+// Urgencies returns a snapshot by urgency, the most urgent first, without those of which
+// there has been nothing.
+func (d *Dispatcher) Urgencies() []UrgencyStats {
+	d.lock()
+	defer d.mu.Unlock()
+	var all []UrgencyStats
+	for u, counts := range d.urgencies {
+		s := UrgencyStats{Urgency: line.Normal - u, UrgencyCounts: counts}
+		if d.line == nil && u == line.Normal {
+			s.Queued, s.OldestAge = d.stats.Queued, d.oldestLocked()
+		} else if d.line != nil {
+			s.Queued = d.line.Waiting(u)
+			if i := d.line.OldestOf(u); i != nil {
+				s.OldestAge = time.Duration(max(d.now()-i.Value.at, 0))
+			}
+			for _, c := range d.line.Most(u, 10) {
+				s.Clients = append(s.Clients, ClientStats{c.Client, c.Waiting, c.Running})
+			}
+		}
+		if s.Queued > 0 || counts != (UrgencyCounts{}) || u == line.Normal {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// oldestLocked returns how long the job that has waited longest has done so.
+func (d *Dispatcher) oldestLocked() time.Duration {
+	if d.stats.Queued == 0 {
+		return 0
+	}
+	return time.Duration(max(d.now()-d.firstLocked().at, 0))
 }
 
 // ended returns the counter of the jobs that ended in state.

@@ -194,13 +194,14 @@ func (h *Handler) stats() Stats {
 	now := mark{time.Now(), h.config.Dispatcher.Stats()}
 	past, _ := h.history.look()
 	s := Stats{
-		Time:     now.at.UTC(),
-		Uptime:   now.at.Sub(h.began).Seconds(),
-		Version:  h.config.Version,
-		Stopping: h.config.Stopping(),
-		Second:   sample(&past[max(len(past)-2, 0)], &past[len(past)-1]),
-		Minute:   recent(past[max(len(past)-1-int(time.Minute/interval), 0):]),
-		Advice:   h.history.advise(),
+		Time:      now.at.UTC(),
+		Uptime:    now.at.Sub(h.began).Seconds(),
+		Version:   h.config.Version,
+		Stopping:  h.config.Stopping(),
+		Urgencies: urgenciesOf(h.config.Dispatcher.Urgencies()),
+		Second:    sample(&past[max(len(past)-2, 0)], &past[len(past)-1]),
+		Minute:    recent(past[max(len(past)-1-int(time.Minute/interval), 0):]),
+		Advice:    h.history.advise(),
 	}
 	if h.config.Jobs != nil {
 		s.Kept = keptOf(h.config.Jobs.Stats())

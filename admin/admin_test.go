@@ -153,10 +153,12 @@ func TestStatsNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, names := range map[string]string{
-		"":                        "time uptime_seconds version stopping dispatcher kept second minute advice bursts",
+		"":                        "time uptime_seconds version stopping dispatcher kept second minute advice bursts urgencies",
 		"dispatcher":              "workers queue overflow resume_workers accepted queued running blocked ended refused gave_up oldest_age_seconds wait_seconds run_seconds",
 		"dispatcher ended":        "succeeded failed panicked canceled dropped abandoned",
-		"dispatcher refused":      "full closed nested",
+		"dispatcher refused":      "full closed nested share late",
+		"urgencies 0":             "urgency queued oldest_age_seconds refused dropped in_vain clients",
+		"urgencies 0 refused":     "full share late expired closed",
 		"dispatcher wait_seconds": "count mean p50 p90 p99 max",
 		"kept":                    "open jobs bytes evicted reach_seconds held_bytes refused_memory late",
 		"kept late":               "refused expired",
@@ -166,7 +168,12 @@ func TestStatsNames(t *testing.T) {
 	} {
 		at := s
 		for _, name := range strings.Fields(path) {
-			at, _ = at[name].(map[string]any)
+			switch v := at[name].(type) {
+			case map[string]any:
+				at = v
+			case []any:
+				at = map[string]any{"0": v[0]}
+			}
 		}
 		got := slices.Sorted(maps.Keys(at))
 		if want := slices.Sorted(slices.Values(strings.Fields(names))); !slices.Equal(got, want) {

@@ -272,7 +272,7 @@ func newWindow(marks []mark, since string) window {
 		// workers' pace. One that gives up is in neither figure for a moment, hence
 		// max.
 		s, t := &marks[i].stats, &marks[i+1].stats
-		n := float64(t.Accepted-s.Accepted) + float64(t.RefusedFull-s.RefusedFull) + float64(t.RefusedGone-s.RefusedGone) + float64(t.Blocked-s.Blocked)
+		n := float64(t.Accepted-s.Accepted) + float64(refused(t)-refused(s)) + float64(t.RefusedGone-s.RefusedGone) + float64(t.Blocked-s.Blocked)
 		w.all = append(w.all, second{max(n, 0), marks[i+1].at.Sub(marks[i].at).Seconds()})
 	}
 	w.steady = slices.Clone(w.all)

@@ -147,5 +147,5 @@ func arrived(st *holdfast.Stats) uint64 {
 // refused returns how many submits the dispatcher has turned away. A submitter that
 // left by itself is not among them.
 func refused(st *holdfast.Stats) uint64 {
-	return st.RefusedFull + st.RefusedClosed + st.RefusedNested
+	return st.RefusedFull + st.RefusedClosed + st.RefusedNested + st.RefusedShare + st.RefusedLate
 }

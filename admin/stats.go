@@ -20,6 +20,10 @@ type Stats struct {
 	Dispatcher Counts `json:"dispatcher"`
 	Kept       *Kept  `json:"kept"` // null without Config.Jobs
 
+	// Urgencies has the figures by urgency, the most urgent first; of those only of which
+	// there has been something.
+	Urgencies []Urgency `json:"urgencies"`
+
 	// Second is the last full second. Minute is the last minute, or the time since
 	// the start of the server if that is less.
 	Second Sample `json:"second"`
@@ -69,6 +73,8 @@ type Refused struct {
 	Full   uint64 `json:"full"`   // no place
 	Closed uint64 `json:"closed"` // shutting down
 	Nested uint64 `json:"nested"` // a job would have waited for itself
+	Share  uint64 `json:"share"`  // its client held all its places
+	Late   uint64 `json:"late"`   // it would have begun too late, by the patience of its class
 }
 
 // Timings are the mean and the quantiles of durations. A quantile is too high by at
@@ -106,6 +112,33 @@ type Evicted struct {
 type Late struct {
 	Refused uint64 `json:"refused"` // when they came
 	Expired uint64 `json:"expired"` // while they waited
+}
+
+// An Urgency is a [holdfast.UrgencyStats] as JSON.
+type Urgency struct {
+	Urgency   int      `json:"urgency"` // as in RFC 9218: 0, the most urgent, to 7
+	Queued    int      `json:"queued"`
+	OldestAge float64  `json:"oldest_age_seconds"`
+	Refused   Reasons  `json:"refused"`
+	Dropped   uint64   `json:"dropped"`
+	InVain    uint64   `json:"in_vain"` // begun, but the client left before the answer
+	Clients   []Client `json:"clients"` // those with the most queued, 10 at most
+}
+
+// Reasons counts what was refused at one urgency, by reason.
+type Reasons struct {
+	Full    uint64 `json:"full"`
+	Share   uint64 `json:"share"`
+	Late    uint64 `json:"late"`    // when it came
+	Expired uint64 `json:"expired"` // while it waited
+	Closed  uint64 `json:"closed"`
+}
+
+// A Client is what one client has at one urgency.
+type Client struct {
+	Client  string `json:"client"`
+	Queued  int    `json:"queued"`
+	Running int    `json:"running"`
 }
 
 // A Sample is one second: what happened in it, and what there was at its end.
@@ -148,7 +181,7 @@ func countsOf(st *holdfast.Stats) Counts {
 		Workers: st.Workers, Queue: st.Queue, Overflow: st.Overflow,
 		Accepted: st.Accepted, Queued: st.Queued, Running: st.Running, Blocked: st.Blocked,
 		Ended:     Ended{st.Succeeded, st.Failed, st.Panicked, st.Canceled, st.Dropped, st.Abandoned},
-		Refused:   Refused{st.RefusedFull, st.RefusedClosed, st.RefusedNested},
+		Refused:   Refused{st.RefusedFull, st.RefusedClosed, st.RefusedNested, st.RefusedShare, st.RefusedLate},
 		GaveUp:    st.RefusedGone,
 		OldestAge: st.OldestAge.Seconds(),
 		Wait:      timingsOf(&st.Wait),
@@ -164,6 +197,22 @@ func keptOf(st holdfast.JobsStats) *Kept {
 		Held:    st.Held, Refused: st.RefusedHeld,
 		Late: Late{st.RefusedLate, st.Expired},
 	}
+}
+
+func urgenciesOf(all []holdfast.UrgencyStats) []Urgency {
+	list := make([]Urgency, len(all))
+	for i, s := range all {
+		u := Urgency{
+			Urgency: 3 - s.Urgency, Queued: s.Queued, OldestAge: s.OldestAge.Seconds(),
+			Refused: Reasons{s.RefusedFull, s.RefusedShare, s.RefusedLate, s.Expired, s.RefusedClosed},
+			Dropped: s.Dropped, InVain: s.InVain, Clients: make([]Client, len(s.Clients)),
+		}
+		for k, c := range s.Clients {
+			u.Clients[k] = Client(c)
+		}
+		list[i] = u
+	}
+	return list
 }
 
 func timingsOf(h *histogram.Histogram) Timings {

@@ -2,9 +2,10 @@ package gateway
 
 import (
 	"net/http"
-	"net/netip"
 	"regexp"
 	"strings"
+
+	"holdfast/internal/header"
 )
 
 // introduce tells the upstream whom the request comes from and where it came in. What a
@@ -40,17 +41,11 @@ func (p *route) introduce(r *http.Request, h http.Header, prefix string) {
 // sender returns the address that the request comes from, and whether it is that of a
 // trusted proxy.
 func (g *Gateway) sender(r *http.Request) (addr string, trusted bool) {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return "", false // it has not come over TCP
+	ip := header.Peer(r)
+	if !ip.IsValid() {
+		return "", false
 	}
-	ip := peer.Addr().Unmap()
-	for _, prefix := range g.Trusted {
-		if prefix.Contains(ip.WithZone("")) {
-			return ip.String(), true
-		}
-	}
-	return ip.String(), false
+	return ip.String(), header.Within(ip, g.Trusted)
 }
 
 // path is what a prefix may look like. It goes into Location, where //host would be

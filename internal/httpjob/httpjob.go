@@ -34,9 +34,21 @@ type Queue interface {
 	// it has begun, it is not called.
 	Do(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error) (End, error)
 
+	// Note counts what has happened to a request of a class.
+	Note(class *line.Class, what Note)
+
 	// Load returns how much there is to do before a job of a class.
 	Load(class *line.Class) patience.Load
 }
+
+// A Note is what a Queue counts for package httpjob.
+type Note int
+
+const (
+	LateAtDoor  Note = iota // it was refused, since it could not be answered in time
+	LateWaiting             // likewise, while it waited
+	InVain                  // it was begun, and its client left before the answer
+)
 
 // Refusals are the errors for which a request has not run.
 type Refusals struct{ Full, Share, Dropped, Closed, Abandoned, Nested error }
@@ -181,6 +193,9 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 	if end != Refused {
 		problem.Forget(r)
 	}
+	if !started.IsZero() && r.Context().Err() != nil {
+		j.Queue.Note(t.class, InVain)
+	}
 	t.stop()
 	t.seen(r.Context())
 	o := outcome(&x, end, err)
@@ -304,6 +319,7 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 		x.exchange.Hold.Close()
 		if context.Cause(ctx) == errLate {
 			j.lateWaiting.Add(1)
+			j.Queue.Note(t.class, LateWaiting)
 			err = errLate
 		}
 		return nil, err

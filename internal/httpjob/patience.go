@@ -158,6 +158,7 @@ func (t *turn) enter() error {
 		return nil
 	}
 	t.jobs.lateAtDoor.Add(1)
+	t.jobs.Queue.Note(t.class, LateAtDoor)
 	return &lateError{max(wait, time.Millisecond)}
 }
 
@@ -222,6 +223,7 @@ func (t *turn) expired() bool {
 		return false
 	}
 	t.jobs.lateWaiting.Add(1)
+	t.jobs.Queue.Note(t.class, LateWaiting)
 	return true
 }
 

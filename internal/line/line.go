@@ -347,10 +347,8 @@ func (l *Line[T]) Ahead(c Class) int {
 
 // A Share is what a client has in a line.
 type Share struct {
-	Client  string
-	Urgency int
-	Waiting int
-	Running int
+	Client           string
+	Waiting, Running int
 }
 
 // Most returns the clients that have the most jobs waiting at an urgency, n at most, the
@@ -359,7 +357,7 @@ func (l *Line[T]) Most(urgency, n int) []Share {
 	flows := l.levels[urgency].length.most(n)
 	shares := make([]Share, len(flows))
 	for i, f := range flows {
-		shares[i] = Share{f.client.name, urgency, f.items.n, f.running}
+		shares[i] = Share{f.client.name, f.items.n, f.running}
 	}
 	return shares
 }

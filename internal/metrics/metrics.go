@@ -6,6 +6,7 @@ package metrics
 
 import (
 	"slices"
+	"strconv"
 	"time"
 
 	"holdfast"
@@ -20,12 +21,13 @@ import (
 // holds in every scrape.
 type Snapshot struct {
 	Dispatcher holdfast.Stats
+	Urgencies  []holdfast.UrgencyStats
 	Jobs       *holdfast.JobsStats // nil if there is no Jobs
 }
 
 // Take returns the snapshot of d and, unless it is nil, of jobs.
 func Take(d *holdfast.Dispatcher, jobs *holdfast.Jobs) *Snapshot {
-	s := &Snapshot{Dispatcher: d.Stats()}
+	s := &Snapshot{Dispatcher: d.Stats(), Urgencies: d.Urgencies()}
 	if jobs != nil {
 		s.Jobs = new(jobs.Stats())
 	}
@@ -79,6 +81,17 @@ func single(name string, kind Kind, help string, value func(*Snapshot) float64) 
 	}}
 }
 
+// byUrgency returns a family with a number for each urgency.
+func byUrgency(name string, kind Kind, help string, value func(*holdfast.UrgencyStats) float64) Family {
+	return Family{"holdfast_" + name, kind, help, "urgency", func(s *Snapshot) (samples []Sample) {
+		for i := range s.Urgencies {
+			u := &s.Urgencies[i]
+			samples = append(samples, Sample{LabelValue: strconv.Itoa(3 - u.Urgency), Value: value(u)})
+		}
+		return samples
+	}}
+}
+
 func dispatcherFamilies() []Family {
 	type stats = holdfast.Stats
 	timing := func(name, help string, of func(*stats) *histogram.Histogram) Family {
@@ -98,6 +111,15 @@ func dispatcherFamilies() []Family {
 		single("submits_blocked", Gauge, "Submits waiting for a place in the queue.", func(s *Snapshot) float64 { return float64(s.Dispatcher.Blocked) }),
 		{"holdfast_submits_refused_total", Counter, "Submits refused, by reason.", "reason", refusals},
 		single("submits_gave_up_total", Counter, "Submits whose context ended before they were accepted, as when a client leaves.", func(s *Snapshot) float64 { return float64(s.Dispatcher.RefusedGone) }),
+		byUrgency("urgency_queued", Gauge, "Jobs waiting for a worker, by urgency as in RFC 9218.", func(s *holdfast.UrgencyStats) float64 { return float64(s.Queued) }),
+		byUrgency("urgency_oldest_age_seconds", Gauge, "Age of the job that has been queued the longest, by urgency.", func(s *holdfast.UrgencyStats) float64 { return s.OldestAge.Seconds() }),
+		byUrgency("urgency_refused_full_total", Counter, "Jobs refused for want of a place, by urgency.", func(s *holdfast.UrgencyStats) float64 { return float64(s.RefusedFull) }),
+		byUrgency("urgency_refused_share_total", Counter, "Jobs refused since their client held all its places, by urgency.", func(s *holdfast.UrgencyStats) float64 { return float64(s.RefusedShare) }),
+		byUrgency("urgency_refused_late_total", Counter, "Jobs refused when they came, since they would have begun too late, by urgency.", func(s *holdfast.UrgencyStats) float64 { return float64(s.RefusedLate) }),
+		byUrgency("urgency_refused_closed_total", Counter, "Jobs refused during a shutdown, by urgency.", func(s *holdfast.UrgencyStats) float64 { return float64(s.RefusedClosed) }),
+		byUrgency("urgency_expired_total", Counter, "Requests that were not begun in time, by urgency.", func(s *holdfast.UrgencyStats) float64 { return float64(s.Expired) }),
+		byUrgency("urgency_dropped_total", Counter, "Jobs that gave their place to another one, by urgency.", func(s *holdfast.UrgencyStats) float64 { return float64(s.Dropped) }),
+		byUrgency("urgency_in_vain_total", Counter, "Requests that were begun and whose client left before the answer, by urgency.", func(s *holdfast.UrgencyStats) float64 { return float64(s.InVain) }),
 		timing("job_wait_seconds", "Time from acceptance to start of started jobs.", func(s *stats) *histogram.Histogram { return &s.Wait }),
 		timing("job_run_seconds", "Time from start to end of ended jobs that had started.", func(s *stats) *histogram.Histogram { return &s.Run }),
 	}
@@ -150,6 +172,8 @@ func refusals(s *Snapshot) []Sample {
 		labeled("full", st.RefusedFull),
 		labeled("closed", st.RefusedClosed),
 		labeled("nested", st.RefusedNested),
+		labeled("share", st.RefusedShare),
+		labeled("late", st.RefusedLate),
 	}
 }
 

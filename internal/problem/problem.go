@@ -19,10 +19,10 @@ import (
 // it must not reveal internals.
 func Write(w http.ResponseWriter, status int, detail string) { write(w, status, detail, 0) }
 
-// Retry is Write that, with 503, says after how many seconds it makes sense to try
-// again.
+// Retry is Write that, with 429 and 503, says after how many seconds it makes sense to
+// try again.
 func Retry(w http.ResponseWriter, status int, detail string, after func() int) {
-	if status == http.StatusServiceUnavailable {
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", strconv.Itoa(after()))
 	}
 	Write(w, status, detail)

@@ -59,6 +59,10 @@ type Config struct {
 	UpstreamIdle    time.Duration // that a connection to it is kept; 0: not at all
 	Abandon         bool          // hang up on the upstream when a job ends early
 	TrustedProxies  string        // as flag; Proxies has them parsed
+
+	TrustPriority bool   // believe the Priority header
+	ClientKey     string // the header that names the client, or "address"; empty: all are one
+	ClientPlaces  int    // that one client may hold; 0: no limit
 }
 
 // Proxies returns the networks of the proxies whose X-Forwarded-* are believed.
@@ -72,12 +76,12 @@ func (c Config) Proxies() []netip.Prefix {
 
 // Dispatcher returns the configuration of the dispatcher.
 func (c Config) Dispatcher() holdfast.Config {
-	return holdfast.Config{Workers: c.Workers, Queue: c.Queue, Overflow: c.Overflow, JobTimeout: c.JobTimeout}
+	return holdfast.Config{Workers: c.Workers, Queue: c.Queue, Overflow: c.Overflow, JobTimeout: c.JobTimeout, ClientPlaces: c.ClientPlaces}
 }
 
 // Jobs returns the configuration of the job resource.
 func (c Config) Jobs() holdfast.JobsConfig {
-	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, MaxMemory: c.MaxMemory, PublicURL: c.PublicURL, Patience: c.Patience}
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, MaxMemory: c.MaxMemory, PublicURL: c.PublicURL, Patience: c.Patience, Classify: classifier(c)}
 }
 
 const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
@@ -100,6 +104,9 @@ func (c *Config) options() []option {
 		{"overflow", "OVERFLOW", &overflow{&c.Overflow}, "block", "when all that is taken, apply `policy` block, reject or drop-oldest"},
 		{"job-timeout", "JOB_TIMEOUT", &flags.Duration{D: &c.JobTimeout, Want: wantDuration}, "0", "cancel a job that runs for longer than `d`; 0 never does"},
 		{"patience", "PATIENCE", (*orAuto)(&c.Patience), "auto", "refuse at once what cannot be answered within `d`; 0 never does, auto learns d for requests that wait from when clients leave"},
+		{"trust-priority", "TRUST_PRIORITY", (*flags.Boolean)(&c.TrustPriority), "false", "serve the more urgent first, as the header Priority: u=0 (most urgent) to u=7 says; 3 if it says nothing"},
+		{"client-key", "CLIENT_KEY", (*clientKey)(&c.ClientKey), "", "let clients share the workers equally, whatever each of them sends; `who` is the header that names the client, such as X-Api-Key, or address"},
+		{"client-places", "CLIENT_PLACES", &number{&c.ClientPlaces, 0, 11_000_000}, "0", "answer 429 to a client that holds `n` places, running, queued or waiting; 0 is no limit. Without -client-key clients are told apart by address"},
 		{"drain", "DRAIN_TIMEOUT", &flags.Duration{D: &c.Drain, Want: wantDuration}, "30s", "after a signal let jobs finish for at most `d`; 0 waits without limit"},
 		{"linger", "LINGER", &flags.Duration{D: &c.Linger, Want: wantDuration}, "1s", "after the last job go on answering for at most `d`, within -drain, while ended jobs are unread"},
 		{"max-body", "MAX_BODY", (*Size)(&c.MaxBody), "1MiB", "refuse a request body of more than `size`"},
@@ -201,6 +208,9 @@ func (c *Config) complete(given map[string]bool) error {
 	}
 	if err := c.fit(c.Workers); err != nil {
 		return err
+	}
+	if c.ClientPlaces > 0 && c.ClientKey == "" {
+		c.ClientKey = byAddress
 	}
 	c.AdminSet = given["admin"]
 	if c.Admin == "" {

@@ -75,6 +75,12 @@ func settings() []setting {
 			func(c Config) any { return c.Abandon }, false, true, false},
 		{"trusted-proxies", "TRUSTED_PROXIES", "10.0.0.0/8", "192.0.2.1, fd00::/8", []string{"10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8,", ",", "::1%eth0", "1.2.3.4:80", "10.0.0.0/8;::1"}, "networks or addresses with commas between them",
 			func(c Config) any { return fmt.Sprint(c.Proxies()) }, "[]", "[10.0.0.0/8]", "[192.0.2.1/32 fd00::/8]"},
+		{"trust-priority", "TRUST_PRIORITY", "true", "false", []string{"1", "yes", "True"}, "true or false",
+			func(c Config) any { return c.TrustPriority }, false, true, false},
+		{"client-key", "CLIENT_KEY", "address", "X-Api-Key", []string{"a b", "X-Api-Key:", "ä", strings.Repeat("x", 65)}, "the name of a header, such as X-Api-Key, or address",
+			func(c Config) any { return c.ClientKey }, "", "address", "X-Api-Key"},
+		{"client-places", "CLIENT_PLACES", "1", "11000000", []string{"-1", "11000001", "all"}, "a whole number from 0 to 11000000",
+			func(c Config) any { return c.ClientPlaces }, 0, 1, 11_000_000},
 		{"admin", "ADMIN_ADDR", "127.0.0.1:1", "[::1]:2", nil, "",
 			func(c Config) any { return c.Admin }, "127.0.0.1:8100", "127.0.0.1:1", "[::1]:2"},
 		{"log-jobs", "LOG_JOBS", "true", "false", []string{"1", "yes", "True"}, "true or false",
@@ -199,7 +205,7 @@ func TestConfigHelp(t *testing.T) {
 			byDefault := fmt.Sprint(s.byDefault)
 			if said, ok := map[string]string{
 				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "max-memory": mebibytes(budget.Default()), "upstream": "none", "public-url": "none", "cors-origins": "none",
-				"upstream-timeout": "5m", "upstream-idle": "4s", "trusted-proxies": "none",
+				"upstream-timeout": "5m", "upstream-idle": "4s", "trusted-proxies": "none", "client-key": "none",
 			}[s.flag]; ok {
 				byDefault = said
 			}
