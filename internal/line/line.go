@@ -61,6 +61,7 @@ type Line[T any] struct {
 	spare   int       // the urgency that had it
 	cost    float64   // of a job, in nanoseconds, on average
 	entered uint64    // how often a flow or a job has entered a queue
+	served  uint64    // turns so far
 	idle    list.List // of *flow[T]: without a job, but ahead of their time
 }
 
@@ -87,6 +88,8 @@ type flow[T any] struct {
 	running int
 	due     float64 // virtual time of the first job, or if there is none, of the last
 	order   uint64  // among those that are due at the same time
+	served  uint64  // Line.served at its last turn, or when it began to wait
+	gap     float64 // turns of the line for each of its own, on average while it waits; 0: not known
 	at      [2]int  // position in the heaps of its level
 	idle    *list.Element
 }
@@ -143,7 +146,7 @@ func (l *Line[T]) Add(v T, c Class) *Item[T] {
 		f.idle = nil
 	}
 	f.due = max(f.due, lv.now) + l.cost/f.weight
-	f.order = l.entered
+	f.order, f.served, f.gap = l.entered, l.served, 0
 	lv.due.push(f)
 	lv.length.push(f)
 	return i
@@ -173,6 +176,13 @@ func (l *Line[T]) Next() *Item[T] {
 	lv.now = max(lv.now, f.due)
 	i.charge = l.cost / f.weight
 	f.running++
+	l.served++
+	gap := float64(l.served - f.served)
+	if f.gap == 0 {
+		f.gap = gap
+	}
+	f.gap += (gap - f.gap) / 8
+	f.served = l.served
 	l.take(i)
 	if f.items.n > 0 {
 		l.entered++
@@ -332,9 +342,10 @@ func (l *Line[T]) own(c Class) int {
 	return 0
 }
 
-// Ahead returns about how many of those that wait would be served before a newcomer: all
-// that are more urgent, and of each client as many as the newcomer's own would have had
-// a turn by then.
+// Ahead returns about how many would be served before a newcomer. Of those that wait it
+// is all that are more urgent, and of each client as many as the newcomer's own would
+// have had a turn by then. If its client has jobs in line, others that come later may be
+// served earlier, as the turns show that it has had meanwhile.
 func (l *Line[T]) Ahead(c Class) int {
 	lv, own := &l.levels[c.Urgency], l.own(c)
 	others := len(lv.due.flows)
@@ -342,7 +353,12 @@ func (l *Line[T]) Ahead(c Class) int {
 		others--
 	}
 	rounds := math.Ceil(float64(own+1) / c.Weight)
-	return l.UpTo(c.Urgency-1) + own + int(min(float64(others)*rounds, float64(lv.items.n-own)))
+	ahead := float64(l.UpTo(c.Urgency-1)+own) + min(float64(others)*rounds, float64(lv.items.n-own))
+	if own > 0 {
+		f := l.clients[c.Client].flows[c.Urgency]
+		ahead = max(ahead, float64(own+1)*max(f.gap, float64(l.served-f.served))-1)
+	}
+	return int(min(ahead, math.MaxInt32))
 }
 
 // A Share is what a client has in a line.
