@@ -56,6 +56,7 @@ function render() {
   renderControls(d);
   renderBursts(latest.bursts);
   renderAdvice(latest.advice, d);
+  renderUrgencies(latest.urgencies);
   renderTimes(d, latest.minute);
   renderKept(latest.kept);
   for (const chart of charts) chart.draw();
@@ -85,7 +86,8 @@ function renderFlow(d, second, minute) {
   text("arrivals", count(second.arrivals));
   text("arrivals-minute", per(minute.arrivals_per_second));
   text("accepted", count(d.accepted));
-  text("refused", count(d.refused.full + d.refused.closed + d.refused.nested));
+  text("refused", count(Object.values(d.refused).reduce((sum, n) => sum + n, 0)));
+  attention("refused-class", d.refused.share + d.refused.late);
   for (const reason of ["full", "closed", "nested"]) attention("refused-" + reason, d.refused[reason]);
   attention("gave-up", d.gave_up);
 
@@ -184,6 +186,19 @@ function renderTimes(d, minute) {
     while (cells.length <= QUANTILES.length) $(id).append(make("td"));
     QUANTILES.forEach((q, i) => { cells[i + 1].textContent = duration(rows[id][q]); });
   }
+}
+
+function renderUrgencies(urgencies) {
+  // Where requests are not told apart there is one row, which the page has already said.
+  show("urgencies", urgencies.length > 1 || urgencies.some((u) => u.clients.some((c) => c.client) || u.refused.share + u.refused.late + u.refused.expired > 0));
+  const rows = items($("urgency-rows"), urgencies.length, "tr");
+  urgencies.forEach((u, i) => {
+    const r = u.refused;
+    const clients = u.clients.slice(0, 3).map((c) => `${c.client || "no name"} ${count(c.queued)}`).join(", ");
+    const values = [u.urgency, count(u.queued), duration(u.oldest_age_seconds), count(r.full), count(r.share), count(r.late), count(r.expired), count(r.closed), count(u.dropped), count(u.in_vain), clients || DASH];
+    const cells = items(rows[i], values.length, "td");
+    values.forEach((v, k) => { if (cells[k].textContent !== String(v)) cells[k].textContent = v; });
+  });
 }
 
 function renderKept(k) {

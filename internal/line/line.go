@@ -310,19 +310,19 @@ type Displace struct {
 // ones; who has fewer takes one from the most urgent. If the result is only fair, since
 // its client has more jobs than the newcomer's would have, fair is true.
 func (l *Line[T]) Displaced(c Class, places int, d Displace) (i *Item[T], fair bool) {
-	share, less := places/Reserve, l.waiting-l.UpTo(c.Urgency)
-	first, last := l.after(-1), Urgencies-1
-	for last > 0 && l.levels[last].items.n == 0 {
-		last--
-	}
-	switch same := &l.levels[c.Urgency]; {
-	case less > share:
-		f := l.levels[last].length.flows[0]
+	share, n := places/Reserve, 0
+	for u := Urgencies - 1; u > c.Urgency; u-- {
+		if n += l.levels[u].items.n; n <= share || l.levels[u].items.n == 0 {
+			continue
+		}
+		f := l.levels[u].length.flows[0]
 		if d.Oldest {
 			return f.items.front, false
 		}
 		return f.items.back, false
-	case first < c.Urgency && less+same.items.n < share && !d.Waits:
+	}
+	switch same, first := &l.levels[c.Urgency], l.after(-1); {
+	case first < c.Urgency && n+same.items.n < share && !d.Waits:
 		return l.levels[first].length.flows[0].items.back, false
 	case same.items.n == 0 || d.Waits:
 		return nil, false

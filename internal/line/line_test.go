@@ -391,6 +391,13 @@ func TestDisplacedLeavesAShare(t *testing.T) {
 		if n := l.levels[5].items.n; n != places/Reserve || l.Len() != places {
 			t.Errorf("%+v: %d of %d are less urgent when they come later, want %d", d, n, l.Len(), places/Reserve)
 		}
+		for range 1000 {
+			add(3)
+			add(1)
+		}
+		if n := l.levels[5].items.n; n != places/Reserve {
+			t.Errorf("%+v: %d of %d are left for the least urgent of three, want %d", d, n, l.Len(), places/Reserve)
+		}
 		add(0)
 		if l.levels[0].items.n != 1 {
 			t.Errorf("%+v: an urgent one found no place", d)
