@@ -441,7 +441,9 @@ func outcome(x *exchange.Exchange, end End, err error) store.Outcome {
 func (j *Jobs) RetryAfter() int { return j.Queue.Load(nil).RetryAfter() }
 
 // retryRefused returns the seconds after which one who is refused now should come back.
-func (j *Jobs) retryRefused() int { return j.RetryAfter() + j.pushback.Refused() }
+func (j *Jobs) retryRefused() int {
+	return min(j.RetryAfter()+j.pushback.Refused(), patience.MaxRetryAfter)
+}
 
 // refuse answers a request that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, err error) {

@@ -139,13 +139,16 @@ type Load struct {
 // Waiting returns how many wait, for a worker or for a place.
 func (l Load) Waiting() int { return l.Queued + l.Blocked }
 
+// MaxRetryAfter is the most seconds that anybody is asked to wait. Nobody waits longer.
+const MaxRetryAfter = 3600
+
 // RetryAfter returns the whole seconds after which the present queue will have been
 // worked off: queued · mean service time / workers, at least 1. A paused dispatcher
-// counts as one worker. It is bounded by an hour, beyond which nobody waits.
+// counts as one worker. It is at most MaxRetryAfter.
 func (l Load) RetryAfter() int {
 	// One division, and of whole numbers: rounded twice, 7 s can be 7.000000000000001.
 	seconds := float64(l.Queued) * float64(l.MeanRun) / (float64(max(l.Workers, 1)) * float64(time.Second))
-	return int(math.Ceil(min(max(seconds, 1), time.Hour.Seconds())))
+	return int(math.Ceil(min(max(seconds, 1), MaxRetryAfter)))
 }
 
 // MeanWait predicts how long a job that comes now waits for a worker, from what all jobs
