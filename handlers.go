@@ -246,6 +246,7 @@ func (q queue) Note(class *line.Class, what httpjob.Note) {
 	defer q.mu.Unlock()
 	switch counts := &q.urgencies[(&entry{job: &Job{class: class}}).class().Urgency]; what {
 	case httpjob.LateAtDoor:
+		q.stats.RefusedLate++
 		counts.RefusedLate++
 	case httpjob.LateWaiting:
 		counts.Expired++

@@ -34,7 +34,7 @@ type Stats struct {
 	RefusedNested uint64 // ErrNested
 	RefusedGone   uint64 // the context ended first
 	RefusedShare  uint64 // ErrShare
-	RefusedLate   uint64 // ErrLate
+	RefusedLate   uint64 // ErrLate, or a request that Jobs refused for its patience when it came
 
 	// OldestAge is how long ago the longest-waiting queued job was accepted, 0 if
 	// none is queued.
@@ -65,7 +65,7 @@ type UrgencyStats struct {
 
 // UrgencyCounts counts the jobs of one urgency that have come to nothing.
 type UrgencyCounts struct {
-	RefusedFull, RefusedShare, RefusedLate, RefusedClosed uint64 // as in Stats, and RefusedLate as in JobsStats too
+	RefusedFull, RefusedShare, RefusedLate, RefusedClosed uint64 // as in Stats
 
 	Dropped uint64 // as in Stats
 	Expired uint64 // as in JobsStats

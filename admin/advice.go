@@ -380,6 +380,9 @@ func (w *window) caveats(m *measurement) (list []string) {
 	if n := m.to.RefusedFull - m.from.RefusedFull; n > 0 {
 		say("%d requests found the queue full and were refused; a client that tries again counts each time.", n)
 	}
+	if n := m.to.RefusedLate - m.from.RefusedLate; n > 0 {
+		say("%d requests were refused because they could not have been answered within their patience. A longer queue would not help them: it takes more workers, or less load.", n)
+	}
 	if n := m.to.RefusedGone - m.from.RefusedGone; n > 0 {
 		say("%d clients gave up before there was a place; they count as arrivals.", n)
 	}

@@ -393,6 +393,21 @@ func TestAdviceSaysWhatItDoesNotSee(t *testing.T) {
 	within(t, "rate with those who left", a.Arrivals, 112, 128)
 }
 
+// What is refused for being late has arrived, and says that the workers are too few.
+func TestAdviceCountsTheLate(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 9))
+	marks := counted(drawn(r, piece{60, 900}))
+	for i := range marks {
+		marks[i].stats.RefusedLate = uint64(1000 * i)
+	}
+	a := advise(marks)
+	says(t, "reasons", a.Reasons, "it takes more workers, or less load")
+	within(t, "arrivals", a.Arrivals, 1850, 1950)
+	if a.Holds == nil || *a.Holds {
+		t.Error("100 workers of 100 ms are said to hold 1,900 a second")
+	}
+}
+
 // counted returns the marks of jobs of which so many arrive in each second. They are
 // accepted, and have run for 100 ms by the end of the second.
 func counted(counts []int) []mark {

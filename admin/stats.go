@@ -74,7 +74,7 @@ type Refused struct {
 	Closed uint64 `json:"closed"` // shutting down
 	Nested uint64 `json:"nested"` // a job would have waited for itself
 	Share  uint64 `json:"share"`  // its client held all its places
-	Late   uint64 `json:"late"`   // it would have begun too late, by the patience of its class
+	Late   uint64 `json:"late"`   // it would have been answered too late
 }
 
 // Timings are the mean and the quantiles of durations. A quantile is too high by at
