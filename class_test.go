@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// lineUp occupies the only worker of d and queues n jobs of a class for each name.
+// A lineUp is a dispatcher whose only worker is occupied until all jobs are queued.
 type lineUp struct {
 	t    *testing.T
 	d    *Dispatcher
@@ -52,6 +52,7 @@ func (l *lineUp) expect(want ...string) {
 	l.t.Helper()
 	close(l.open)
 	time.Sleep(time.Hour)
+	synctest.Wait()
 	if !slices.Equal(l.ran, want) {
 		l.t.Errorf("ran %v, want %v", l.ran, want)
 	}
@@ -62,6 +63,8 @@ func (l *lineUp) expect(want ...string) {
 func expectIdleLine(t *testing.T, d *Dispatcher) {
 	t.Helper()
 	synctest.Wait()
+	d.lock()
+	defer d.mu.Unlock()
 	for _, name := range []string{"", "a", "b", "c"} {
 		if n := d.line.Places(name) + d.blocked.Places(name); n != 0 {
 			t.Errorf("client %q has %d places when all have ended", name, n)
@@ -113,6 +116,7 @@ func TestG16LeastUrgentHasAShare(t *testing.T) {
 		}
 		close(l.open)
 		time.Sleep(200*time.Second - time.Millisecond)
+		synctest.Wait()
 		count := map[string]int{}
 		for i, name := range l.ran {
 			count[name]++

@@ -437,7 +437,13 @@ func (s *simulation) check(before Stats) Stats {
 	if !s.shutdown && st.Queued > 0 && st.Running < s.workers {
 		s.fail("G13: idle worker beside a queued job: %s", brief(st))
 	}
-	if l := s.d.line; l != nil && l.Len() != st.Queued || s.d.blocked.Len() != st.Blocked {
+	s.d.lock()
+	queued, blocked := st.Queued, s.d.blocked.Len()
+	if s.d.line != nil {
+		queued = s.d.line.Len()
+	}
+	s.d.mu.Unlock()
+	if queued != st.Queued || blocked != st.Blocked {
 		s.fail("G6: the lines hold others than these: %s", brief(st))
 	}
 	used := st.Queued + st.Running
