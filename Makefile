@@ -39,7 +39,7 @@ check: ## everything that must hold before a commit lands, but for fuzzing
 	go test -race -shuffle=on ./...
 	go vet ./... && go vet -tags soak ./internal/server && go vet main.go
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
-	$(STATICCHECK) ./... && $(STATICCHECK) main.go
+	$(STATICCHECK) ./... && $(STATICCHECK) -tags soak ./internal/server && $(STATICCHECK) main.go
 	go mod tidy -diff
 	test "$$(go list -m all)" = "$$(go list -m)" # the root has no dependency
 	@set -e; for m in $(MODULES); do echo "== $$m"; (cd $$m && \
@@ -78,10 +78,10 @@ fuzz: ## run each fuzz target for FUZZTIME
 			out=$$(echo "$$out" | grep '^fuzz: elapsed'); \
 		fi; echo "$$out" | tail -n 1; done; done
 
-soak: ## a million schedules, a thousand stops, five million jobs kept or forgotten, fuzzing
+soak: ## a million schedules, a thousand stops, five million jobs kept or forgotten, ten minutes among bad clients, fuzzing
 	go test -run TestSimulation -timeout 2h . -schedules 1000000
 	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
 	go test -run TestStopWithBadLog -timeout 1h ./internal/server -log-stops 50
 	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
-	go test -tags soak -run TestMemory -v -timeout 1h ./internal/server -mix 10m
+	go test -tags soak -run 'TestMemory|TestSoak' -v -timeout 1h ./internal/server -soak 10m
 	$(MAKE) fuzz FUZZTIME=5m

@@ -20,7 +20,9 @@ type lineUp struct {
 	t    *testing.T
 	d    *Dispatcher
 	open gate
-	ran  []string
+
+	mu  sync.Mutex
+	ran []string
 }
 
 func newLineUp(t *testing.T, cfg Config) *lineUp {
@@ -32,10 +34,20 @@ func newLineUp(t *testing.T, cfg Config) *lineUp {
 // job returns a job that takes a second and says that it ran.
 func (l *lineUp) job(name string) func(context.Context) error {
 	return func(context.Context) error {
+		l.mu.Lock()
 		l.ran = append(l.ran, name)
+		l.mu.Unlock()
 		time.Sleep(time.Second)
 		return nil
 	}
+}
+
+// soFar returns the names of the jobs that have run, in order.
+func (l *lineUp) soFar() []string {
+	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.ran)
 }
 
 func (l *lineUp) submit(name string, c Class) *Job {
@@ -52,9 +64,8 @@ func (l *lineUp) expect(want ...string) {
 	l.t.Helper()
 	close(l.open)
 	time.Sleep(time.Hour)
-	synctest.Wait()
-	if !slices.Equal(l.ran, want) {
-		l.t.Errorf("ran %v, want %v", l.ran, want)
+	if ran := l.soFar(); !slices.Equal(ran, want) {
+		l.t.Errorf("ran %v, want %v", ran, want)
 	}
 	expectIdleLine(l.t, l.d)
 }
@@ -116,9 +127,8 @@ func TestG16LeastUrgentHasAShare(t *testing.T) {
 		}
 		close(l.open)
 		time.Sleep(200*time.Second - time.Millisecond)
-		synctest.Wait()
 		count := map[string]int{}
-		for i, name := range l.ran {
+		for i, name := range l.soFar() {
 			count[name]++
 			if want := map[bool]string{true: "urgent"}[i%20 != 19]; want != "" && name != want {
 				t.Errorf("job %d is %s", i, name)

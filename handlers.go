@@ -109,7 +109,7 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	}
 	j := &httpjob.Jobs{Queue: queue{d}, MaxResponse: cfg.MaxResponse}
 	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Share: ErrShare, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
-	j.Memory = budget.New(cfg.MaxMemory, func(enough func() bool) { j.Store.Yield(enough) }, j.RetryAfter)
+	j.Memory = budget.New(cfg.MaxMemory, func(need int64, enough func() bool) { j.Store.Yield(need, enough) }, j.RetryAfter)
 	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain, Memory: j.Memory})
 	// Once a shutdown is over or was cut off, nobody need wait for a job.
 	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: j.RetryAfter, Stop: d.over}

@@ -4,7 +4,9 @@
 // # Invariants
 //
 // Each byte is in one Hold or in one Shared at a time, and is given back once: a Hold
-// that is closed takes nothing any more. A reservation never leads beyond the limit.
+// that is closed takes nothing any more. A reservation never leads beyond the limit, nor a
+// large one into the last part of it: a few large ones could else leave nothing for the
+// many small ones, such as the short response of a job that was accepted long ago.
 // What is there already, and cannot be refused, is added all the same: what is over the
 // limit by that is refused to others.
 package budget
@@ -18,7 +20,7 @@ import (
 // by any number of goroutines at once. A nil Budget has no limit, and counts nothing.
 type Budget struct {
 	limit   int64
-	yield   func(enough func() bool)
+	yield   func(need int64, enough func() bool)
 	again   func() int
 	held    atomic.Int64
 	refused atomic.Uint64
@@ -26,17 +28,23 @@ type Budget struct {
 
 // New returns a Budget of limit bytes. Before it refuses, it calls yield, which is to
 // let go of what can be had again or is only kept, until enough reports true or there is
-// no more. again returns the seconds after which it makes sense to try again. Either may
+// no more; of nothing, if there is not about as much as need. again returns the seconds after which it makes sense to try again. Either may
 // be nil.
-func New(limit int64, yield func(enough func() bool), again func() int) *Budget {
+func New(limit int64, yield func(need int64, enough func() bool), again func() int) *Budget {
 	return &Budget{limit: limit, yield: yield, again: again}
 }
 
-// try takes n bytes if they are there.
-func (b *Budget) try(n int64) bool {
+// A reservation of more than small bytes leaves one part of so many of the limit free.
+const (
+	small = 16 << 10
+	parts = 16
+)
+
+// try takes n bytes if they are there below limit.
+func (b *Budget) try(n, limit int64) bool {
 	for {
 		held := b.held.Load()
-		if n > b.limit-held {
+		if n > limit-held {
 			return false
 		}
 		if b.held.CompareAndSwap(held, held+n) {
@@ -45,19 +53,26 @@ func (b *Budget) try(n int64) bool {
 	}
 }
 
-func (b *Budget) reserve(n int64) bool {
-	if b == nil || b.try(n) {
+func (b *Budget) reserve(n int64, large bool) bool {
+	if b == nil {
 		return true
 	}
-	if b.yield == nil || n > b.limit {
+	limit := b.limit
+	if large {
+		limit -= limit / parts
+	}
+	if b.try(n, limit) {
+		return true
+	}
+	if b.yield == nil || n > limit {
 		return false
 	}
 	taken := false
-	b.yield(func() bool {
-		taken = taken || b.try(n)
+	b.yield(n+b.held.Load()-limit, func() bool {
+		taken = taken || b.try(n, limit)
 		return taken
 	})
-	return taken || b.try(n)
+	return taken || b.try(n, limit)
 }
 
 // Add counts n bytes that are there whatever the limit says. If n is negative, they are
@@ -126,11 +141,14 @@ func (h *Hold) Budget() *Budget {
 }
 
 // Reserve adds n bytes, and reports whether they are there. After Close there are none.
-func (h *Hold) Reserve(n int64) bool {
+func (h *Hold) Reserve(n int64) bool { return h.reserve(n, n > small) }
+
+// reserve is Reserve for bytes that are large together with what has come before.
+func (h *Hold) reserve(n int64, large bool) bool {
 	if h == nil || h.budget == nil {
 		return true
 	}
-	if !h.budget.reserve(n) {
+	if !h.budget.reserve(n, large) {
 		return false
 	}
 	return h.take(n)

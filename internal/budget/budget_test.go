@@ -18,7 +18,7 @@ func TestReserve(t *testing.T) {
 	var asked int
 	kept := int64(40)
 	var b *Budget
-	b = New(100, func(enough func() bool) {
+	b = New(100, func(need int64, enough func() bool) {
 		asked++
 		for kept > 0 {
 			kept -= 10
@@ -247,6 +247,37 @@ func grown(f func()) int64 {
 	before := heap()
 	f()
 	return heap() - before
+}
+
+// Large ones, and headers of which each piece is short, leave a part for small ones.
+func TestLargeLeaveRoom(t *testing.T) {
+	const limit = 1 << 20
+	b := New(limit, nil, nil)
+	var large, small Hold
+	large.Open(b, 0)
+	small.Open(b, 0)
+	for large.Reserve(20_000) {
+	}
+	for large.Reserve(16<<10 + 1) {
+	}
+	full := b.Held()
+	if full > limit-limit/16 || full < limit-limit/16-20_000 {
+		t.Errorf("large ones take %d of %d, want all but a sixteenth", full, limit)
+	}
+	var m Meter
+	m.Hold.Open(b, 0)
+	m.Begin()
+	for n := 0; m.Read([]byte(strings.Repeat("x", 4<<10))); n++ {
+		if n > 10 {
+			t.Fatal("a header takes in pieces what is left for small ones")
+		}
+	}
+	m.Hold.Close()
+	for small.Reserve(1 << 10) {
+	}
+	if b.Held() <= limit-1<<10 || b.Over() {
+		t.Errorf("small ones fill up to %d, want nearly %d", b.Held(), limit)
+	}
 }
 
 type outer struct{ http.ResponseWriter }

@@ -41,7 +41,7 @@ func (m *Meter) Read(p []byte) bool {
 		return true
 	}
 	more := m.bytes + m.lines*(perName+perValue+waste) - m.paid
-	if !m.Hold.Reserve(more) {
+	if !m.Hold.reserve(more, m.paid+more > small) {
 		return false
 	}
 	m.paid += more

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -207,6 +208,47 @@ func TestRefusedSender(t *testing.T) {
 	})
 }
 
+// A client is answered when its request begins, not before: a client with a pool takes
+// what comes before it has asked for a fault of the connection. Of one that asks for
+// nothing only so long is waited for.
+func TestRefusedWhenAsking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, _, accepted := limited(t, Limits{Open: 1, Refused: refused})
+		l.MustDial(t)
+		kept := <-accepted
+		defer kept.Close()
+		c, _ := l.MustDial(t)
+		c.SetReadDeadline(time.Now().Add(beginTime / 2))
+		if n, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%d bytes, %v before the request; want none", n, err)
+		}
+		c.SetReadDeadline(time.Time{})
+		io.WriteString(c, "G")
+		answered := func(c net.Conn, want time.Duration) {
+			began := time.Now()
+			r := bufio.NewReader(c)
+			r.Peek(1)
+			if d := time.Since(began); d != want {
+				t.Errorf("answered after %v, want %v", d, want)
+			}
+			refusal(t, r)
+		}
+		answered(c, 0)
+		silent, _ := l.MustDial(t)
+		answered(silent, beginTime)
+	})
+}
+
+// One that has to go before it has begun its request is answered too.
+func TestRefusedAtOnce(t *testing.T) {
+	first, s := tcp(t)
+	r := refusals{limit: 1}
+	r.add(s)
+	_, s = tcp(t)
+	r.add(s)
+	refusal(t, first)
+}
+
 // halfPipe is a pipe that notes the half close of its server's end.
 type halfPipe struct {
 	net.Conn
@@ -222,7 +264,7 @@ func TestRefuseHalfCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := net.Pipe()
 		var events []string
-		go func() { c := halfPipe{s, &events}; linger(c, tooMany, false); c.Close() }()
+		go func() { c := halfPipe{s, &events}; linger(c, tooMany); c.Close() }()
 		io.ReadFull(c, make([]byte, len(tooMany)))
 		for range 3 {
 			synctest.Wait()
@@ -269,7 +311,7 @@ func TestRefuseTCP(t *testing.T) {
 			t.Fatal(err)
 		}
 		done := make(chan struct{})
-		go func() { linger(s, tooMany, false); s.Close(); close(done) }()
+		go func() { linger(s, tooMany); s.Close(); close(done) }()
 		refusal(t, c)
 		c.Close() // ends the refusal at once
 		<-done

@@ -71,7 +71,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.meter.Hold.Budget().Refuse()
 		answer = noMemory
 	}
-	linger(c.Conn, answer, false)
+	linger(c.Conn, answer)
 	return 0, io.EOF // to which the server answers nothing
 }
 

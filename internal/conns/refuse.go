@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,38 +28,42 @@ func shortAnswer(status int, more, detail string) string {
 	return fmt.Sprintf("HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s", status, title, len(body), more, body)
 }
 
-// How long and for how much a refused client is listened to after its answer.
+// How long and for how much a refused client is listened to, and how much of that time it
+// has to begin its request.
 const (
 	lingerTime  = time.Second
 	lingerBytes = 1 << 20
+	beginTime   = lingerTime / 4
 )
 
-// refusals are connections that have got their refusal and linger. When there is
-// no room for another one the oldest goes: it has had the most time to read its
-// answer.
+// refusals are connections that get their refusal and linger. When there is no room for
+// another one the oldest goes: it has had the most time to read its answer.
 type refusals struct {
 	limit int
 
 	mu   sync.Mutex // protects the following field
-	line list.List  // of net.Conn, in the order in which they came
+	line list.List  // of *turnedAway, in the order in which they came
+}
+
+// A turnedAway is a connection that is answered once, by whoever is first to set answered.
+type turnedAway struct {
+	net.Conn
+	answered atomic.Bool
 }
 
 // add refuses a connection. It does not block: it is called by the one goroutine
 // that accepts.
 func (r *refusals) add(c net.Conn) {
-	answered := writeNow(c, tooMany)
-	if answered {
-		halfClose(c)
-	}
+	refused := &turnedAway{Conn: c}
 	r.mu.Lock()
-	e := r.line.PushBack(c)
+	e := r.line.PushBack(refused)
 	full := r.line.Len() > r.limit
 	r.mu.Unlock()
 	if full {
 		r.dropOldest()
 	}
 	go func() {
-		linger(c, tooMany, answered)
+		refused.serve()
 		r.mu.Lock()
 		r.line.Remove(e) // does nothing if it was dropped
 		r.mu.Unlock()
@@ -67,7 +72,7 @@ func (r *refusals) add(c net.Conn) {
 }
 
 // dropOldest closes the connection that has lingered longest, and reports whether
-// there was one.
+// there was one. If it has no answer yet, it gets it now.
 func (r *refusals) dropOldest() bool {
 	r.mu.Lock()
 	e := r.line.Front()
@@ -78,22 +83,43 @@ func (r *refusals) dropOldest() bool {
 	if e == nil {
 		return false
 	}
-	e.Value.(net.Conn).Close()
+	c := e.Value.(*turnedAway)
+	if !c.answered.Swap(true) {
+		writeNow(c.Conn, tooMany)
+	}
+	c.Close()
 	return true
 }
 
-// linger writes an answer, unless that is done already, and ends the sending side.
-// Then it takes in what the client sends until the client closes, for a second at
-// most: closed with data unread, a connection is reset, and the client loses the
-// answer.
-func linger(c net.Conn, answer string, answered bool) {
+// serve answers a client when it has begun its request, or has not for a while. Before
+// that, clients with a pool of connections such as net/http's take an answer for a fault
+// of the connection: they have asked for nothing on it yet.
+func (c *turnedAway) serve() {
+	c.SetReadDeadline(time.Now().Add(beginTime))
+	c.Read(make([]byte, 512)) // whatever comes of it is answered
+	if !c.answered.Swap(true) {
+		c.SetDeadline(time.Now().Add(lingerTime - beginTime))
+		answerAndListen(c.Conn, tooMany)
+	}
+}
+
+// linger answers a client that has sent a part of its request.
+func linger(c net.Conn, answer string) {
 	c.SetDeadline(time.Now().Add(lingerTime))
-	if !answered {
+	answerAndListen(c, answer)
+}
+
+// answerAndListen writes an answer and ends the sending side. Then it takes in what the
+// client sends until the client closes, or the deadline: closed with data unread, a
+// connection is reset, and the client loses the answer.
+func answerAndListen(c net.Conn, answer string) {
+	// On a busy machine the deadline may have passed before there was anything to wait for.
+	if !writeNow(c, answer) {
 		if _, err := io.WriteString(c, answer); err != nil {
 			return
 		}
-		halfClose(c)
 	}
+	halfClose(c)
 	io.Copy(io.Discard, io.LimitReader(c, lingerBytes))
 }
 

@@ -64,6 +64,26 @@ func TestNoMemoryForResponse(t *testing.T) {
 	f.held("when refused")
 }
 
+// Where large bodies have taken all that they can get, a job is accepted and has its short
+// response all the same.
+func TestShortResponseBesideLargeBodies(t *testing.T) {
+	f := through(t, server.Config{Workers: 1, Queue: 1, MaxMemory: 4 * muchMemory}, Config{}, func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, strings.Repeat("b", 8<<10))
+	})
+	taken := new(budget.Hold)
+	taken.Open(f.memory, 0)
+	for n := int64(1 << 20); n > 20_000; n /= 2 {
+		for taken.Reserve(n) {
+		}
+	}
+	for _, mode := range modes {
+		if res, body := f.do(f.request("GET", mode+"/x", nil)); res.StatusCode != 200 || len(body) != 8<<10 {
+			t.Errorf("%s: %d, %.100q", mode, res.StatusCode, body)
+		}
+	}
+	taken.Close()
+}
+
 // The length of a HEAD's response is not that of a body.
 func TestHeadTakesNoMemory(t *testing.T) {
 	f := through(t, server.Config{Workers: 1, Queue: 1, MaxMemory: muchMemory, MaxResponse: 1 << 30}, Config{}, func(w http.ResponseWriter, r *http.Request) {

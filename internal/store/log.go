@@ -321,26 +321,47 @@ func (l *log) empty(chunk int) {
 	}
 }
 
-// yield forgets records until enough reports true, and calls forgotten for each: the
-// oldest first, but none that is being read, since its memory stays with its readers.
-// What it costs when there is nothing to forget is a look at each chunk, and at each
-// record of those with a large response.
+// yield forgets records until enough reports true, and calls forgotten for each: those
+// with a large response first, since each gives back its memory by itself, and the others
+// only by the chunk; of both the oldest first, but none that is being read, since its
+// memory stays with its readers. What it costs when there is nothing to forget is a look
+// at each chunk, and at each record of those with a large response.
 func (l *log) yield(enough func() bool, forgotten func(header)) {
-	for i := range l.chunks {
-		c := &l.chunks[i]
-		idle := c.held.Alone()
-		if c.live == 0 || !idle && c.large == 0 {
-			continue
-		}
-		if l.yieldChunk(i, idle, enough, forgotten) {
-			return
+	for _, large := range []bool{true, false} {
+		for i := range l.chunks {
+			c := &l.chunks[i]
+			if c.live == 0 || large && c.large == 0 || !large && !c.held.Alone() {
+				continue
+			}
+			if l.yieldChunk(i, large, enough, forgotten) {
+				return
+			}
 		}
 	}
 }
 
-// yieldChunk does so for one chunk, and reports whether that was enough. The chunk itself
-// goes with its last record.
-func (l *log) yieldChunk(i int, idle bool, enough func() bool, forgotten func(header)) bool {
+// frees reports whether yield could free about n bytes.
+func (l *log) frees(n int64) bool {
+	n -= int64(len(l.index)) * indexSize
+	for i := range l.chunks {
+		if c := &l.chunks[i]; c.live > 0 && c.held.Alone() {
+			n -= chunkSize
+		}
+	}
+	for _, response := range l.large {
+		if n <= 0 {
+			break
+		}
+		if response.Held().Alone() {
+			n -= int64(response.Size())
+		}
+	}
+	return n <= 0
+}
+
+// yieldChunk does so for one chunk, of its large responses alone or of all that it has,
+// and reports whether that was enough. The chunk itself goes with its last record.
+func (l *log) yieldChunk(i int, large bool, enough func() bool, forgotten func(header)) bool {
 	c := &l.chunks[i]
 	offset := 0
 	if i == 0 {
@@ -353,8 +374,8 @@ func (l *log) yieldChunk(i int, idle bool, enough func() bool, forgotten func(he
 			continue
 		}
 		r := l.header(c.b[at:])
-		large, apart := l.large[r.id]
-		if apart && !large.Held().Alone() || !apart && !idle {
+		response, apart := l.large[r.id]
+		if large && !apart || apart && !response.Held().Alone() {
 			continue
 		}
 		l.forget(i, r)

@@ -23,7 +23,7 @@ func kept(t *testing.T, s *Store, size int) *Job {
 
 func withMemory(limit int64) (*Store, *budget.Budget) {
 	var s *Store
-	b := budget.New(limit, func(enough func() bool) { s.Yield(enough) }, nil)
+	b := budget.New(limit, func(need int64, enough func() bool) { s.Yield(need, enough) }, nil)
 	s = New(Bounds{Jobs: 1_000_000, Bytes: 1 << 40, Age: time.Hour, Memory: b})
 	return s, b
 }
@@ -44,8 +44,8 @@ func TestYield(t *testing.T) {
 	read.Hold()
 	var h budget.Hold
 	h.Open(b, 0)
-	if !h.Reserve(7 << 19) {
-		t.Fatal("3.5 MiB are not there although 8 could go")
+	if !h.Reserve(5 << 19) {
+		t.Fatal("2.5 MiB are not there although 8 could go")
 	}
 	for i, want := range []bool{true, false, false, true, true, true, true, true} {
 		if present(s, jobs[i]) != want {
@@ -58,12 +58,34 @@ func TestYield(t *testing.T) {
 	if h.Reserve(9 << 20) {
 		t.Error("memory that is being read is given away")
 	}
-	if st := s.Stats(); st.Kept != 1 || !present(s, jobs[0]) || st.ByBytes != 7 {
-		t.Errorf("%+v; want the one that is being read, and 7 evicted", st)
+	if st := s.Stats(); st.Kept != 6 || st.ByBytes != 2 {
+		t.Errorf("%+v; want none evicted in vain, so 6 kept and 2 evicted", st)
 	}
 	read.Release()
 	if !h.Reserve(6<<20) || present(s, jobs[0]) {
 		t.Error("what was read does not give way when its reader is done")
+	}
+	h.Close()
+}
+
+// A small response does not go for nothing: it gives back no memory where a large one beside
+// it gives enough.
+func TestYieldLargeFirst(t *testing.T) {
+	s, b := withMemory(4 << 20)
+	var small []*Job
+	for range 10 {
+		small = append(small, kept(t, s, 1000))
+	}
+	large := kept(t, s, 2<<20)
+	var h budget.Hold
+	h.Open(b, 0)
+	if !h.Reserve(2<<20) || present(s, large) {
+		t.Error("the large one does not give way")
+	}
+	for i, j := range small {
+		if !present(s, j) {
+			t.Errorf("number %d of the small ones has given way before it", i)
+		}
 	}
 	h.Close()
 }
@@ -109,7 +131,8 @@ func TestYieldChunks(t *testing.T) {
 	held.Release()
 	var h budget.Hold
 	h.Open(b, 0)
-	if !h.Reserve(4<<20) || s.Stats().Kept != 0 || b.Held() != 4<<20 {
+	const most = 15 << 18 // of 4 MiB, for one
+	if !h.Reserve(most) || s.Stats().Kept != 0 || b.Held() != most {
 		t.Errorf("all can go, but %+v, %d held", s.Stats(), b.Held())
 	}
 	h.Close()

@@ -434,7 +434,9 @@ func (s *Store) keepLocked(j *Job) {
 	j.claim = nil
 	j.outcome = s.kept.add(r)
 	s.evictLocked(j.ended)
-	s.yieldLocked(func() bool { return !s.bounds.Memory.Over() })
+	if s.bounds.Memory.Over() {
+		s.yieldLocked(func() bool { return !s.bounds.Memory.Over() })
+	}
 	if s.timer == nil && len(s.kept.index) > 0 {
 		s.expireIn(s.bounds.Age)
 	}
@@ -469,18 +471,17 @@ func (s *Store) forgottenLocked(r header) {
 }
 
 // Yield forgets jobs for the memory that they take, until enough reports true or only
-// those are left that are being read. Those that ended first go first. enough must not
-// call the store.
-func (s *Store) Yield(enough func() bool) {
+// those are left that are being read. Where all together are less than need bytes, none is
+// forgotten in vain. enough must not call the store.
+func (s *Store) Yield(need int64, enough func() bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.yieldLocked(enough)
+	if !enough() && s.kept.frees(need) { // perhaps by somebody else's Yield
+		s.yieldLocked(enough)
+	}
 }
 
 func (s *Store) yieldLocked(enough func() bool) {
-	if enough() { // perhaps by somebody else's Yield
-		return
-	}
 	s.kept.yield(enough, func(r header) {
 		s.byBytes++
 		s.forgottenLocked(r)
