@@ -20,7 +20,7 @@ MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*/go.mod'))
 FUZZTIME := 20s
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help run build test check vet module bench load screenshots fuzz soak
+.PHONY: help run build test check vet module bench load screenshots proxies fuzz soak
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -67,6 +67,9 @@ load: build ## ab on /aaa and /bbb, with and without keep-alive (needs curl, and
 
 screenshots: ## write the pictures of the dashboard anew, into e2e/screenshots (needs Chromium)
 	cd e2e && go test -count=1 -run 'Dashboard|JobsPage' -timeout 30m . -screenshots "$$PWD/screenshots"
+
+proxies: ## the tests behind nginx, HAProxy and Caddy, with the longest of long polls
+	cd e2e && go test -count=1 -run Proxies -v . -held
 
 # Now and then go test reports the end of -fuzztime as a failure, when a worker is in
 # the middle of an input. What a target has found comes with its failing input.

@@ -164,21 +164,67 @@ func TestUpstreamPython(t *testing.T) {
 		if !strings.HasSuffix(got, "\r\n\r\nupload") {
 			t.Errorf("%s sent %q", kind, got)
 		}
+		if kind == "server" { // WSGI knows no interim responses
+			hinted(t, p.addr)
+			if _, got := r.last(); !strings.HasPrefix(got, "HTTP/1.0 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\nHTTP/1.0 102 Processing\r\n\r\nHTTP/1.0 200 ") {
+				t.Errorf("Python has sent %q", got)
+			}
+		}
 		if kind == "wsgi" {
 			if _, who := do(t, "GET", front+"/sync/who", nil, "X_Forwarded_For: 6.6.6.6", "X-Forwarded-For: 6.6.6.6"); who != "127.0.0.1" {
 				t.Errorf("a client pretends to be %q", who)
 			}
 		}
-		for _, path := range []string{"/sync/moved", "/sync/login"} {
-			res, err := http.Get(front + path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, _ := io.ReadAll(res.Body)
-			res.Body.Close()
-			if res.StatusCode != 200 || string(body) != "the end" || res.Request.URL.Host != p.addr {
-				t.Errorf("%s: %s leads to %s: %d %s", kind, path, res.Request.URL, res.StatusCode, body)
-			}
+		redirected(t, p.addr)
+	}
+}
+
+// redirected follows the redirects of an upstream to its own URL and to a path.
+func redirected(t *testing.T, addr string) {
+	t.Helper()
+	for _, path := range []string{"/sync/moved", "/sync/login"} {
+		res, err := http.Get("http://" + addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(res.Body)
+		res.Body.Close()
+		if res.StatusCode != 200 || string(body) != "the end" || res.Request.URL.Host != addr {
+			t.Errorf("%s leads to %s: %d %s", path, res.Request.URL, res.StatusCode, body)
+		}
+	}
+}
+
+// hinted asks for what the upstream has early hints for, with a Link and other interim
+// responses. They are not the response, and no part of it.
+func hinted(t *testing.T, addr string) {
+	t.Helper()
+	raw := func(path string) string {
+		t.Helper()
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(patience))
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, addr)
+		got, err := io.ReadAll(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(got)
+	}
+	res, text := do(t, "POST", "http://"+addr+"/async/hints", nil)
+	if res.StatusCode != 202 {
+		t.Fatalf("%d %s", res.StatusCode, text)
+	}
+	job := res.Header.Get("Location")
+	do(t, "GET", "http://"+addr+job, nil, "Prefer: wait=30")
+	for _, path := range []string{"/sync/hints", job + "/response", job + "/response"} {
+		got := raw(path)
+		if !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") || !strings.HasSuffix(got, "hinted") && !strings.HasSuffix(got, "\r\n6\r\nhinted\r\n0\r\n\r\n") ||
+			strings.Count(got, "HTTP/1.") != 1 || strings.Contains(got, "Link:") {
+			t.Errorf("%s: %q", path, got)
 		}
 	}
 }
@@ -190,18 +236,21 @@ func TestUpstreamNode(t *testing.T) {
 		"-patience", "0") // its clients leave all the time, which would be learned
 	front := "http://" + p.addr
 
-	// Early hints are not the response.
-	if res, body := do(t, "GET", front+"/sync/hints", nil); res.StatusCode != 200 || body != "hinted" || res.Header["Link"] != nil {
-		t.Errorf("early hints: %d %q %v", res.StatusCode, body, res.Header)
-	}
-	if _, got := r.last(); !strings.HasPrefix(got, "HTTP/1.1 103 Early Hints\r\nLink: </style.css>") {
+	hinted(t, p.addr)
+	if _, got := r.last(); !strings.HasPrefix(got, "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n") {
 		t.Errorf("Node has sent %q", got)
 	}
+	redirected(t, p.addr)
 	if res, body := do(t, "GET", front+"/sync/chunks", nil); body != "one two" || res.Trailer.Get("X-Sum") != "7" || res.TransferEncoding == nil {
 		t.Errorf("chunks: %q, trailer %v, %v", body, res.Trailer, res.TransferEncoding)
 	}
-	if res, body := do(t, "POST", front+"/sync/echo", chunked("upload"), "Expect: 100-continue", "Upgrade: h2c", "Connection: Upgrade"); res.StatusCode != 200 || body != "upload" {
+	if res, body := do(t, "POST", front+"/sync/echo", chunked("upload"), "User-Agent: me", "Expect: 100-continue", "Upgrade: h2c", "Connection: Upgrade"); res.StatusCode != 200 || body != "upload" {
 		t.Errorf("upload: %d %q", res.StatusCode, body)
+	}
+	sent, _ := r.last()
+	want := "POST /echo HTTP/1.1\r\nHost: " + r.addr + "\r\nUser-Agent: me\r\nContent-Length: 6\r\nAccept-Encoding: gzip\r\nVia: 1.1 ID\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: " + p.addr + "\r\nX-Forwarded-Prefix: /sync\r\nX-Forwarded-Proto: http\r\n\r\nupload"
+	if sent = viaID.ReplaceAllString(sent[strings.LastIndex(sent, "POST "):], "ID"); sent != want {
+		t.Errorf("Node saw\n%q, want\n%q", sent, want)
 	}
 
 	afterPauses(t, front)
@@ -279,12 +328,7 @@ func certificate(t *testing.T, dir string) {
 // ends a connection after 20 requests, and has its certificate in dir.
 func serveHTTP2(t *testing.T, dir, upstream string) (addr string) {
 	program := service(t, "nginx")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr = l.Addr().String()
-	l.Close() // for nginx, which has no way to say which port it took
+	addr = vacant(t)
 	certificate(t, dir)
 	config := filepath.Join(dir, "nginx.conf")
 	text := fmt.Sprintf(`daemon off; master_process off; pid nginx.pid; error_log stderr;
@@ -296,6 +340,10 @@ http {
 		listen %s ssl http2;
 		ssl_certificate cert.pem; ssl_certificate_key key.pem;
 		keepalive_requests 20;
+		keepalive_timeout 1s;
+		location = /moved { return 302 https://$http_host/end; }
+		location = /login { return 302 /end; }
+		location = /end { return 200 "the end"; }
 		location / { proxy_pass http://%s; add_header X-Protocol $server_protocol; }
 	}
 }
@@ -303,17 +351,8 @@ http {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	proctest.Launch(t, nil, program, "-p", dir, "-e", "stderr", "-c", config)
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		conn, err := net.Dial("tcp", addr)
-		if err == nil {
-			conn.Close()
-			return addr
-		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+	awaitListener(t, proctest.Launch(t, nil, program, "-p", dir, "-e", "stderr", "-c", config), addr)
+	return addr
 }
 
 // An upstream over HTTP/2 that ends its connections: what it has not begun is sent again.
@@ -323,7 +362,7 @@ func TestUpstreamNginxHTTP2(t *testing.T) {
 	defer echo.Close()
 	addr := serveHTTP2(t, dir, echo.Listener.Addr().String())
 	p := proctest.Launch(t, []string{"SSL_CERT_FILE=" + filepath.Join(dir, "cert.pem")}, proctest.Build(t),
-		"-addr", "127.0.0.1:0", "-admin", "", "-workers", "8", "-upstream", "https://"+addr)
+		"-addr", "127.0.0.1:0", "-admin", "", "-workers", "8", "-max-body", "8MiB", "-upstream", "https://"+addr)
 	front := "http://" + p.Addr()
 	var clients sync.WaitGroup
 	for n := range 20 {
@@ -342,4 +381,37 @@ func TestUpstreamNginxHTTP2(t *testing.T) {
 		})
 	}
 	clients.Wait()
+	redirected(t, p.Addr())
+	afterPauses(t, front)
+
+	// nginx says at once that this is too much, and reads no more.
+	for _, body := range []io.Reader{strings.NewReader(strings.Repeat("x", 7<<20)), chunked(strings.Repeat("x", 7<<20))} {
+		if res, text := do(t, "POST", front+"/sync/echo", body); res.StatusCode != 413 || !strings.Contains(text, "nginx") {
+			t.Errorf("too large for nginx: %d %s", res.StatusCode, text)
+		}
+	}
+}
+
+// Early hints over HTTP/2, which nginx does not send on yet.
+func TestUpstreamHTTP2Hints(t *testing.T) {
+	upstream := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 {
+			t.Errorf("the request comes over %s", r.Proto)
+		}
+		w.Header().Set("Link", "</style.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Del("Link")
+		w.WriteHeader(http.StatusProcessing)
+		io.WriteString(w, "hinted")
+	}))
+	upstream.EnableHTTP2 = true
+	upstream.StartTLS()
+	defer upstream.Close()
+	authority := filepath.Join(t.TempDir(), "cert.pem")
+	if err := os.WriteFile(authority, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: upstream.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := proctest.Launch(t, []string{"SSL_CERT_FILE=" + authority}, proctest.Build(t),
+		"-addr", "127.0.0.1:0", "-admin", "", "-upstream", upstream.URL)
+	hinted(t, p.Addr())
 }

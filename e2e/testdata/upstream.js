@@ -10,6 +10,7 @@ const server = http.createServer((req, res) => {
     switch (req.url) {
       case "/hints":
         res.writeEarlyHints({ link: "</style.css>; rel=preload" });
+        res.writeProcessing();
         res.end("hinted");
         break;
       case "/chunks":
@@ -18,6 +19,15 @@ const server = http.createServer((req, res) => {
         res.write("two");
         res.addTrailers({ "X-Sum": "7" });
         res.end();
+        break;
+      case "/moved":
+        res.writeHead(302, { location: "http://" + req.headers.host + "/end" }).end();
+        break;
+      case "/login":
+        res.writeHead(302, { location: "/end" }).end();
+        break;
+      case "/end":
+        res.end("the end");
         break;
       case "/work":
         most = Math.max(most, ++now);

@@ -21,6 +21,13 @@ def respond(method, path, host, body):
 class Handler(http.server.BaseHTTPRequestHandler):
     def handle_any(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.path == "/hints":
+            self.send_response_only(103, "Early Hints")
+            self.send_header("Link", "</style.css>; rel=preload")
+            self.end_headers()
+            self.send_response_only(102, "Processing")
+            self.end_headers()
+            body = b"hinted"
         status, headers, answer = respond(self.command, self.path, self.headers["Host"], body)
         self.send_response(status)
         for name, value in headers:

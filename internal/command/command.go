@@ -125,7 +125,7 @@ func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *
 	if config.Upstream != nil {
 		g := gateway.New(gateway.Config{
 			Upstream: config.Upstream, Workers: config.Workers, MaxBody: config.MaxBody, MaxResponse: config.MaxResponse,
-			Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(),
+			Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(), Public: config.PublicURL,
 			Files: config.UpstreamFiles(), Logger: log,
 		})
 		s.Below("/sync", s.Work(g.Route("/sync", waiting(jobs.Queued))))

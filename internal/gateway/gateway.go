@@ -49,6 +49,10 @@ type Config struct {
 	// Trusted are the proxies whose X-Forwarded-* are believed.
 	Trusted []netip.Prefix
 
+	// Public is where clients find the root of the server, as from resource.ParseBase;
+	// empty: there. The prefixes of the routes are behind its path.
+	Public string
+
 	Files  int // connections that may be open at once, also those being closed; 0: no limit
 	Logger *slog.Logger
 }
@@ -59,6 +63,7 @@ type Config struct {
 type Gateway struct {
 	Config
 	name       string // by which it knows itself in Via
+	outer      string // the path of Public
 	work       lane
 	preflights lane
 	trouble    *trouble.Log
@@ -72,6 +77,9 @@ func New(c Config) *Gateway {
 	g := &Gateway{Config: c, released: make(chan struct{})}
 	// Random, so that two servers in a row do not take each other for a loop.
 	g.name = "holdfast-" + rand.Text()[:13]
+	if u, err := url.Parse(c.Public); err == nil {
+		g.outer = publicPath(u.EscapedPath())
+	}
 	g.trouble = &trouble.Log{Logger: c.Logger, What: "upstream failed", Over: "upstream answers again"}
 	var files chan struct{}
 	if c.Files > 0 {

@@ -53,14 +53,19 @@ func (g *Gateway) sender(r *http.Request) (addr string, trusted bool) {
 var path = regexp.MustCompile(`^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+$`)
 
 // outerPrefix returns the prefix below which a client sees the upstream: that of the
-// route, behind that of a trusted proxy.
+// route, behind that of a trusted proxy, or if it says none, behind that of the public
+// URL.
 func (p *route) outerPrefix(r *http.Request) string {
-	if _, trusted := p.sender(r); !trusted || len(r.Header["X-Forwarded-Prefix"]) != 1 {
-		return p.prefix
+	if _, trusted := p.sender(r); trusted && len(r.Header["X-Forwarded-Prefix"]) == 1 {
+		return publicPath(r.Header["X-Forwarded-Prefix"][0]) + p.prefix
 	}
-	outer := strings.TrimRight(r.Header["X-Forwarded-Prefix"][0], "/")
-	if !path.MatchString(outer) {
-		return p.prefix
+	return p.outer + p.prefix
+}
+
+// publicPath returns a path as the beginning of a Location, or "" if it is none.
+func publicPath(s string) string {
+	if s = strings.TrimRight(s, "/"); path.MatchString(s) {
+		return s
 	}
-	return outer + p.prefix
+	return ""
 }

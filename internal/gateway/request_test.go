@@ -262,6 +262,39 @@ func TestTrustedProxies(t *testing.T) {
 	}
 }
 
+// Where the proxy does not say which prefix it strips, the public URL does.
+func TestPublicPrefix(t *testing.T) {
+	for _, test := range []struct{ public, trusted, said, below string }{
+		{"https://shop.example/queue", "127.0.0.1/32", "", "/queue"},
+		{"https://shop.example/queue", "127.0.0.1/32", "/told", "/told"},
+		{"https://shop.example/queue", "127.0.0.1/32", "//evil.example", ""},
+		{"https://shop.example/queue", "10.0.0.0/8", "/evil", "/queue"},
+		{"https://shop.example/a/b%20c", "10.0.0.0/8", "", "/a/b%20c"},
+		{"https://shop.example", "127.0.0.1/32", "", ""},
+		{"https://shop.example//evil.example", "127.0.0.1/32", "", ""},
+	} {
+		h, seen := recording()
+		config := Config{Public: test.public, Trusted: []netip.Prefix{netip.MustParsePrefix(test.trusted)}}
+		f := through(t, server.Config{Workers: 1, Queue: 1}, config, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", "/login")
+			h(w, r)
+		})
+		for _, mode := range modes {
+			r := f.request("GET", mode+"/x", nil)
+			if test.said != "" {
+				r.Header.Set("X-Forwarded-Prefix", test.said)
+			}
+			res, _ := f.do(r)
+			if got := (<-seen).Header.Get("X-Forwarded-Prefix"); got != test.below+mode {
+				t.Errorf("%+v: the upstream reads the prefix %q", test, got)
+			}
+			if l := res.Header.Get("Location"); l != test.below+mode+"/login" {
+				t.Errorf("%+v: Location %q", test, l)
+			}
+		}
+	}
+}
+
 // A request that the upstream may have seen is sent again only if that is safe. Then it
 // has its body again.
 func TestRetry(t *testing.T) {

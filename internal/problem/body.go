@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"holdfast/internal/budget"
 )
@@ -21,6 +22,9 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte,
 // somebody else gets it.
 func ReadBodyInto(hold *budget.Hold, w http.ResponseWriter, r *http.Request, limit int64) (body []byte, ok bool) {
 	if r.ContentLength > limit { // refused before a client that waits for 100 Continue sends it
+		if r.Close {
+			Linger(w)
+		}
 		tooLarge(w, limit)
 		return nil, false
 	}
@@ -42,6 +46,9 @@ func ReadBodyInto(hold *budget.Hold, w http.ResponseWriter, r *http.Request, lim
 	case cut || int64(len(body)) > limit:
 		tooLarge(w, limit)
 	case err == ErrNoMemory:
+		if r.Close {
+			Linger(w)
+		}
 		NoMemory(w, hold.Budget(), "no memory is left for the body")
 	case err != nil:
 		Write(w, http.StatusBadRequest, "the body could not be read completely")
@@ -158,6 +165,15 @@ func Forget(r *http.Request) {
 		b.hold.Release(b.paid)
 		b.data, b.read, b.paid = nil, 0, 0
 	}
+}
+
+// Linger lets the server end the connection a moment after the answer. Where it is to
+// end anyway, net/http does not wait for a client that is still sending: that meets with
+// a reset, which takes the answer with it. nginx, which sends each request on a
+// connection of its own, then says 502.
+func Linger(w http.ResponseWriter) {
+	// The server does so behind a body that is too large, and behind nothing else.
+	http.MaxBytesReader(unwrap(w), io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 }
 
 // unwrap returns the server's own ResponseWriter. A MaxBytesReader can tell only

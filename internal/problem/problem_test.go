@@ -1,6 +1,7 @@
 package problem
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"io"
@@ -10,6 +11,11 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"holdfast/internal/budget"
+	"holdfast/internal/memtest"
 )
 
 // details returns the detail of an answer, which must be a problem with the status.
@@ -243,6 +249,40 @@ func TestReadBodyCloses(t *testing.T) {
 	details(t, res, 413)
 	if !res.Close {
 		t.Errorf("header %v, want Connection: close", res.Header)
+	}
+}
+
+// A client that is still sending on a connection that is to end anyway has time to read
+// its answer.
+func TestReadBodyLingers(t *testing.T) {
+	for _, header := range []string{
+		"HTTP/1.0\r\nContent-Length: 1000000", "HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 1000000",
+		"HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 8000", // for which there is no memory
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			l := memtest.Listen()
+			s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				var hold budget.Hold
+				hold.Open(budget.New(4000, nil, func() int { return 1 }), 0)
+				if _, ok := ReadBodyInto(&hold, wrapped{w}, r, 10_000); ok {
+					t.Error("the body was accepted")
+				}
+			})}
+			go s.Serve(l)
+			defer s.Close()
+			conn, closed := l.MustDial(t)
+			io.WriteString(conn, "POST / "+header+"\r\n\r\n")
+			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil || res.StatusCode < 400 {
+				t.Fatalf("%q: %v, %v", header, res, err)
+			}
+			io.Copy(io.Discard, res.Body)
+			answered := time.Now()
+			<-closed
+			if time.Since(answered) == 0 {
+				t.Errorf("%q: closed at once", header)
+			}
+		})
 	}
 }
 

@@ -89,8 +89,15 @@ type Process struct {
 // Launch starts a command. Its environment is env and the PATH.
 func Launch(t *testing.T, env []string, name string, args ...string) *Process {
 	t.Helper()
+	return LaunchIn(t, "", env, name, args...)
+}
+
+// LaunchIn is like Launch, for a command that runs in the folder dir.
+func LaunchIn(t *testing.T, dir string, env []string, name string, args ...string) *Process {
+	t.Helper()
 	p := &Process{t: t, Cmd: exec.Command(name, args...), Ended: make(chan struct{}), lines: make(chan struct{}, 1)}
 	p.Cmd.Env = append(env, "PATH="+os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0")
+	p.Cmd.Dir = dir
 	p.Cmd.Stdout, p.Cmd.Stderr = p, p
 	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)

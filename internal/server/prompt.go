@@ -26,8 +26,48 @@ func prompt(next http.Handler, timeout time.Duration) http.Handler {
 			prompt.bodyBy = now.Add(timeout)
 		}
 		defer prompt.extend()
+		if !r.Close || r.Body == http.NoBody {
+			next.ServeHTTP(prompt, r)
+			return
+		}
+		body := &last{ReadCloser: r.Body, expected: r.Header["Expect"] != nil, left: r.ContentLength}
+		r.Body = body
 		next.ServeHTTP(prompt, r)
+		body.settle(w)
 	})
+}
+
+// A last is the body of the last request of a connection. If nobody reads that to its
+// end, net/http closes the connection at once; see problem.Linger.
+type last struct {
+	io.ReadCloser
+	expected bool  // the client waits until it is asked for the body
+	left     int64 // that is unread; negative if the client has not said how much there is
+	ended    bool
+}
+
+func (b *last) Read(p []byte) (int, error) {
+	b.expected = false
+	n, err := b.ReadCloser.Read(p)
+	b.left -= int64(n)
+	b.ended = b.ended || err == io.EOF
+	return n, err
+}
+
+// unreadSize is how much of a body net/http reads before the answer to keep a
+// connection. So much of it is read here too.
+const unreadSize = 256 << 10
+
+// settle does for the body what net/http does for one that is not the last. What is
+// left of a small one is read. Otherwise the connection stays open for a moment when
+// the answer is sent.
+func (b *last) settle(w http.ResponseWriter) {
+	if !b.ended && !b.expected && b.left < unreadSize {
+		io.Copy(io.Discard, io.LimitReader(b, unreadSize))
+	}
+	if !b.ended {
+		problem.Linger(w)
+	}
 }
 
 // promptWriter gives the client a time-out for each piece of a response, and one

@@ -609,22 +609,45 @@ func TestUnreadBody(t *testing.T) {
 		{"413 expecting", request("POST", "/bbb", "", "Content-Length: 1048577", "Expect: 100-continue"), 413, 0},
 		{"405 expecting", request("PUT", "/bbb", "", "Content-Length: 100", "Expect: 100-continue"), 405, 0},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := serve(t, Config{Workers: 1, Queue: 1}, nil)
-				c := f.dial()
-				c.send(test.request)
-				if a := c.answer(); a.status != test.status || !a.close {
-					t.Errorf("%+v, want %d and the connection closed", a, test.status)
-				}
-				f.at("answered", test.answered)
-				<-c.closed
-				if d := time.Since(f.began); d > toSend+time.Second {
-					t.Errorf("closed after %v", d)
-				}
+		for _, last := range []bool{false, true} {
+			t.Run(fmt.Sprint(test.name, " last ", last), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := serve(t, Config{Workers: 1, Queue: 1}, nil)
+					c := f.dial()
+					text := test.request
+					if last {
+						text = strings.Replace(text, "\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1)
+					}
+					c.send(text)
+					if a := c.answer(); a.status != test.status || !a.close {
+						t.Errorf("%+v, want %d and the connection closed", a, test.status)
+					}
+					f.at("answered", test.answered)
+					answered := time.Now()
+					<-c.closed
+					if d := time.Since(f.began); d > toSend+time.Second {
+						t.Errorf("closed after %v", d)
+					}
+					if time.Since(answered) == 0 && last {
+						t.Error("closed at once: who is still sending does not see the answer")
+					}
+				})
 			})
-		})
+		}
 	}
+
+	t.Run("small and last", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := serve(t, Config{Workers: 1, Queue: 1}, nil)
+			c := f.dial()
+			c.send(request("POST", "/nowhere", "small", "Connection: close"))
+			c.answer().check(t, 404)
+			<-c.closed
+			if time.Since(f.began) != 0 {
+				t.Error("the connection is kept for nobody")
+			}
+		})
+	})
 
 	t.Run("sent in the end", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
