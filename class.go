@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -59,31 +60,39 @@ var ErrLate = errors.New("holdfast: job would begin too late")
 // For returns a Submitter that submits jobs of a class. It allocates a little, so keep
 // it if it is used often.
 func (s Submitter) For(c Class) Submitter {
-	s.class, s.patience = c.line(), c.Patience
+	s.class = c.line()
 	return s
 }
 
 // line returns the class as the line knows it, nil for the zero Class.
 func (c Class) line() *line.Class {
-	if c.Patience = 0; c == (Class{}) {
+	if c == (Class{}) {
 		return nil
 	}
 	return &line.Class{
-		Urgency: line.Normal - max(-4, min(c.Urgency, line.Normal)),
-		Client:  line.Key(c.Client),
-		Weight:  float64(max(1, min(c.Weight, 1000))),
+		Urgency:  line.Normal - max(-4, min(c.Urgency, line.Normal)),
+		Client:   line.Key(c.Client),
+		Weight:   float64(max(1, min(c.Weight, 1000))),
+		Patience: max(c.Patience, 0),
 	}
+}
+
+// A turn is what a job has that is of a class, or stands in the line.
+type turn struct {
+	class *line.Class
+	item  *line.Item[entry] // its place in the line, from its acceptance to its end; protected by Dispatcher.mu
+	late  *time.Timer       // cancels it if it has not begun by then; may be nil
 }
 
 // classless is the class of jobs that have none.
 var classless = line.Class{Urgency: line.Normal, Weight: 1}
 
 // class returns the class of a job as the line knows it.
-func (e *entry) class() line.Class {
-	if e.job == nil || e.job.class == nil {
-		return classless
+func (e *entry) class() *line.Class {
+	if e.job == nil || e.job.turn == nil {
+		return &classless
 	}
-	return *e.job.class
+	return e.job.turn.class
 }
 
 // lineUpLocked makes a line of the JobQueue. It happens once, when the first job of a
@@ -106,33 +115,29 @@ func (d *Dispatcher) addLocked(l *line.Line[entry], e entry) {
 		e.job, e.fn = d.newJob(context.Background(), false, 0, e.fn), nil
 		e.job.accepted = true
 	}
-	e.job.item = l.Add(e, e.class())
+	if e.job.turn == nil {
+		e.job.turn = &turn{class: &classless}
+	}
+	e.job.turn.item = l.Add(e, *e.class())
 }
 
-// expire gives the job of e the submitter's class and, if the patience is limited, an
-// end: of the wait for a place by the context that it returns, of the wait for a worker
-// by a timer. The caller calls stop with what the submit has returned.
-func (s Submitter) expire(ctx context.Context, e entry) (_ context.Context, stop func(error)) {
-	if e.job != nil {
-		e.job.class = s.class
+// submitInTime is submit for a job whose patience ends. A context bounds the wait for a
+// place, and a timer the wait for a worker.
+func (s Submitter) submitInTime(ctx context.Context, e entry) error {
+	j, patience := e.job, s.class.Patience
+	ctx, cancel := context.WithDeadlineCause(ctx, time.Now().Add(patience), ErrLate)
+	defer cancel()
+	j.turn.late = time.AfterFunc(patience, func() { j.cancelWith(ErrLate, nil) })
+	err := s.admit(ctx, e)
+	if err != nil {
+		j.turn.late.Stop()
 	}
-	if s.patience <= 0 {
-		return ctx, func(error) {}
-	}
-	ctx, cancel := context.WithDeadlineCause(ctx, time.Now().Add(s.patience), ErrLate)
-	late := time.AfterFunc(s.patience, func() { e.job.cancelWith(ErrLate, nil) })
-	e.job.late = late
-	return ctx, func(err error) {
-		cancel()
-		if err != nil {
-			late.Stop()
-		}
-	}
+	return err
 }
 
 // sharedOutLocked reports whether the client of c has all the places that it may have.
 func (d *Dispatcher) sharedOutLocked(c *line.Class) bool {
-	if d.clientPlaces == 0 || c == nil || c.Client == "" {
+	if d.clientPlaces == 0 || c.Client == "" {
 		return false
 	}
 	places := d.blocked.Places(c.Client)
@@ -144,9 +149,7 @@ func (d *Dispatcher) sharedOutLocked(c *line.Class) bool {
 
 // loadLocked returns what there is to do before a job of class c.
 func (d *Dispatcher) loadLocked(c *line.Class) patience.Load {
-	if c == nil {
-		c = &classless
-	}
+	c = cmp.Or(c, &classless)
 	load := patience.Load{Queued: d.stats.Queued, Blocked: d.blocked.Ahead(*c), Running: d.stats.Running, Workers: d.stats.Workers, MeanRun: d.stats.Run.Mean()}
 	if d.line != nil {
 		load.Queued = d.line.Ahead(*c)

@@ -100,6 +100,7 @@ type Dispatcher struct {
 
 	_  [64]byte   // so that reading the fields above does not wait for a cache line that each job writes
 	mu sync.Mutex // protects the following fields; see lock
+	_  [64]byte   // so that those who try the lock do not take from its holder what it works on
 
 	// queue is the JobQueue. acceptLocked sends, firstLocked receives. It has some room for
 	// entries of canceled jobs, and is never closed; the field closed ends admission.
@@ -116,14 +117,14 @@ type Dispatcher struct {
 	// closed; a resize replaces it.
 	pool chan chan entry
 
-	stats     Stats // OldestAge is filled in by Stats
-	urgencies [line.Urgencies]UrgencyCounts
 	workers   int                 // not dismissed; more than stats.Workers while a surplus is busy
-	blocked   *line.Line[*waiter] // who waits for a place
 	closed    bool                // Shutdown has begun
 	stopped   bool                // a shutdown was cut off: what runs is canceled
-	report    Report              // of the shutdown
-	why       error               // that Shutdown returns
+	stats     Stats               // OldestAge is filled in by Stats
+	blocked   *line.Line[*waiter] // who waits for a place
+	urgencies [line.Urgencies]UrgencyCounts
+	report    Report // of the shutdown
+	why       error  // that Shutdown returns
 }
 
 // An entry is what waits in the JobQueue: a function that nobody follows, or a job
@@ -180,8 +181,7 @@ type Submitter struct {
 	d        *Dispatcher
 	own      bool // it has a policy of its own
 	overflow Overflow
-	class    *line.Class // nil: an urgency of 0, and no client
-	patience time.Duration
+	class    *line.Class // nil: an urgency of 0, no client and no end of patience
 }
 
 // With returns a Submitter that submits under policy o. It costs nothing. An unknown
@@ -200,7 +200,7 @@ func (s Submitter) With(o Overflow) Submitter {
 // otherwise lost; Submit keeps it. With context.Background() and no JobTimeout a call
 // allocates nothing, and such jobs share one context.
 func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error {
-	if fn != nil && s.d.jobTimeout == 0 && s.class == nil && s.patience <= 0 && (ctx == context.Background() || ctx == context.TODO()) {
+	if fn != nil && s.d.jobTimeout == 0 && s.class == nil && (ctx == context.Background() || ctx == context.TODO()) {
 		return s.submit(ctx, entry{fn: fn})
 	}
 	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, s.d.jobTimeout, fn)})
@@ -256,11 +256,21 @@ func (s Submitter) do(ctx context.Context, j *Job) error {
 // submit accepts e, or says why not. It blocks only under Block, until a place is
 // free, ctx ends or the dispatcher is closed.
 func (s Submitter) submit(ctx context.Context, e entry) error {
-	d, policy := s.d, s.overflow
-	if !policy.known() {
-		return fmt.Errorf("holdfast: %v is not an overflow policy", policy)
+	if !s.overflow.known() {
+		return fmt.Errorf("holdfast: %v is not an overflow policy", s.overflow)
 	}
-	ctx, stop := s.expire(ctx, e)
+	if s.class != nil {
+		e.job.turn = &turn{class: s.class}
+		if s.class.Patience > 0 {
+			return s.submitInTime(ctx, e)
+		}
+	}
+	return s.admit(ctx, e)
+}
+
+// admit is submit without regard to patience, but at the door.
+func (s Submitter) admit(ctx context.Context, e entry) error {
+	d, policy := s.d, s.overflow
 	gone := ctx.Err()
 	nested := d.owns(ctx)
 	now := d.now()
@@ -277,9 +287,9 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 		d.stats.RefusedGone++
 	case d.closed:
 		err = d.refuseLocked(&e, ErrClosed)
-	case d.sharedOutLocked(s.class):
+	case s.class != nil && d.sharedOutLocked(s.class):
 		err = d.refuseLocked(&e, ErrShare)
-	case s.patience > 0 && d.loadLocked(s.class).MeanWait() > s.patience:
+	case s.class != nil && s.class.Patience > 0 && d.loadLocked(s.class).MeanWait() > s.class.Patience:
 		err = d.refuseLocked(&e, ErrLate)
 	case d.freeLocked() > 0:
 		d.acceptLocked(e, now)
@@ -296,9 +306,8 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 		dropped.notify()
 	}
 	if waiting != nil {
-		err = d.wait(ctx, waiting)
+		return d.wait(ctx, waiting)
 	}
-	stop(err)
 	return err
 }
 
@@ -333,31 +342,31 @@ func (d *Dispatcher) acceptLocked(e entry, now int64) {
 		e.job.accepted = true
 	}
 	e.at = now
-	if d.line == nil && e.job != nil && e.job.class != nil {
+	if d.line == nil && e.job != nil && e.job.turn != nil {
 		d.lineUpLocked()
 	}
 	if d.line != nil {
 		d.addLocked(d.line, e)
 	} else {
-		d.enqueueLocked(e)
+		if len(d.queue) == cap(d.queue) {
+			d.sweepLocked()
+		}
+		d.queue <- e
 	}
 	d.stats.Accepted++
 	d.stats.Queued++
 }
 
-// enqueueLocked puts e into the JobQueue. The channel has room: while a worker is idle
-// it holds at most the job that is about to be handed over, otherwise at most
-// stats.Queue jobs. All other entries are of canceled jobs, at least a fifth of a full
-// channel, so to remove them then costs amortized constant time.
-func (d *Dispatcher) enqueueLocked(e entry) {
-	if len(d.queue) == cap(d.queue) {
-		for range len(d.queue) {
-			if e := <-d.queue; !e.blank() {
-				d.queue <- e
-			}
+// sweepLocked makes room in the channel. While a worker is idle it holds at most the
+// job that is about to be handed over, otherwise at most stats.Queue jobs. All other
+// entries are of canceled jobs, at least a fifth of a full channel, so to remove them
+// costs amortized constant time.
+func (d *Dispatcher) sweepLocked() {
+	for range len(d.queue) {
+		if e := <-d.queue; !e.blank() {
+			d.queue <- e
 		}
 	}
-	d.queue <- e
 }
 
 // dispatchLocked does what a change has made possible. It follows every change: a job
@@ -421,8 +430,8 @@ func (d *Dispatcher) takeLocked() entry {
 func (d *Dispatcher) removeLocked(e entry) {
 	d.stats.Queued--
 	if d.line != nil {
-		d.line.Remove(e.job.item)
-		e.job.item = nil
+		d.line.Remove(e.job.turn.item)
+		e.job.turn.item = nil
 	} else {
 		d.first = entry{}
 	}
@@ -435,7 +444,8 @@ func (d *Dispatcher) nextLocked(now int64) (e entry) {
 		e = d.line.Next().Value
 		d.stats.Queued--
 	} else {
-		e = d.takeLocked()
+		e, d.first = *d.firstLocked(), entry{}
+		d.stats.Queued--
 	}
 	d.stats.Running++
 	if timing {
@@ -461,9 +471,9 @@ func (d *Dispatcher) finish(w *worker) {
 	if timing {
 		d.stats.Run.Add(time.Duration(now - w.job.at))
 	}
-	if j != nil && j.item != nil {
-		d.line.Ended(j.item, now-w.job.at)
-		j.item = nil
+	if j != nil && j.turn != nil && j.turn.item != nil {
+		d.line.Ended(j.turn.item, now-w.job.at)
+		j.turn.item = nil
 	}
 	switch {
 	case j != nil:

@@ -119,7 +119,9 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	if cfg.Classify != nil {
 		j.Classify = func(r *http.Request) (*line.Class, time.Duration) {
 			c := cfg.Classify(r)
-			return c.line(), c.Patience
+			patience := c.Patience
+			c.Patience = 0 // package httpjob sees to it
+			return c.line(), patience
 		}
 	}
 	if cfg.OnEnd != nil {
@@ -204,7 +206,9 @@ type queue struct{ *Dispatcher }
 
 func (q queue) NewJob(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error, ended func(httpjob.End, error)) httpjob.Job {
 	j := q.newJob(ctx, false, limit, run)
-	j.class = class
+	if class != nil {
+		j.turn = &turn{class: class}
+	}
 	j.onEnd = func() { ended(j.end()) }
 	return (*requestJob)(j)
 }
@@ -221,7 +225,11 @@ func (q queue) Do(ctx context.Context, class *line.Class, limit time.Duration, r
 type requestJob Job
 
 func (j *requestJob) Submit(ctx context.Context) error {
-	return Submitter{d: j.d, class: j.class}.submit(ctx, entry{job: (*Job)(j)})
+	s := Submitter{d: j.d}
+	if j.turn != nil {
+		s.class = j.turn.class
+	}
+	return s.submit(ctx, entry{job: (*Job)(j)})
 }
 
 func (j *requestJob) Cancel() bool {
@@ -244,7 +252,7 @@ func (j *Job) end() (httpjob.End, error) {
 func (q queue) Note(class *line.Class, what httpjob.Note) {
 	q.lock()
 	defer q.mu.Unlock()
-	switch counts := &q.urgencies[(&entry{job: &Job{class: class}}).class().Urgency]; what {
+	switch counts := &q.urgencies[cmp.Or(class, &classless).Urgency]; what {
 	case httpjob.LateAtDoor:
 		q.stats.RefusedLate++
 		counts.RefusedLate++

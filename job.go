@@ -8,7 +8,6 @@ import (
 
 	"holdfast/internal/enum"
 	"holdfast/internal/lazy"
-	"holdfast/internal/line"
 )
 
 // State is where a job stands. A job is queued, then running, then in one of the six
@@ -65,19 +64,17 @@ type Job struct {
 	// of context, which is set at the start.
 	d       *Dispatcher
 	timeout time.Duration // that it may run; 0: no limit
-	class   *line.Class   // nil: classless
-	late    *time.Timer   // ends it if it has not begun by then; may be nil
+	turn    *turn         // nil: it is of no class; set when the line begins, too
 	onEnd   func()        // called once, after the end; may be nil
 	done    chan struct{} // closed at the end; nil if nobody has the handle
 	context lazy.Context  // that its function gets
 
 	// Protected by d.mu.
 	state    State
+	accepted bool // before, it cannot be canceled
 	fn       func(context.Context) error
 	err      error
-	accepted bool              // before, it cannot be canceled
-	canceled error             // why it was canceled while it ran
-	item     *line.Item[entry] // its place in the line, from its acceptance to its end
+	canceled error // why it was canceled while it ran
 }
 
 // newJob returns a job that may run for limit. It sees the values of ctx, and if it is
@@ -206,8 +203,8 @@ func (j *Job) finishLocked(o outcome, now int64) State {
 // calls notify when it has unlocked d.mu.
 func (j *Job) endLocked(state State, err error) {
 	j.state, j.err, j.fn = state, err, nil
-	if j.late != nil {
-		j.late.Stop()
+	if j.turn != nil && j.turn.late != nil {
+		j.turn.late.Stop()
 	}
 }
 

@@ -85,7 +85,7 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 		return nil, nil, ErrNested
 	}
 	s := &waiter{entry: e, result: make(chan error, 1)}
-	s.place = d.blocked.Add(s, e.class())
+	s.place = d.blocked.Add(s, *e.class())
 	d.stats.Blocked++
 	return nil, s, nil
 }
@@ -128,7 +128,7 @@ func (d *Dispatcher) victimLocked(e *entry, policy Overflow) *entry {
 	if policy != DropOldest && d.blocked.UpTo(e.class().Urgency) > 0 {
 		return nil
 	}
-	victim, fair := d.line.Displaced(e.class(), d.stats.Queue, line.Displace{Oldest: policy == DropOldest, Waits: policy == Block})
+	victim, fair := d.line.Displaced(*e.class(), d.stats.Queue, line.Displace{Oldest: policy == DropOldest, Waits: policy == Block})
 	// Only a request whose client still waits for it gives its place to another client:
 	// the other jobs were promised to run.
 	if victim == nil || fair && !victim.Value.job.context.Attached {

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"math"
+	"time"
 )
 
 const (
@@ -40,6 +41,8 @@ type Class struct {
 	Urgency int     // 0 to Urgencies-1
 	Client  string  // whose turn it takes
 	Weight  float64 // of its client, beside 1 of others; more than 0
+
+	Patience time.Duration // how long it is worth beginning, 0 if without end; for those who submit it
 }
 
 // A Line holds what waits. Within an urgency it is fair by self-clocked fair queuing

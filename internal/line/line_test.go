@@ -111,7 +111,7 @@ func TestSharesAreFair(t *testing.T) {
 			for i := range n {
 				name := fmt.Sprint(i)
 				for offered[i] < demands[i]*float64(at+1)/steps {
-					c := Class{Normal, name, weights[i]}
+					c := Class{Urgency: Normal, Client: name, Weight: weights[i]}
 					if j := (&job{takes[i] * 2 * random.Float64()}); s.line.own(c) < 50 {
 						s.line.Add(j, c)
 						offered[i] += j.takes
@@ -169,7 +169,7 @@ func TestFloodOfOneClient(t *testing.T) {
 // What is predicted for one client allows for others who come later.
 func TestAheadOfAFlood(t *testing.T) {
 	l := New[int]()
-	add := func(urgency int, client string) { l.Add(0, Class{urgency, client, 1}) }
+	add := func(urgency int, client string) { l.Add(0, Class{Urgency: urgency, Client: client, Weight: 1}) }
 	for range 20 {
 		add(Normal, "flood")
 	}
@@ -282,7 +282,7 @@ func TestLineAgreesWithAList(t *testing.T) {
 	for n := range 20_000 {
 		switch k := random.IntN(10); {
 		case k < 5 && len(waiting) < 300:
-			c := Class{random.IntN(Urgencies), fmt.Sprint(random.IntN(20)), float64(1 + random.IntN(3))}
+			c := Class{Urgency: random.IntN(Urgencies), Client: fmt.Sprint(random.IntN(20)), Weight: float64(1 + random.IntN(3))}
 			ahead := l.Ahead(c)
 			if ahead < l.UpTo(c.Urgency-1)+l.own(c) || ahead > l.UpTo(c.Urgency) && l.own(c) == 0 {
 				t.Fatalf("%d are ahead of %+v", ahead, c)
