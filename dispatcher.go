@@ -271,10 +271,7 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 // admit is submit without regard to patience, but at the door.
 func (s Submitter) admit(ctx context.Context, e entry) error {
 	d, policy := s.d, s.overflow
-	gone := ctx.Err()
-	nested := d.owns(ctx)
-	now := d.now()
-
+	gone, nested, now := ctx.Err(), d.owns(ctx), d.now()
 	var dropped *Job
 	var waiting *waiter
 	err := gone

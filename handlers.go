@@ -125,16 +125,19 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 		}
 	}
 	if cfg.OnEnd != nil {
-		j.OnEnd = func(id string, v store.View) {
-			defer func() {
-				if v := recover(); v != nil {
-					d.logPanic("JobsConfig.OnEnd", &PanicError{Value: v, Stack: debug.Stack()}, nil)
-				}
-			}()
-			cfg.OnEnd(infoOf(id, v))
-		}
+		j.OnEnd = func(id string, v store.View) { d.tell(cfg.OnEnd, infoOf(id, v)) }
 	}
 	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout, Patience: cfg.Patience}}, nil
+}
+
+// tell calls onEnd, which is code of others and may panic.
+func (d *Dispatcher) tell(onEnd func(JobInfo), i JobInfo) {
+	defer func() {
+		if v := recover(); v != nil {
+			d.logPanic("JobsConfig.OnEnd", &PanicError{Value: v, Stack: debug.Stack()}, nil)
+		}
+	}()
+	onEnd(i)
 }
 
 // Limits are the limits of a route. A limit of zero is that of the Jobs.
