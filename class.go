@@ -121,13 +121,11 @@ func (d *Dispatcher) addLocked(l *line.Line[entry], e entry) {
 	e.job.turn.item = l.Add(e, *e.class())
 }
 
-// submitInTime is submit for a job whose patience ends. A context bounds the wait for a
-// place, and a timer the wait for a worker.
+// submitInTime is submit for a job whose patience ends. A timer bounds its wait for a
+// worker, and wait that for a place.
 func (s Submitter) submitInTime(ctx context.Context, e entry) error {
-	j, patience := e.job, s.class.Patience
-	ctx, cancel := context.WithDeadlineCause(ctx, time.Now().Add(patience), ErrLate)
-	defer cancel()
-	j.turn.late = time.AfterFunc(patience, func() { j.cancelWith(ErrLate, nil) })
+	j := e.job
+	j.turn.late = time.AfterFunc(s.class.Patience, func() { j.cancelWith(ErrLate, nil) })
 	err := s.admit(ctx, e)
 	if err != nil {
 		j.turn.late.Stop()

@@ -380,7 +380,7 @@ func TestG15Patience(t *testing.T) {
 		d.Do(bg, second) // so that it is known how long jobs take
 		patient := func(p time.Duration) Submitter { return d.For(Class{Patience: p}) }
 
-		if err := patient(time.Millisecond).Do(bg, second); err != nil {
+		if err := patient(1).Do(bg, second); err != nil {
 			t.Errorf("with an idle worker: %v", err) // it has begun in time
 		}
 		mustGo(t, d, second)

@@ -161,8 +161,14 @@ type waiter struct {
 	place  *line.Item[*waiter] // in Dispatcher.blocked; nil when it has a result
 }
 
-// wait blocks until s is accepted, ctx ends or the dispatcher is closed.
+// wait blocks until s is accepted, ctx or the patience of its class ends, or the
+// dispatcher is closed.
 func (d *Dispatcher) wait(ctx context.Context, s *waiter) error {
+	if patience := s.entry.class().Patience; patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, patience, ErrLate)
+		defer cancel()
+	}
 	select {
 	case err := <-s.result:
 		return err
