@@ -1,7 +1,6 @@
 package holdfast
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -18,7 +17,7 @@ import (
 // A more urgent job leaves the queue first, and when the queue is full, it takes the
 // place of the newest of the least urgent jobs, which ends as dropped. So that none
 // waits forever, one of 20 jobs that leave while several urgencies wait is of a less
-// urgent one, in rotation, and of 20 places one is left to the less urgent. Within an
+// urgent one, in rotation, and one of 20 places is left to each urgency. Within an
 // urgency, clients get equal shares of the workers'
 // time, or shares in proportion to their weights, whatever they submit. If one client
 // has nothing queued, the others get its share. Under [Reject], a request of
@@ -40,8 +39,8 @@ type Class struct {
 
 	// Patience is how long after its submit the job is worth beginning. A submit
 	// returns ErrLate if it would have to wait for longer, as far as one can tell, and
-	// a job that has not begun by then ends as canceled, with ErrLate. If zero, there is
-	// no limit.
+	// a job that has not begun by then ends as canceled, with ErrLate. Of a request it is
+	// as in JobsConfig: for Async it decides at the door only. If zero, there is no limit.
 	Patience time.Duration
 }
 
@@ -81,7 +80,23 @@ func (c Class) line() *line.Class {
 type turn struct {
 	class *line.Class
 	item  *line.Item[entry] // its place in the line, from its acceptance to its end; protected by Dispatcher.mu
-	late  *time.Timer       // cancels it if it has not begun by then; may be nil
+	until time.Time         // by when it has to begin; zero: there is no limit
+	late  *time.Timer       // cancels it then, if it was accepted; protected by Dispatcher.mu
+}
+
+func newTurn(c *line.Class) *turn {
+	t := &turn{class: c}
+	if c.Patience > 0 {
+		t.until = time.Now().Add(c.Patience)
+	}
+	return t
+}
+
+// expireLocked lets j end when its patience has, unless it has begun by then.
+func (j *Job) expireLocked() {
+	if t := j.turn; t != nil && !t.until.IsZero() {
+		t.late = time.AfterFunc(time.Until(t.until), func() { j.cancelWith(ErrLate, nil) })
+	}
 }
 
 // classless is the class of jobs that have none.
@@ -103,10 +118,7 @@ func (d *Dispatcher) lineUpLocked() {
 	for range queued {
 		d.addLocked(l, d.takeLocked())
 	}
-	for len(d.queue) > 0 {
-		<-d.queue // canceled
-	}
-	d.line, d.first, d.stats.Queued = l, entry{}, queued
+	d.line, d.queue, d.first, d.stats.Queued = l, nil, entry{}, queued
 }
 
 // addLocked adds e to a line. What is there has a handle, by which it can be taken out.
@@ -116,21 +128,9 @@ func (d *Dispatcher) addLocked(l *line.Line[entry], e entry) {
 		e.job.accepted = true
 	}
 	if e.job.turn == nil {
-		e.job.turn = &turn{class: &classless}
+		e.job.turn = newTurn(&classless)
 	}
 	e.job.turn.item = l.Add(e, *e.class())
-}
-
-// submitInTime is submit for a job whose patience ends. A timer bounds its wait for a
-// worker, and wait that for a place.
-func (s Submitter) submitInTime(ctx context.Context, e entry) error {
-	j := e.job
-	j.turn.late = time.AfterFunc(s.class.Patience, func() { j.cancelWith(ErrLate, nil) })
-	err := s.admit(ctx, e)
-	if err != nil {
-		j.turn.late.Stop()
-	}
-	return err
 }
 
 // sharedOutLocked reports whether the client of c has all the places that it may have.
@@ -145,12 +145,15 @@ func (d *Dispatcher) sharedOutLocked(c *line.Class) bool {
 	return places >= d.clientPlaces
 }
 
-// loadLocked returns what there is to do before a job of class c.
+// loadLocked returns what there is to do before a job of class c, or in all if c is nil.
 func (d *Dispatcher) loadLocked(c *line.Class) patience.Load {
-	c = cmp.Or(c, &classless)
-	load := patience.Load{Queued: d.stats.Queued, Blocked: d.blocked.Ahead(*c), Running: d.stats.Running, Workers: d.stats.Workers, MeanRun: d.stats.Run.Mean()}
-	if d.line != nil {
-		load.Queued = d.line.Ahead(*c)
+	load := patience.Load{Queued: d.stats.Queued, Blocked: d.stats.Blocked, Running: d.stats.Running, Workers: d.stats.Workers, MeanRun: d.stats.Run.Mean()}
+	if d.line == nil || c == nil {
+		return load
+	}
+	load.Queued, load.Blocked = d.line.Ahead(*c), d.blocked.Ahead(*c)
+	if recent := d.line.Cost(classless); recent > 0 {
+		load.MeanRun = time.Duration(recent)
 	}
 	return load
 }

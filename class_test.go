@@ -568,3 +568,95 @@ func TestUrgencies(t *testing.T) {
 		close(open)
 	})
 }
+
+// The end of a patience that comes just before the place ends the job nevertheless.
+func TestG15PatienceEndsWithTheWaitForAPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(0, 1))
+		for range 200 {
+			first := mustSubmit(t, d, nop)
+			var waiting sync.WaitGroup
+			for range 8 {
+				waiting.Go(func() {
+					j, err := d.For(Class{Patience: 5 * time.Millisecond}).Submit(bg, nop)
+					if err == nil {
+						<-j.Done()
+						err = j.Err()
+					}
+					if err != ErrLate {
+						t.Errorf("%v, want ErrLate", err)
+					}
+				})
+			}
+			synctest.Wait()
+			time.Sleep(5 * time.Millisecond) // the place is free at the moment when they leave
+			first.Cancel()
+			waiting.Wait()
+		}
+		if st := d.Stats(); st.Queued+st.Blocked != 0 {
+			t.Errorf("left: %s", brief(st))
+		}
+	})
+}
+
+// Where all clients wait for places, their shares are those of weights and time too.
+func TestG16BlockedClientsShareTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := build(t, sized(1, 2))
+		var stop atomic.Bool
+		var a, b atomic.Int64
+		loop := func(c Class, took *atomic.Int64, each time.Duration) {
+			for range 20 {
+				go func() {
+					for !stop.Load() {
+						d.For(c).Do(bg, func(context.Context) error { time.Sleep(each); took.Add(int64(each)); return nil })
+					}
+				}()
+			}
+		}
+		loop(Class{Client: "slow"}, &a, 20*time.Millisecond)
+		loop(Class{Client: "heavy", Weight: 3}, &b, 2*time.Millisecond)
+		time.Sleep(20 * time.Second)
+		stop.Store(true)
+		time.Sleep(time.Minute)
+		if ratio := float64(b.Load()) / float64(a.Load()); ratio < 2.4 || ratio > 3.6 {
+			t.Errorf("a client of weight 3 got %.2f times the time of one of weight 1", ratio)
+		}
+	})
+}
+
+// A job without a class that waits for a place does not race with those in the line.
+func TestStressOfClasses(t *testing.T) {
+	d := build(t, sized(2, 1))
+	var all sync.WaitGroup
+	for p := range 8 {
+		all.Go(func() {
+			for i := range 300 {
+				c := Class{Urgency: i%3 - 1, Client: fmt.Sprint(p % 3)}
+				if i%4 == 0 {
+					c = Class{}
+				}
+				if i%5 == 0 {
+					c.Patience = time.Microsecond
+				}
+				if j, err := d.For(c).Submit(bg, nop); err == nil && i%7 == 0 {
+					j.Cancel()
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+func TestG16FirstClassIsTheLeastUrgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := sized(1, 1)
+		cfg.Overflow = DropOldest
+		l := newLineUp(t, cfg)
+		mustGo(t, l.d, l.job("normal"))
+		if err := l.d.For(Class{Urgency: -1}).Go(bg, nop); err != ErrQueueFull {
+			t.Errorf("%v; a less urgent job does not displace a normal one", err)
+		}
+		l.expect("normal")
+	})
+}

@@ -260,15 +260,12 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 		return fmt.Errorf("holdfast: %v is not an overflow policy", s.overflow)
 	}
 	if s.class != nil {
-		e.job.turn = &turn{class: s.class}
-		if s.class.Patience > 0 {
-			return s.submitInTime(ctx, e)
-		}
+		e.job.turn = newTurn(s.class)
 	}
 	return s.admit(ctx, e)
 }
 
-// admit is submit without regard to patience, but at the door.
+// admit is submit under a known policy.
 func (s Submitter) admit(ctx context.Context, e entry) error {
 	d, policy := s.d, s.overflow
 	gone, nested, now := ctx.Err(), d.owns(ctx), d.now()
@@ -337,6 +334,7 @@ func (d *Dispatcher) freeLocked() int {
 func (d *Dispatcher) acceptLocked(e entry, now int64) {
 	if e.job != nil {
 		e.job.accepted = true
+		e.job.expireLocked()
 	}
 	e.at = now
 	if d.line == nil && e.job != nil && e.job.turn != nil {

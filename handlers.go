@@ -210,7 +210,7 @@ type queue struct{ *Dispatcher }
 func (q queue) NewJob(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error, ended func(httpjob.End, error)) httpjob.Job {
 	j := q.newJob(ctx, false, limit, run)
 	if class != nil {
-		j.turn = &turn{class: class}
+		j.turn = newTurn(class)
 	}
 	j.onEnd = func() { ended(j.end()) }
 	return (*requestJob)(j)

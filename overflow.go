@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"holdfast/internal/enum"
 	"holdfast/internal/line"
@@ -85,6 +86,9 @@ func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now i
 		return nil, nil, ErrNested
 	}
 	s := &waiter{entry: e, result: make(chan error, 1)}
+	if e.job != nil && e.job.turn != nil {
+		s.until = e.job.turn.until
+	}
 	s.place = d.blocked.Add(s, *e.class())
 	d.stats.Blocked++
 	return nil, s, nil
@@ -116,7 +120,7 @@ func (d *Dispatcher) victimLocked(e *entry, policy Overflow) *entry {
 	}
 	if d.line == nil {
 		switch {
-		case e.class().Urgency < line.Normal:
+		case e.class().Urgency != line.Normal:
 			d.lineUpLocked()
 		case policy == DropOldest:
 			return d.firstLocked()
@@ -158,15 +162,16 @@ func (d *Dispatcher) discardLocked(e entry, state State, err error) (*Job, func(
 type waiter struct {
 	entry  entry
 	result chan error          // has room for the one result; nil means accepted
+	until  time.Time           // when its patience ends; zero: never
 	place  *line.Item[*waiter] // in Dispatcher.blocked; nil when it has a result
 }
 
 // wait blocks until s is accepted, ctx or the patience of its class ends, or the
 // dispatcher is closed.
 func (d *Dispatcher) wait(ctx context.Context, s *waiter) error {
-	if patience := s.entry.class().Patience; patience > 0 {
+	if !s.until.IsZero() {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, patience, ErrLate)
+		ctx, cancel = context.WithDeadlineCause(ctx, s.until, ErrLate)
 		defer cancel()
 	}
 	select {
@@ -207,7 +212,13 @@ func (d *Dispatcher) answerLocked(s *waiter, result error) {
 // every change that frees a place, no newcomer finds one while a submitter waits.
 func (d *Dispatcher) admitLocked(now int64) {
 	turn := d.blocked.Next()
-	d.blocked.Ended(turn, 0) // the place is not held in this line
+	// A place costs what its job will cost, or where clients wait for places these, and not
+	// the workers' time, would be what they share.
+	cost := int64(0)
+	if d.line != nil {
+		cost = d.line.Cost(*turn.Value.entry.class())
+	}
+	d.blocked.Ended(turn, cost)
 	d.acceptLocked(turn.Value.entry, now)
 	d.answerLocked(turn.Value, nil)
 }

@@ -39,6 +39,7 @@ func TestServerIsAsDescribed(t *testing.T) {
 			{"late", late},
 			{"too large", tooLarge},
 			{"full", full},
+			{"too many", tooMany},
 			{"dropped", dropped},
 			{"stopping", stopping},
 			{"connections", connections},
@@ -370,6 +371,17 @@ func full(t *testing.T, d *description, seen *record) {
 	for _, target := range []string{"/aaa", "/bbb"} {
 		if c.must(503, "POST", target, brief, async).header.Get("Retry-After") == "" {
 			t.Errorf("%s: Retry-After is missing although the queue is full", target)
+		}
+	}
+}
+
+// tooMany tests a client that has all the places that it may have.
+func tooMany(t *testing.T, d *description, seen *record) {
+	c, _ := via(t, d, seen, "-workers", "1", "-client-places", "1")
+	c.accepted("/bbb", endless)
+	for _, target := range []string{"/aaa", "/bbb"} {
+		if c.must(429, "POST", target, brief, async).header.Get("Retry-After") == "" {
+			t.Errorf("%s: 429 without Retry-After", target)
 		}
 	}
 }

@@ -163,7 +163,7 @@ func (j *Jobs) Queued(h http.Handler, l Limits) http.Handler {
 			return
 		}
 		if err := t.enter(); err != nil {
-			j.refuse(w, err)
+			j.refuse(w, t.class, err)
 			return
 		}
 		j.queued(w, r, &t, body, p)
@@ -193,7 +193,7 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 	if end != Refused {
 		problem.Forget(r)
 	}
-	if !started.IsZero() && r.Context().Err() != nil {
+	if !started.IsZero() && r.Context().Err() == context.Canceled {
 		j.Queue.Note(t.class, InVain)
 	}
 	t.stop()
@@ -210,18 +210,18 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 		x.Response().Write(w, r.Method)
 		return
 	}
-	j.fail(w, o, err)
+	j.fail(w, t.class, o, err)
 }
 
 // fail answers a request whose job has no response.
-func (j *Jobs) fail(w http.ResponseWriter, o store.Outcome, err error) {
+func (j *Jobs) fail(w http.ResponseWriter, class *line.Class, o store.Outcome, err error) {
 	switch {
 	case o.Detail == exchange.Aborted:
 		panic(http.ErrAbortHandler)
 	case o.State == store.Failed:
 		problem.Retry(w, o.Status, o.Detail, j.RetryAfter)
 	default:
-		j.refuse(w, err)
+		j.refuse(w, class, err)
 	}
 }
 
@@ -259,7 +259,9 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 		return
 	}
 	hurry := resource.Unhurried(w, r)
-	record, err := j.accept(p.Strip(r), rt, body, key, received)
+	t := &turn{jobs: j, route: rt, received: received}
+	t.classify(r)
+	record, err := j.accept(p.Strip(r), t, body, key)
 	hurry()
 	switch {
 	case errors.Is(err, store.ErrOtherRequest):
@@ -269,7 +271,7 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 		problem.NoMemory(w, j.Memory, noMemory)
 		return
 	case err != nil:
-		j.refuse(w, err)
+		j.refuse(w, t.class, err)
 		return
 	}
 	problem.Forget(r)
@@ -282,7 +284,7 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 
 // accept returns the record of the job that the request becomes, or has become before.
 // It blocks while there is no place, or while another request with the same key does.
-func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, received time.Time) (*store.Job, error) {
+func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store.Job, error) {
 	var claim *store.Claim
 	if key != "" {
 		record, first, err := j.Store.Claim(r.Context(), store.KeyOf(r, key), store.PrintOf(r, body))
@@ -294,22 +296,20 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 	}
 	// What the operator says is about the job, what the client says is not: it is about
 	// the answer, which is that the job was accepted, and proxies say it of all requests.
-	t := &turn{jobs: j, route: rt, received: received}
-	t.classify(r)
 	if t.set > 0 {
 		if err := t.enter(); err != nil {
 			return nil, err
 		}
 	}
-	x := &execution{jobs: j, route: rt}
+	x := &execution{jobs: j, route: t.route}
 	if !j.hold(&x.exchange, r) {
 		return nil, problem.ErrNoMemory
 	}
 	problem.Give(r, &x.exchange.Hold)
 	about := newAbout(r, store.NewID())
 	x.record = store.NewJob(about.id, x, about.request)
-	x.exchange.Capture(rt.handler, r, body, j.MaxResponse)
-	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, t.class, rt.limits.Run, x.run, x.ended)
+	x.exchange.Capture(t.route.handler, r, body, j.MaxResponse)
+	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, t.class, t.route.limits.Run, x.run, x.ended)
 	// It is known before it is accepted, so no job can have ended before it is known.
 	j.Store.Add(x.record, claim)
 	defer j.Store.Withdraw(x.record) // unless it is accepted
@@ -317,7 +317,7 @@ func (j *Jobs) accept(r *http.Request, rt *route, body []byte, key string, recei
 	defer stop()
 	if err := x.job.Submit(ctx); err != nil {
 		x.exchange.Hold.Close()
-		if context.Cause(ctx) == errLate {
+		if err == ctx.Err() && context.Cause(ctx) == errLate {
 			j.lateWaiting.Add(1)
 			j.Queue.Note(t.class, LateWaiting)
 			err = errLate
@@ -440,21 +440,19 @@ func outcome(x *exchange.Exchange, end End, err error) store.Outcome {
 // RetryAfter returns the seconds after which the present queue will have been worked off.
 func (j *Jobs) RetryAfter() int { return j.Queue.Load(nil).RetryAfter() }
 
-// retryRefused returns the seconds after which one who is refused now should come back.
-func (j *Jobs) retryRefused() int {
-	return min(j.RetryAfter()+j.pushback.Refused(), patience.MaxRetryAfter)
-}
-
-// refuse answers a request that has come to nothing.
-func (j *Jobs) refuse(w http.ResponseWriter, err error) {
+// refuse answers a request of a class that has come to nothing.
+func (j *Jobs) refuse(w http.ResponseWriter, class *line.Class, err error) {
+	after := func() int { return j.Queue.Load(class).RetryAfter() }
 	detail, again := j.Refusals.explain(err)
 	switch {
 	case !again:
 		problem.Write(w, http.StatusServiceUnavailable, detail)
-	case errors.Is(err, j.Refusals.Share):
-		problem.Retry(w, http.StatusTooManyRequests, detail, j.retryRefused)
+	case errors.Is(err, j.Refusals.Share): // it is the client's own doing, so others need not wait longer
+		problem.Retry(w, http.StatusTooManyRequests, detail, after)
 	default:
-		problem.Retry(w, http.StatusServiceUnavailable, detail, j.retryRefused)
+		problem.Retry(w, http.StatusServiceUnavailable, detail, func() int {
+			return min(after()+j.pushback.Refused(), patience.MaxRetryAfter)
+		})
 	}
 }
 

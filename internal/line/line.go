@@ -25,6 +25,9 @@ const (
 	// maxIdle is how many clients without a job are remembered, since they have had more
 	// than their share. Beyond that, those idle for longest are forgotten.
 	maxIdle = 1000
+
+	// mostNow bounds virtual time, in nanoseconds: a float64 is exact up to here.
+	mostNow = 1 << 52
 )
 
 // Key returns what stands for a client's name, which may be as long as its sender likes.
@@ -45,12 +48,13 @@ type Class struct {
 	Patience time.Duration // how long it is worth beginning, 0 if without end; for those who submit it
 }
 
-// A Line holds what waits. Within an urgency it is fair by self-clocked fair queuing
-// (Golestani, INFOCOM 1994): each client has a virtual time at which its next job is
-// due, and the earliest is served. A job that is served moves its client's time on by
-// what it costs, over the client's weight. Virtual time is that of the job that was
-// served last. A client that comes anew is due one job later than that, so it comes after
-// all who wait already: new names, however many, gain nothing but their turn.
+// A Line holds what waits. Within an urgency it is fair by start-time fair queuing
+// (Goyal, Vin and Cheng, SIGCOMM 1996): each client has a virtual time at which its next
+// job is due, and the earliest is served. A job that is served moves its client's time on
+// by what it costs, over the client's weight. Virtual time is that of the job that was
+// served last. Other than there, a client that comes anew is due with the next job of the
+// client that was served last, and after it, or one job later than virtual time if that
+// is less: new names, however many, gain nothing but their turn.
 //
 // What a job costs is the time that it holds a worker. That is known when it has ended;
 // until then it is charged what jobs cost on average.
@@ -60,6 +64,7 @@ type Line[T any] struct {
 	levels  [Urgencies]level[T]
 	clients map[string]*client[T] // that have a job, or are idle
 	waiting int
+	running int
 	turns   int       // since the reserve was last used
 	spare   int       // the urgency that had it
 	cost    float64   // of a job, in nanoseconds, on average
@@ -74,6 +79,7 @@ type level[T any] struct {
 	due    flowHeap[T] // the flows that wait, the one whose turn it is first
 	length flowHeap[T] // the same, the one with the most jobs first
 	now    float64     // virtual time
+	tail   *flow[T]    // the last one that was served and waits again
 }
 
 type client[T any] struct {
@@ -89,7 +95,8 @@ type flow[T any] struct {
 	weight  float64
 	items   chain[T]
 	running int
-	due     float64 // virtual time of the first job, or if there is none, of the last
+	due     float64 // virtual time of its next job
+	mean    float64 // what jobs cost, in nanoseconds; 0: not known
 	order   uint64  // among those that are due at the same time
 	served  uint64  // Line.served at its last turn, or when it began to wait
 	gap     float64 // turns of the line for each of its own, on average while it waits; 0: not known
@@ -148,7 +155,11 @@ func (l *Line[T]) Add(v T, c Class) *Item[T] {
 		l.idle.Remove(f.idle)
 		f.idle = nil
 	}
-	f.due = max(f.due, lv.now) + l.cost/f.weight
+	turn := lv.now + l.cost/f.weight
+	if t := lv.tail; t != nil && t.items.n > 0 {
+		turn = min(turn, max(t.due, lv.now)) // the mean may be of other jobs than those that come now
+	}
+	f.due = max(f.due, turn)
 	f.order, f.served, f.gap = l.entered, l.served, 0
 	lv.due.push(f)
 	lv.length.push(f)
@@ -177,8 +188,13 @@ func (l *Line[T]) Next() *Item[T] {
 	f := lv.due.flows[0]
 	i := f.items.front
 	lv.now = max(lv.now, f.due)
+	if lv.now > mostNow {
+		l.rebase(f.urgency)
+	}
 	i.charge = l.cost / f.weight
+	f.due += i.charge
 	f.running++
+	l.running++
 	l.served++
 	gap := float64(l.served - f.served)
 	if f.gap == 0 {
@@ -189,8 +205,9 @@ func (l *Line[T]) Next() *Item[T] {
 	l.take(i)
 	if f.items.n > 0 {
 		l.entered++
-		f.due, f.order = f.due+i.charge, l.entered
+		f.order = l.entered
 		lv.due.fix(f)
+		lv.tail = f
 	}
 	return i
 }
@@ -236,9 +253,6 @@ func (l *Line[T]) take(i *Item[T]) {
 // Remove takes a job that waits out of the line, without a turn.
 func (l *Line[T]) Remove(i *Item[T]) {
 	l.take(i)
-	if f := i.flow; f.items.n == 0 {
-		f.due -= l.cost / f.weight // it was charged in advance
-	}
 	l.leave(i.flow)
 }
 
@@ -247,15 +261,44 @@ func (l *Line[T]) Remove(i *Item[T]) {
 func (l *Line[T]) Ended(i *Item[T], took int64) {
 	f, cost := i.flow, float64(max(took, 0))
 	f.running--
+	l.running--
 	f.due += cost/f.weight - i.charge
 	if f.items.n > 0 {
 		l.levels[f.urgency].due.fix(f)
 	}
-	if l.cost == 0 {
-		l.cost = cost
-	}
-	l.cost += (cost - l.cost) / 64
+	learn(&l.cost, cost, 64)
+	learn(&f.mean, cost, 8)
 	l.leave(f)
+}
+
+// learn lets a cost count for one part in so many of a mean. One that is far beyond the
+// mean counts as less: newcomers are charged the mean, and would pay for it.
+func learn(mean *float64, cost, parts float64) {
+	if *mean == 0 {
+		*mean = cost
+	}
+	*mean += (min(cost, 8**mean) - *mean) / parts
+}
+
+// Cost returns what a job of a class costs, about, in nanoseconds. It is 0 if nothing is
+// known.
+func (l *Line[T]) Cost(c Class) int64 {
+	if o := l.clients[c.Client]; o != nil && o.flows[c.Urgency] != nil && o.flows[c.Urgency].mean > 0 {
+		return int64(o.flows[c.Urgency].mean)
+	}
+	return int64(l.cost)
+}
+
+// rebase lets the virtual time of a level begin anew. A sum of large numbers would
+// otherwise swallow small ones after some weeks.
+func (l *Line[T]) rebase(urgency int) {
+	lv := &l.levels[urgency]
+	for _, c := range l.clients {
+		if f := c.flows[urgency]; f != nil {
+			f.due -= lv.now
+		}
+	}
+	lv.now = 0
 }
 
 // leave gives up a place, and forgets the flow if it has no job and no more than its
@@ -263,6 +306,10 @@ func (l *Line[T]) Ended(i *Item[T], took int64) {
 // then sending one job at a time would give more than sending many.
 func (l *Line[T]) leave(f *flow[T]) {
 	f.client.places--
+	if l.waiting == 0 && l.running == 0 {
+		l.reset()
+		return
+	}
 	if f.items.n == 0 && f.running == 0 {
 		f.idle = l.idle.PushBack(f)
 	}
@@ -276,6 +323,16 @@ func (l *Line[T]) leave(f *flow[T]) {
 		if f.client.flows == [Urgencies]*flow[T]{} {
 			delete(l.clients, f.client.name)
 		}
+	}
+}
+
+// reset forgets all clients. Nothing waits and nothing runs, so what they have had was
+// taken from nobody.
+func (l *Line[T]) reset() {
+	clear(l.clients)
+	l.idle.Init()
+	for u := range l.levels {
+		l.levels[u].now, l.levels[u].tail = 0, nil
 	}
 }
 
@@ -309,13 +366,13 @@ type Displace struct {
 }
 
 // Displaced returns the job that gives its place to a newcomer, or nil. There are so many
-// places. For each urgency, as many of them as its turns are left to the less urgent
-// ones; who has fewer takes one from the most urgent. If the result is only fair, since
+// places. One in Reserve of them is left to each urgency; a newcomer whose urgency has
+// fewer takes one from the most urgent that has more. If the result is only fair, since
 // its client has more jobs than the newcomer's would have, fair is true.
 func (l *Line[T]) Displaced(c Class, places int, d Displace) (i *Item[T], fair bool) {
-	share, n := places/Reserve, 0
+	share := places / Reserve
 	for u := Urgencies - 1; u > c.Urgency; u-- {
-		if n += l.levels[u].items.n; n <= share || l.levels[u].items.n == 0 {
+		if l.levels[u].items.n <= share {
 			continue
 		}
 		f := l.levels[u].length.flows[0]
@@ -324,9 +381,13 @@ func (l *Line[T]) Displaced(c Class, places int, d Displace) (i *Item[T], fair b
 		}
 		return f.items.back, false
 	}
-	switch same, first := &l.levels[c.Urgency], l.after(-1); {
-	case first < c.Urgency && n+same.items.n < share && !d.Waits:
-		return l.levels[first].length.flows[0].items.back, false
+	same := &l.levels[c.Urgency]
+	for u := 0; u < c.Urgency && same.items.n < share && !d.Waits; u++ {
+		if l.levels[u].items.n > share {
+			return l.levels[u].length.flows[0].items.back, false
+		}
+	}
+	switch {
 	case same.items.n == 0 || d.Waits:
 		return nil, false
 	case d.Oldest:

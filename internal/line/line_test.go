@@ -274,6 +274,117 @@ func TestCanceledJobsCostNothing(t *testing.T) {
 	}
 }
 
+// What a client has had while nobody else wanted it costs it nothing later.
+func TestIdleLineForgets(t *testing.T) {
+	l := New[int]()
+	for range 100 {
+		l.Add(0, normal("night"))
+	}
+	var running []*Item[int]
+	for range 100 {
+		running = append(running, l.Next())
+	}
+	for _, i := range running {
+		l.Ended(i, 3600e9)
+	}
+	if len(l.clients) != 0 || l.idle.Len() != 0 {
+		t.Errorf("%d clients are remembered, %d idle", len(l.clients), l.idle.Len())
+	}
+	for range 100 {
+		l.Add(0, normal("day"))
+	}
+	l.Ended(l.Next(), 1)
+	l.Add(0, normal("night"))
+	turns := 1
+	for ; l.own(normal("night")) > 0; turns++ {
+		l.Ended(l.Next(), 1)
+	}
+	if turns > 4 {
+		t.Errorf("its job came after %d turns", turns)
+	}
+}
+
+// One job that takes very long does not make newcomers pay.
+func TestOutlierIsNotChargedToOthers(t *testing.T) {
+	l := New[int]()
+	for range 2000 {
+		l.Add(0, normal("many"))
+	}
+	for range 100 {
+		l.Ended(l.Next(), 1e6)
+	}
+	l.Add(0, normal("long"))
+	for l.own(normal("long")) > 0 {
+		i := l.Next()
+		took := int64(1e6)
+		if i.flow.client.name == "long" {
+			took = 3600e9
+		}
+		l.Ended(i, took)
+	}
+	l.Add(0, normal("new"))
+	for turns := 1; l.own(normal("new")) > 0; turns++ {
+		if turns > 3 {
+			t.Fatal("a newcomer waits for more than its turn")
+		}
+		l.Ended(l.Next(), 1e6)
+	}
+}
+
+// Virtual time stays where it is exact.
+func TestVirtualTimeIsRebased(t *testing.T) {
+	l := New[int]()
+	heavy := Class{Urgency: Normal, Client: "heavy", Weight: 1000}
+	for range 30_000 {
+		l.Add(0, heavy)
+		l.Add(0, normal("light"))
+	}
+	lv := &l.levels[Normal]
+	for _, c := range l.clients {
+		c.flows[Normal].due += 1e19
+	}
+	lv.now = 1e19
+	light := 0
+	for range 20_000 {
+		i := l.Next()
+		if i.flow.client.name == "light" {
+			light++
+		}
+		l.Ended(i, 1e6)
+	}
+	if lv.now > mostNow || light < 15 || light > 25 {
+		t.Errorf("virtual time %g, %d turns of 20,000 for a weight of 1 beside 1,000", lv.now, light)
+	}
+}
+
+// Three urgencies that all ask for more than there is: none is kept out by the others.
+func TestDisplacedLeavesTheMiddleAShare(t *testing.T) {
+	l := New[int]()
+	const places = 100
+	had := map[int]int{}
+	for range 20_000 {
+		for _, u := range []int{0, 3, 7} {
+			c := Class{Urgency: u, Weight: 1}
+			if l.Len() == places {
+				victim, _ := l.Displaced(c, places, Displace{})
+				if victim == nil {
+					continue
+				}
+				l.Remove(victim)
+			}
+			l.Add(0, c)
+		}
+		if l.Len() == places {
+			i := l.Next()
+			had[i.flow.urgency]++
+			l.Ended(i, 1e6)
+		}
+	}
+	if had[3] < 400 || had[7] < 400 {
+		t.Errorf("turns by urgency: %v; want at least one in 40 for each", had)
+	}
+}
+
 // Whatever happens, the line agrees with a list.
 func TestLineAgreesWithAList(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"regexp"
+	"strings"
 
 	"holdfast"
 	"holdfast/internal/header"
@@ -30,7 +31,10 @@ func classifier(c Config) func(*http.Request) holdfast.Class {
 		case byAddress:
 			class.Client = network(header.Client(r, trusted))
 		default:
-			class.Client = hashed(r.Header.Get(c.ClientKey))
+			// To leave the header out must not free a client of its limits.
+			if class.Client = hashed(r.Header.Get(c.ClientKey)); class.Client == "" {
+				class.Client = network(header.Client(r, trusted))
+			}
 		}
 		return class
 	}
@@ -44,7 +48,7 @@ var token = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")
 func (v *clientKey) String() string { return string(*v) }
 
 func (v *clientKey) Set(s string) error {
-	if !token.MatchString(s) {
+	if !token.MatchString(s) || strings.EqualFold(s, "Host") { // which net/http takes out of the header
 		return errors.New("want the name of a header, such as X-Api-Key, or address")
 	}
 	*v = clientKey(s)
@@ -66,7 +70,7 @@ func network(ip netip.Addr) string {
 }
 
 // hashed returns what stands for a header, which may be a password and is shown to the
-// operator. A request without the header is of the nameless client.
+// operator.
 func hashed(value string) string {
 	if value == "" {
 		return ""

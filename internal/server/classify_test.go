@@ -25,7 +25,7 @@ func TestClassifier(t *testing.T) {
 		{[]string{"-client-key", "address"}, "[::ffff:192.0.2.1]:1", nil, holdfast.Class{Client: "192.0.2.1"}},
 		{[]string{"-client-key", "address"}, "@", nil, holdfast.Class{}},
 		{[]string{"-client-key", "x-api-key", "-trust-priority"}, "192.0.2.1:1", http.Header{"X-Api-Key": {"secret"}, "Priority": {"u=7"}}, holdfast.Class{Urgency: -4, Client: "2bb80d537b1da3e3"}},
-		{[]string{"-client-key", "x-api-key"}, "192.0.2.1:1", nil, holdfast.Class{}},
+		{[]string{"-client-key", "x-api-key"}, "192.0.2.1:1", nil, holdfast.Class{Client: "192.0.2.1"}},
 	} {
 		c, _, err := parse(nil, test.args...)
 		if err != nil {

@@ -77,7 +77,7 @@ func settings() []setting {
 			func(c Config) any { return fmt.Sprint(c.Proxies()) }, "[]", "[10.0.0.0/8]", "[192.0.2.1/32 fd00::/8]"},
 		{"trust-priority", "TRUST_PRIORITY", "true", "false", []string{"1", "yes", "True"}, "true or false",
 			func(c Config) any { return c.TrustPriority }, false, true, false},
-		{"client-key", "CLIENT_KEY", "address", "X-Api-Key", []string{"a b", "X-Api-Key:", "ä", strings.Repeat("x", 65)}, "the name of a header, such as X-Api-Key, or address",
+		{"client-key", "CLIENT_KEY", "address", "X-Api-Key", []string{"host", "a b", "X-Api-Key:", "ä", strings.Repeat("x", 65)}, "the name of a header, such as X-Api-Key, or address",
 			func(c Config) any { return c.ClientKey }, "", "address", "X-Api-Key"},
 		{"client-places", "CLIENT_PLACES", "1", "11000000", []string{"-1", "11000001", "all"}, "a whole number from 0 to 11000000",
 			func(c Config) any { return c.ClientPlaces }, 0, 1, 11_000_000},
