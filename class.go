@@ -99,13 +99,10 @@ func (j *Job) expireLocked() {
 	}
 }
 
-// classless is the class of jobs that have none.
-var classless = line.Class{Urgency: line.Normal, Weight: 1}
-
 // class returns the class of a job as the line knows it.
 func (e *entry) class() *line.Class {
 	if e.job == nil || e.job.turn == nil {
-		return &classless
+		return line.Classless
 	}
 	return e.job.turn.class
 }
@@ -128,7 +125,7 @@ func (d *Dispatcher) addLocked(l *line.Line[entry], e entry) {
 		e.job.accepted = true
 	}
 	if e.job.turn == nil {
-		e.job.turn = newTurn(&classless)
+		e.job.turn = newTurn(line.Classless)
 	}
 	e.job.turn.item = l.Add(e, *e.class())
 }
@@ -152,7 +149,7 @@ func (d *Dispatcher) loadLocked(c *line.Class) patience.Load {
 		return load
 	}
 	load.Queued, load.Blocked = d.line.Ahead(*c), d.blocked.Ahead(*c)
-	if recent := d.line.Cost(classless); recent > 0 {
+	if recent := d.line.MeanCost(); recent > 0 {
 		load.MeanRun = time.Duration(recent)
 	}
 	return load

@@ -528,12 +528,13 @@ func TestG15PatienceInALine(t *testing.T) {
 		}
 		a.send(h, "urgent", "100ms", "Client: flood", "Priority: u=0", "Patience: 400ms")
 		a.send(h, "small", "100ms", "Client: small", "Patience: 500ms")
-		time.Sleep(400 * time.Millisecond)
+		a.send(h, "nameless", "100ms", "Patience: 600ms")
+		time.Sleep(500 * time.Millisecond)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		for _, want := range []string{"urgent 200", "small 200"} {
+		for _, want := range []string{"urgent 200", "small 200", "nameless 200"} {
 			if !slices.Contains(a.said, want) {
-				t.Errorf("%q; want %q within 400ms", a.said, want)
+				t.Errorf("%q; want %q within 500ms", a.said, want)
 			}
 		}
 	})

@@ -255,7 +255,7 @@ func (j *Job) end() (httpjob.End, error) {
 func (q queue) Note(class *line.Class, what httpjob.Note) {
 	q.lock()
 	defer q.mu.Unlock()
-	switch counts := &q.urgencies[cmp.Or(class, &classless).Urgency]; what {
+	switch counts := &q.urgencies[cmp.Or(class, line.Classless).Urgency]; what {
 	case httpjob.LateAtDoor:
 		q.stats.RefusedLate++
 		counts.RefusedLate++

@@ -4,6 +4,7 @@
 package httpjob
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -37,7 +38,8 @@ type Queue interface {
 	// Note counts what has happened to a request of a class.
 	Note(class *line.Class, what Note)
 
-	// Load returns how much there is to do before a job of a class.
+	// Load returns how much there is to do before a job of a class, or in all if class is
+	// nil.
 	Load(class *line.Class) patience.Load
 }
 
@@ -442,7 +444,7 @@ func (j *Jobs) RetryAfter() int { return j.Queue.Load(nil).RetryAfter() }
 
 // refuse answers a request of a class that has come to nothing.
 func (j *Jobs) refuse(w http.ResponseWriter, class *line.Class, err error) {
-	after := func() int { return j.Queue.Load(class).RetryAfter() }
+	after := func() int { return j.Queue.Load(cmp.Or(class, line.Classless)).RetryAfter() }
 	detail, again := j.Refusals.explain(err)
 	switch {
 	case !again:

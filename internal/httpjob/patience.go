@@ -1,6 +1,7 @@
 package httpjob
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -142,7 +143,7 @@ func (j *Jobs) standing(while time.Duration) bool {
 // finds nothing else running while predictions are old is let in all the same: if all
 // were refused, nobody would learn that the service has become quick again.
 func (t *turn) enter() error {
-	load := t.jobs.Queue.Load(t.class)
+	load := t.jobs.Queue.Load(cmp.Or(t.class, line.Classless))
 	if load.Idle() {
 		t.jobs.idle.Store(new(time.Now()))
 	}

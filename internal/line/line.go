@@ -48,6 +48,9 @@ type Class struct {
 	Patience time.Duration // how long it is worth beginning, 0 if without end; for those who submit it
 }
 
+// Classless is the class of a job that has none.
+var Classless = &Class{Urgency: Normal, Weight: 1}
+
 // A Line holds what waits. Within an urgency it is fair by start-time fair queuing
 // (Goyal, Vin and Cheng, SIGCOMM 1996): each client has a virtual time at which its next
 // job is due, and the earliest is served. A job that is served moves its client's time on
@@ -286,8 +289,11 @@ func (l *Line[T]) Cost(c Class) int64 {
 	if o := l.clients[c.Client]; o != nil && o.flows[c.Urgency] != nil && o.flows[c.Urgency].mean > 0 {
 		return int64(o.flows[c.Urgency].mean)
 	}
-	return int64(l.cost)
+	return l.MeanCost()
 }
+
+// MeanCost returns what jobs cost of late, in nanoseconds. It is 0 if nothing is known.
+func (l *Line[T]) MeanCost() int64 { return int64(l.cost) }
 
 // rebase lets the virtual time of a level begin anew. A sum of large numbers would
 // otherwise swallow small ones after some weeks.
