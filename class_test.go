@@ -226,6 +226,17 @@ func TestG16ShareOfPlaces(t *testing.T) {
 			t.Error(err)
 		}
 
+		// One job that was promised to run does not protect those before it.
+		l = newLineUp(t, cfg)
+		do("a0", "a")
+		last := do("a1", "a")
+		l.submit("a2", Class{Client: "a"})
+		do("b0", "b")
+		if err := <-last; err != ErrDropped {
+			t.Errorf("the newest that somebody waits for: %v", err)
+		}
+		l.expect("a0", "b0", "a2")
+
 		l = newLineUp(t, cfg)
 		for i := range 3 {
 			l.submit(fmt.Sprint("a", i), Class{Client: "a"})
@@ -426,6 +437,10 @@ func TestG15Patience(t *testing.T) {
 		st := d.Stats()
 		if st.RefusedLate != 2 || st.Canceled != 2 || st.RefusedGone != 0 {
 			t.Errorf("%d refused late, %d canceled, %d gone; want 2, 2, 0", st.RefusedLate, st.Canceled, st.RefusedGone)
+		}
+
+		if u := d.Urgencies(); len(u) != 1 || u[0].Expired != 2 || u[0].RefusedLate != 2 {
+			t.Errorf("%+v; want 2 expired and 2 refused late", u)
 		}
 
 		// Once begun it is not late any more.

@@ -155,6 +155,9 @@ func (j *Job) cancelWith(err, cause error) {
 			d.stats.Queued-- // its entry is blank now
 		}
 		d.stats.Canceled++
+		if cause == nil {
+			d.urgencies[j.turn.class.Urgency].Expired++
+		}
 		j.endLocked(StateCanceled, err)
 		d.dispatchLocked(d.now())
 	case was == StateRunning && j.canceled == nil && cause != nil:

@@ -132,10 +132,14 @@ func (d *Dispatcher) victimLocked(e *entry, policy Overflow) *entry {
 	if policy != DropOldest && d.blocked.UpTo(e.class().Urgency) > 0 {
 		return nil
 	}
-	victim, fair := d.line.Displaced(*e.class(), d.stats.Queue, line.Displace{Oldest: policy == DropOldest, Waits: policy == Block})
 	// Only a request whose client still waits for it gives its place to another client:
 	// the other jobs were promised to run.
-	if victim == nil || fair && !victim.Value.job.context.Attached {
+	victim := d.line.Displaced(*e.class(), d.stats.Queue, line.Displace[entry]{
+		Oldest: policy == DropOldest,
+		Waits:  policy == Block,
+		Yields: func(e entry) bool { return e.job.context.Attached },
+	})
+	if victim == nil {
 		return nil
 	}
 	return &victim.Value

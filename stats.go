@@ -68,7 +68,7 @@ type UrgencyCounts struct {
 	RefusedFull, RefusedShare, RefusedLate, RefusedClosed uint64 // as in Stats
 
 	Dropped uint64 // as in Stats
-	Expired uint64 // as in JobsStats
+	Expired uint64 // jobs that were not begun within their patience
 	InVain  uint64 // requests of Queued that a worker has begun, and whose client left before the answer
 }
 

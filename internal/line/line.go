@@ -366,16 +366,20 @@ func (l *Line[T]) UpTo(urgency int) int {
 }
 
 // A Displace says how a newcomer that finds no place may get that of another.
-type Displace struct {
-	Oldest bool // the oldest job goes first, whoever's it is
-	Waits  bool // it can wait until there is one
+type Displace[T any] struct {
+	Oldest bool         // the oldest job goes first, whoever's it is
+	Waits  bool         // it can wait until there is one
+	Yields func(T) bool // whether a job may be displaced for no other reason than that its client has more
 }
+
+// mostAsked is how many of a client's newest jobs are asked whether they yield.
+const mostAsked = 16
 
 // Displaced returns the job that gives its place to a newcomer, or nil. There are so many
 // places. One in Reserve of them is left to each urgency; a newcomer whose urgency has
-// fewer takes one from the most urgent that has more. If the result is only fair, since
-// its client has more jobs than the newcomer's would have, fair is true.
-func (l *Line[T]) Displaced(c Class, places int, d Displace) (i *Item[T], fair bool) {
+// fewer takes one from the most urgent that has more. Within an urgency it takes one from
+// the client that has most, if that has more than the newcomer's would have.
+func (l *Line[T]) Displaced(c Class, places int, d Displace[T]) *Item[T] {
 	share := places / Reserve
 	for u := Urgencies - 1; u > c.Urgency; u-- {
 		if l.levels[u].items.n <= share {
@@ -383,25 +387,31 @@ func (l *Line[T]) Displaced(c Class, places int, d Displace) (i *Item[T], fair b
 		}
 		f := l.levels[u].length.flows[0]
 		if d.Oldest {
-			return f.items.front, false
+			return f.items.front
 		}
-		return f.items.back, false
+		return f.items.back
 	}
 	same := &l.levels[c.Urgency]
 	for u := 0; u < c.Urgency && same.items.n < share && !d.Waits; u++ {
 		if l.levels[u].items.n > share {
-			return l.levels[u].length.flows[0].items.back, false
+			return l.levels[u].length.flows[0].items.back
 		}
 	}
-	switch {
-	case same.items.n == 0 || d.Waits:
-		return nil, false
-	case d.Oldest:
-		return same.length.flows[0].items.front, false
-	case same.length.flows[0].items.n > l.own(c)+1:
-		return same.length.flows[0].items.back, true
+	if same.items.n == 0 || d.Waits {
+		return nil
 	}
-	return nil, false
+	f := same.length.flows[0]
+	if d.Oldest {
+		return f.items.front
+	}
+	asked := 0
+	for i := f.items.back; i != nil && f.items.n > l.own(c)+1 && asked < mostAsked; i = i.links[inFlow].before {
+		if d.Yields(i.Value) {
+			return i
+		}
+		asked++
+	}
+	return nil
 }
 
 // own returns how many jobs of a class wait.

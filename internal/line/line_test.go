@@ -366,7 +366,7 @@ func TestDisplacedLeavesTheMiddleAShare(t *testing.T) {
 		for _, u := range []int{0, 3, 7} {
 			c := Class{Urgency: u, Weight: 1}
 			if l.Len() == places {
-				victim, _ := l.Displaced(c, places, Displace{})
+				victim := l.Displaced(c, places, Displace[int]{Yields: func(int) bool { return false }})
 				if victim == nil {
 					continue
 				}
@@ -469,13 +469,14 @@ func agree(t *testing.T, l *Line[int], waiting, running []*Item[int]) {
 
 // The least urgent have their share of places too, whoever floods the queue.
 func TestDisplacedLeavesAShare(t *testing.T) {
-	for _, d := range []Displace{{}, {Oldest: true}} {
+	never := func(int) bool { return false }
+	for _, d := range []Displace[int]{{Yields: never}, {Oldest: true}} {
 		l := New[int]()
 		const places = 200
 		add := func(urgency int) {
 			c := Class{Urgency: urgency, Weight: 1}
 			if l.Len() == places {
-				victim, _ := l.Displaced(c, places, d)
+				victim := l.Displaced(c, places, d)
 				if victim == nil {
 					return
 				}
@@ -490,7 +491,7 @@ func TestDisplacedLeavesAShare(t *testing.T) {
 			add(1)
 		}
 		if n := l.levels[5].items.n; n != places/Reserve || l.Len() != places {
-			t.Errorf("%+v: %d of %d are left for the less urgent, want %d", d, n, l.Len(), places/Reserve)
+			t.Errorf("oldest %t: %d of %d are left for the less urgent, want %d", d.Oldest, n, l.Len(), places/Reserve)
 		}
 		for range 5 {
 			l.Remove(l.levels[5].items.front)
@@ -500,18 +501,18 @@ func TestDisplacedLeavesAShare(t *testing.T) {
 			add(5)
 		}
 		if n := l.levels[5].items.n; n != places/Reserve || l.Len() != places {
-			t.Errorf("%+v: %d of %d are less urgent when they come later, want %d", d, n, l.Len(), places/Reserve)
+			t.Errorf("oldest %t: %d of %d are less urgent when they come later, want %d", d.Oldest, n, l.Len(), places/Reserve)
 		}
 		for range 1000 {
 			add(3)
 			add(1)
 		}
 		if n := l.levels[5].items.n; n != places/Reserve {
-			t.Errorf("%+v: %d of %d are left for the least urgent of three, want %d", d, n, l.Len(), places/Reserve)
+			t.Errorf("oldest %t: %d of %d are left for the least urgent of three, want %d", d.Oldest, n, l.Len(), places/Reserve)
 		}
 		add(0)
 		if l.levels[0].items.n != 1 {
-			t.Errorf("%+v: an urgent one found no place", d)
+			t.Errorf("oldest %t: an urgent one found no place", d.Oldest)
 		}
 	}
 }
