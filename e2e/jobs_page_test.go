@@ -123,7 +123,7 @@ func TestPagesBelowAPrefix(t *testing.T) {
 	p.click("find-send")
 	p.until(says("job-state", "running"))
 	p.click("cancel")
-	p.until(says("job-status", "Told to stop"))
+	p.until(says("job-status", "Told to stop") + " || " + says("job-status", "Canceled")) // its handler may have noticed already
 	p.until(says("job-state", "canceled"))
 	p.do(chromedp.Navigate(evaluate[string](p, `document.querySelector("nav a").href`)))
 	p.until(`location.pathname === "/ops/" && document.body.dataset.connection === "live" && ` + number("canceled") + " === 1")
