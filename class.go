@@ -17,13 +17,14 @@ import (
 // A more urgent job leaves the queue first, and when the queue is full, it takes the
 // place of the newest of the least urgent jobs, which ends as dropped. So that none
 // waits forever, one of 20 jobs that leave while several urgencies wait is of a less
-// urgent one, in rotation, and one of 20 places is left to each urgency. Within an
-// urgency, clients get equal shares of the workers'
-// time, or shares in proportion to their weights, whatever they submit. If one client
-// has nothing queued, the others get its share. Under [Reject], a request of
-// [Jobs.Queued] that finds the queue full displaces the newest one of the client that
-// has most there, if that has at least two more. The jobs of one client and urgency leave
-// in the order in which they were accepted, and so do submitters that wait for a place.
+// urgent one, in rotation, and one of 20 places is left to each urgency.
+//
+// Within an urgency, clients get equal shares of the workers' time, or shares in
+// proportion to their weights, whatever they submit. If one client has nothing queued,
+// the others get its share. Under [Reject], a request of [Jobs.Queued] that finds the
+// queue full displaces the newest one of the client that has most there, if that has at
+// least two more. The jobs of one client and urgency leave in the order in which they
+// were accepted, and so do submitters that wait for a place.
 type Class struct {
 	// Urgency is 0 for most jobs, up to 3 for more urgent and down to -4 for less urgent
 	// ones. What is beyond counts as the nearest.
@@ -121,10 +122,9 @@ func (d *Dispatcher) lineUpLocked() {
 // addLocked adds e to a line. What is there has a handle, by which it can be taken out.
 func (d *Dispatcher) addLocked(l *line.Line[entry], e entry) {
 	if e.job == nil {
-		e.job, e.fn = d.newJob(context.Background(), false, 0, e.fn), nil
+		e.job, e.fn = d.newJob(context.Background(), false, line.Classless, 0, e.fn), nil
 		e.job.accepted = true
-	}
-	if e.job.turn == nil {
+	} else if e.job.turn == nil {
 		e.job.turn = newTurn(line.Classless)
 	}
 	e.job.turn.item = l.Add(e, *e.class())

@@ -203,13 +203,13 @@ func (s Submitter) Go(ctx context.Context, fn func(context.Context) error) error
 	if fn != nil && s.d.jobTimeout == 0 && s.class == nil && (ctx == context.Background() || ctx == context.TODO()) {
 		return s.submit(ctx, entry{fn: fn})
 	}
-	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, s.d.jobTimeout, fn)})
+	return s.submit(ctx, entry{job: s.d.newJob(ctx, false, s.class, s.d.jobTimeout, fn)})
 }
 
 // Submit is like Go, and returns a handle by which the job can be followed and
 // canceled. The handle is nil if there is an error.
 func (s Submitter) Submit(ctx context.Context, fn func(context.Context) error) (*Job, error) {
-	j := s.d.newJob(ctx, false, s.d.jobTimeout, fn)
+	j := s.d.newJob(ctx, false, s.class, s.d.jobTimeout, fn)
 	j.done = make(chan struct{})
 	if err := s.submit(ctx, entry{job: j}); err != nil {
 		return nil, err
@@ -235,7 +235,7 @@ func (s Submitter) TrySubmit(ctx context.Context, fn func(context.Context) error
 //
 // If ctx is that of a job of the same dispatcher, Do returns [ErrNested].
 func (s Submitter) Do(ctx context.Context, fn func(context.Context) error) error {
-	return s.do(ctx, s.d.newJob(ctx, true, s.d.jobTimeout, fn))
+	return s.do(ctx, s.d.newJob(ctx, true, s.class, s.d.jobTimeout, fn))
 }
 
 // do submits j, which is attached to ctx, and waits for its end.
@@ -259,15 +259,12 @@ func (s Submitter) submit(ctx context.Context, e entry) error {
 	if !s.overflow.known() {
 		return fmt.Errorf("holdfast: %v is not an overflow policy", s.overflow)
 	}
-	if s.class != nil {
-		e.job.turn = newTurn(s.class)
-	}
 	return s.admit(ctx, e)
 }
 
 // admit is submit under a known policy.
 func (s Submitter) admit(ctx context.Context, e entry) error {
-	d, policy := s.d, s.overflow
+	d, policy, class := s.d, s.overflow, e.class()
 	gone, nested, now := ctx.Err(), d.owns(ctx), d.now()
 	var dropped *Job
 	var waiting *waiter
@@ -281,9 +278,9 @@ func (s Submitter) admit(ctx context.Context, e entry) error {
 		d.stats.RefusedGone++
 	case d.closed:
 		err = d.refuseLocked(&e, ErrClosed)
-	case s.class != nil && d.sharedOutLocked(s.class):
+	case d.sharedOutLocked(class):
 		err = d.refuseLocked(&e, ErrShare)
-	case s.class != nil && s.class.Patience > 0 && d.loadLocked(s.class).MeanWait() > s.class.Patience:
+	case class.Patience > 0 && d.loadLocked(class).MeanWait() > class.Patience:
 		err = d.refuseLocked(&e, ErrLate)
 	case d.freeLocked() > 0:
 		d.acceptLocked(e, now)
@@ -437,11 +434,10 @@ func (d *Dispatcher) removeLocked(e entry) {
 func (d *Dispatcher) nextLocked(now int64) (e entry) {
 	if d.line != nil {
 		e = d.line.Next().Value
-		d.stats.Queued--
 	} else {
 		e, d.first = *d.firstLocked(), entry{}
-		d.stats.Queued--
 	}
+	d.stats.Queued--
 	d.stats.Running++
 	if timing {
 		d.stats.Wait.Add(time.Duration(now - e.at))

@@ -208,17 +208,14 @@ func (j *Jobs) ListHandler() http.Handler { return http.HandlerFunc(j.requests.R
 type queue struct{ *Dispatcher }
 
 func (q queue) NewJob(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error, ended func(httpjob.End, error)) httpjob.Job {
-	j := q.newJob(ctx, false, limit, run)
-	if class != nil {
-		j.turn = newTurn(class)
-	}
+	j := q.newJob(ctx, false, class, limit, run)
 	j.onEnd = func() { ended(j.end()) }
 	return (*requestJob)(j)
 }
 
 func (q queue) Do(ctx context.Context, class *line.Class, limit time.Duration, run func(context.Context) error) (httpjob.End, error) {
-	j := q.newJob(ctx, true, limit, run)
-	if err := (Submitter{d: q.Dispatcher, class: class}).do(ctx, j); j.state == StateQueued { // it is nobody else's
+	j := q.newJob(ctx, true, class, limit, run)
+	if err := q.do(ctx, j); j.state == StateQueued { // it is nobody else's
 		return httpjob.Refused, err
 	}
 	return j.end()
@@ -227,13 +224,7 @@ func (q queue) Do(ctx context.Context, class *line.Class, limit time.Duration, r
 // A requestJob is a Job as package httpjob needs it.
 type requestJob Job
 
-func (j *requestJob) Submit(ctx context.Context) error {
-	s := Submitter{d: j.d}
-	if j.turn != nil {
-		s.class = j.turn.class
-	}
-	return s.submit(ctx, entry{job: (*Job)(j)})
-}
+func (j *requestJob) Submit(ctx context.Context) error { return j.d.submit(ctx, entry{job: (*Job)(j)}) }
 
 func (j *requestJob) Cancel() bool {
 	(*Job)(j).Cancel()

@@ -8,6 +8,7 @@ import (
 
 	"holdfast/internal/enum"
 	"holdfast/internal/lazy"
+	"holdfast/internal/line"
 )
 
 // State is where a job stands. A job is queued, then running, then in one of the six
@@ -77,9 +78,10 @@ type Job struct {
 	canceled error // why it was canceled while it ran
 }
 
-// newJob returns a job that may run for limit. It sees the values of ctx, and if it is
-// attached, since its submitter waits for it, the cancellation too.
-func (d *Dispatcher) newJob(ctx context.Context, attached bool, limit time.Duration, fn func(context.Context) error) *Job {
+// newJob returns a job of a class, which may be nil, that may run for limit. It sees the
+// values of ctx, and if it is attached, since its submitter waits for it, the cancellation
+// too.
+func (d *Dispatcher) newJob(ctx context.Context, attached bool, class *line.Class, limit time.Duration, fn func(context.Context) error) *Job {
 	if fn == nil {
 		panic("holdfast: nil function")
 	}
@@ -87,6 +89,9 @@ func (d *Dispatcher) newJob(ctx context.Context, attached bool, limit time.Durat
 		ctx = lazy.Values(ctx)
 	}
 	j := &Job{d: d, fn: fn, timeout: limit}
+	if class != nil {
+		j.turn = newTurn(class)
+	}
 	j.context.Parent, j.context.Attached, j.context.Stop, j.context.Owner = ctx, attached, d.ctx, d
 	return j
 }

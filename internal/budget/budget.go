@@ -28,8 +28,8 @@ type Budget struct {
 
 // New returns a Budget of limit bytes. Before it refuses, it calls yield, which is to
 // let go of what can be had again or is only kept, until enough reports true or there is
-// no more; of nothing, if there is not about as much as need. again returns the seconds after which it makes sense to try again. Either may
-// be nil.
+// no more; of nothing, if there is not about as much as need. again returns the seconds
+// after which it makes sense to try again. Either may be nil.
 func New(limit int64, yield func(need int64, enough func() bool), again func() int) *Budget {
 	return &Budget{limit: limit, yield: yield, again: again}
 }

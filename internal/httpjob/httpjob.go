@@ -320,8 +320,7 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 	if err := x.job.Submit(ctx); err != nil {
 		x.exchange.Hold.Close()
 		if err == ctx.Err() && context.Cause(ctx) == errLate {
-			j.lateWaiting.Add(1)
-			j.Queue.Note(t.class, LateWaiting)
+			t.countLate(LateWaiting)
 			err = errLate
 		}
 		return nil, err

@@ -158,8 +158,7 @@ func (t *turn) enter() error {
 	if t.probe = load.Running == 0 && load.Idle() && t.route.service.Stale(); t.probe {
 		return nil
 	}
-	t.jobs.lateAtDoor.Add(1)
-	t.jobs.Queue.Note(t.class, LateAtDoor)
+	t.countLate(LateAtDoor)
 	return &lateError{max(wait, time.Millisecond)}
 }
 
@@ -223,9 +222,18 @@ func (t *turn) expired() bool {
 	if t.state.Load() != late {
 		return false
 	}
-	t.jobs.lateWaiting.Add(1)
-	t.jobs.Queue.Note(t.class, LateWaiting)
+	t.countLate(LateWaiting)
 	return true
+}
+
+// countLate counts that the request was refused since its answer would come too late.
+func (t *turn) countLate(when Note) {
+	t.jobs.Queue.Note(t.class, when)
+	if when == LateAtDoor {
+		t.jobs.lateAtDoor.Add(1)
+	} else {
+		t.jobs.lateWaiting.Add(1)
+	}
 }
 
 // seen learns from the client of a request that has ended how long clients wait. Of one

@@ -286,8 +286,8 @@ func learn(mean *float64, cost, parts float64) {
 // Cost returns what a job of a class costs, about, in nanoseconds. It is 0 if nothing is
 // known.
 func (l *Line[T]) Cost(c Class) int64 {
-	if o := l.clients[c.Client]; o != nil && o.flows[c.Urgency] != nil && o.flows[c.Urgency].mean > 0 {
-		return int64(o.flows[c.Urgency].mean)
+	if f := l.find(c); f != nil && f.mean > 0 {
+		return int64(f.mean)
 	}
 	return l.MeanCost()
 }
@@ -414,10 +414,18 @@ func (l *Line[T]) Displaced(c Class, places int, d Displace[T]) *Item[T] {
 	return nil
 }
 
+// find returns the flow of a class, or nil if there is none.
+func (l *Line[T]) find(c Class) *flow[T] {
+	if owner := l.clients[c.Client]; owner != nil {
+		return owner.flows[c.Urgency]
+	}
+	return nil
+}
+
 // own returns how many jobs of a class wait.
 func (l *Line[T]) own(c Class) int {
-	if o := l.clients[c.Client]; o != nil && o.flows[c.Urgency] != nil {
-		return o.flows[c.Urgency].items.n
+	if f := l.find(c); f != nil {
+		return f.items.n
 	}
 	return 0
 }
@@ -435,7 +443,7 @@ func (l *Line[T]) Ahead(c Class) int {
 	rounds := math.Ceil(float64(own+1) / c.Weight)
 	ahead := float64(l.UpTo(c.Urgency-1)+own) + min(float64(others)*rounds, float64(lv.items.n-own))
 	if own > 0 {
-		f := l.clients[c.Client].flows[c.Urgency]
+		f := l.find(c)
 		ahead = max(ahead, float64(own+1)*max(f.gap, float64(l.served-f.served))-1)
 	}
 	return int(min(ahead, math.MaxInt32))
