@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -447,6 +449,11 @@ func TestG15Patience(t *testing.T) {
 		long, _ := patient(time.Second).Submit(bg, func(ctx context.Context) error { time.Sleep(time.Minute); return ctx.Err() })
 		<-long.Done()
 		expectState(t, long, StateSucceeded, nil)
+		done, _ := patient(time.Hour).Submit(bg, nop)
+		<-done.Done()
+		if done.turn.late.Stop() {
+			t.Error("the timer of a job that has ended runs on")
+		}
 	})
 }
 
@@ -547,10 +554,70 @@ func TestG15PatienceInALine(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		a.mu.Lock()
 		defer a.mu.Unlock()
+		if of, by := f.d.Stats().RefusedLate, f.Stats().RefusedLate; of != by || by != uint64(refused) {
+			t.Errorf("%d refused late by the dispatcher's count, %d by that of the Jobs, want %d", of, by, refused)
+		}
 		for _, want := range []string{"urgent 200", "small 200", "nameless 200"} {
 			if !slices.Contains(a.said, want) {
 				t.Errorf("%q; want %q within 500ms", a.said, want)
 			}
+		}
+	})
+}
+
+// One who is refused is told how long the wait for its own place is, and while refusals go
+// on, to stay away for longer.
+func TestRetryAfterOfTheRefused(t *testing.T) {
+	retryAfter := func(t *testing.T, status int, rec *httptest.ResponseRecorder) int {
+		seconds, err := strconv.Atoi(rec.Header().Get("Retry-After"))
+		if rec.Code != status || err != nil {
+			t.Errorf("%d, Retry-After %q, want %d", rec.Code, rec.Header().Get("Retry-After"), status)
+		}
+		return seconds
+	}
+	inBubble(t, Config{Workers: 1, Queue: 20, ClientPlaces: 10}, JobsConfig{Classify: byHeaders}, func(t *testing.T, f *jobsFixture) {
+		h := f.Async(sleeps)
+		post(h, "1s", "Client: a")
+		time.Sleep(2 * time.Second)
+		for range 10 {
+			post(h, "1s", "Client: a")
+		}
+		for range 10 { // nobody else is told to stay away for longer
+			if got := retryAfter(t, 429, post(h, "1s", "Client: a")); got < 9 || got > 11 {
+				t.Errorf("Retry-After %d behind 9 jobs of 1 s of its own", got)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	inBubble(t, Config{Workers: 1, Overflow: Reject}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+		h := f.Async(sleeps)
+		post(h, "1h")
+		if got := retryAfter(t, 503, post(h, "1s")); got != 1 {
+			t.Errorf("the first one is told %d, want 1", got)
+		}
+		last := 0
+		for range 8 {
+			time.Sleep(time.Second)
+			last = retryAfter(t, 503, post(h, "1s"))
+		}
+		if last < 1+16 || last > 1+32 {
+			t.Errorf("after 8 s of refusals: %d, want 17 to 33", last)
+		}
+	})
+}
+
+// A request that was begun, and whose client left before the answer, was begun in vain.
+func TestInVain(t *testing.T) {
+	inBubble(t, Config{Workers: 1, Queue: 1}, JobsConfig{}, func(t *testing.T, f *jobsFixture) {
+		ctx, leave := context.WithCancel(bg)
+		go ask(ctx, f.Queued(sleeps), "POST", "/work", "1m") // it runs
+		synctest.Wait()
+		go ask(ctx, f.Queued(sleeps), "POST", "/work", "1m") // it never does
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		if all := f.d.Urgencies(); len(all) != 1 || all[0].InVain != 1 {
+			t.Errorf("%+v, want one begun in vain", all)
 		}
 	})
 }

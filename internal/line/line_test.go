@@ -322,12 +322,41 @@ func TestOutlierIsNotChargedToOthers(t *testing.T) {
 		}
 		l.Ended(i, took)
 	}
+	if mean := l.MeanCost(); mean > 2e6 {
+		t.Errorf("one outlier moved the mean from 1 ms to %d ns", mean)
+	}
 	l.Add(0, normal("new"))
 	for turns := 1; l.own(normal("new")) > 0; turns++ {
 		if turns > 3 {
 			t.Fatal("a newcomer waits for more than its turn")
 		}
 		l.Ended(l.Next(), 1e6)
+	}
+}
+
+// Clients that owe something are remembered when they have no job, but not all of them.
+func TestDebtorsAreBounded(t *testing.T) {
+	l := New[int]()
+	for range 5 * maxIdle {
+		l.Add(0, normal("many"))
+	}
+	for n := range 2 * maxIdle {
+		name := fmt.Sprint("debtor ", n)
+		l.Add(0, normal(name))
+		for l.own(normal(name)) > 0 {
+			i := l.Next()
+			took := int64(1e6)
+			if i.flow.client.name == name {
+				took = 3600e9
+			}
+			l.Ended(i, took)
+		}
+		if l.idle.Len() > maxIdle || len(l.clients) > maxIdle+1 {
+			t.Fatalf("%d clients are remembered after %d", len(l.clients), n)
+		}
+	}
+	if l.idle.Len() != maxIdle {
+		t.Errorf("%d clients are remembered, want %d", l.idle.Len(), maxIdle)
 	}
 }
 
