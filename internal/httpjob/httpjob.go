@@ -184,8 +184,8 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 	accepted, started := time.Now(), time.Time{}
 	hurry := resource.Unhurried(w, r)
 	end, err := j.Queue.Do(t.start(withAbout{r.Context(), about}), t.class, t.route.limits.Run, func(ctx context.Context) error {
-		if !t.begin() {
-			return errLate
+		if err := t.begin(r.Context()); err != nil {
+			return err
 		}
 		started = time.Now()
 		x.Capture(t.route.handler, p.Strip(r), body, j.MaxResponse)
@@ -195,11 +195,8 @@ func (j *Jobs) queued(w http.ResponseWriter, r *http.Request, t *turn, body []by
 	if end != Refused {
 		problem.Forget(r)
 	}
-	if !started.IsZero() && r.Context().Err() == context.Canceled {
-		j.Queue.Note(t.class, InVain)
-	}
 	t.stop()
-	t.seen(r.Context())
+	t.seen(r.Context(), !started.IsZero())
 	o := outcome(&x, end, err)
 	if t.expired() {
 		err, o.State, o.Detail = errLate, store.Canceled, "the job was not begun, since its answer would have come too late"
@@ -319,11 +316,7 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 	defer stop()
 	if err := x.job.Submit(ctx); err != nil {
 		x.exchange.Hold.Close()
-		if err == ctx.Err() && context.Cause(ctx) == errLate {
-			t.countLate(LateWaiting)
-			err = errLate
-		}
-		return nil, err
+		return nil, t.refused(ctx, err)
 	}
 	return x.record, j.Store.Accept(x.record)
 }

@@ -206,14 +206,20 @@ func (t *turn) expire() {
 
 var errLate error = new(lateError)
 
-// begin reports whether a worker may begin. The service may have become slower than it
-// was when the timer was set, or others may have shown by leaving that it is too late.
-func (t *turn) begin() bool {
-	if left, ok := t.left(); !ok || left > 0 {
-		return t.state.CompareAndSwap(waiting, begun)
+// begin returns nil if a worker may begin. The client may have left just now, when the
+// job could not be canceled yet; the service may have become slower than it was when the
+// timer was set, or others may have shown by leaving that it is too late.
+func (t *turn) begin(client context.Context) error {
+	if err := client.Err(); err != nil {
+		return err
 	}
-	t.expire()
-	return false
+	if left, ok := t.left(); ok && left <= 0 {
+		t.expire()
+	}
+	if !t.state.CompareAndSwap(waiting, begun) {
+		return errLate
+	}
+	return nil
 }
 
 // expired reports whether the request was not begun since it was too late, and counts
@@ -236,9 +242,13 @@ func (t *turn) countLate(when Note) {
 	}
 }
 
-// seen learns from the client of a request that has ended how long clients wait. Of one
-// that has named its patience there is nothing to learn about those that do not.
-func (t *turn) seen(ctx context.Context) {
+// seen counts a request that was begun in vain, and learns from the client of one that
+// has ended how long clients wait. Of one that has named its patience there is nothing to
+// learn about those that do not.
+func (t *turn) seen(ctx context.Context, began bool) {
+	if began && ctx.Err() == context.Canceled {
+		t.jobs.Queue.Note(t.class, InVain)
+	}
 	if t.named > 0 || t.set != 0 {
 		return
 	}
@@ -258,6 +268,15 @@ func named(r *http.Request, received time.Time) time.Duration {
 		limit = header.Shorter(limit, max(deadline.Sub(received), 1))
 	}
 	return limit
+}
+
+// refused returns the error of a submit whose wait for a place was bounded by ctx.
+func (t *turn) refused(ctx context.Context, err error) error {
+	if err == ctx.Err() && context.Cause(ctx) == errLate {
+		t.countLate(LateWaiting)
+		return errLate
+	}
+	return err
 }
 
 // place bounds the time that an asynchronous request waits for a place, since it has no
