@@ -21,10 +21,11 @@ import (
 //
 // Within an urgency, clients get equal shares of the workers' time, or shares in
 // proportion to their weights, whatever they submit. If one client has nothing queued,
-// the others get its share. Under [Reject], a request of [Jobs.Queued] that finds the
-// queue full displaces the newest one of the client that has most there, if that has at
-// least two more. The jobs of one client and urgency leave in the order in which they
-// were accepted, and so do submitters that wait for a place.
+// the others get its share. Under [Reject], a submit that finds the queue full displaces
+// the newest request of [Jobs.Queued], or job of Do, of the client that has most there, if
+// that client has at least two more: those who wait for it learn of that at once. The jobs
+// of one client and urgency leave in the order in which they were accepted, and so do
+// submitters that wait for a place.
 type Class struct {
 	// Urgency is 0 for most jobs, up to 3 for more urgent and down to -4 for less urgent
 	// ones. What is beyond counts as the nearest.
@@ -114,12 +115,15 @@ func (d *Dispatcher) lineUpLocked() {
 	queued := d.stats.Queued
 	l := line.New[entry]()
 	for range queued {
-		d.addLocked(l, d.takeLocked())
+		e := *d.firstLocked()
+		d.removeLocked(e)
+		d.addLocked(l, e)
 	}
 	d.line, d.queue, d.first, d.stats.Queued = l, nil, entry{}, queued
 }
 
-// addLocked adds e to a line. What is there has a handle, by which it can be taken out.
+// addLocked adds e to a line. There every entry has a Job, which knows its place, so that
+// it can be taken out of the middle.
 func (d *Dispatcher) addLocked(l *line.Line[entry], e entry) {
 	if e.job == nil {
 		e.job, e.fn = d.newJob(context.Background(), false, line.Classless, 0, e.fn), nil
@@ -145,10 +149,21 @@ func (d *Dispatcher) sharedOutLocked(c *line.Class) bool {
 // loadLocked returns what there is to do before a job of class c, or in all if c is nil.
 func (d *Dispatcher) loadLocked(c *line.Class) patience.Load {
 	load := patience.Load{Queued: d.stats.Queued, Blocked: d.stats.Blocked, Running: d.stats.Running, Workers: d.stats.Workers, MeanRun: d.stats.Run.Mean()}
-	if d.line == nil || c == nil {
+	if c == nil {
 		return load
 	}
-	load.Queued, load.Blocked = d.line.Ahead(*c), d.blocked.Ahead(*c)
+	load.Blocked = d.blocked.Ahead(*c)
+	switch {
+	case d.line != nil:
+		load.Queued = d.line.Ahead(*c)
+	case c.Urgency < line.Normal: // the line begins with this job, in front of all
+		load.Queued = 0
+	case c.Urgency == line.Normal && c.Client != "": // or with the turn of a new client
+		load.Queued = min(load.Queued, 1)
+	}
+	if d.line == nil {
+		return load
+	}
 	if recent := d.line.MeanCost(); recent > 0 {
 		load.MeanRun = time.Duration(recent)
 	}

@@ -743,3 +743,35 @@ func TestG16FirstClassIsTheLeastUrgent(t *testing.T) {
 		l.expect("normal")
 	})
 }
+
+// Before the first job of a class there is no line yet. A job that would be next in it is
+// not late.
+func TestUrgentIsNotLateBeforeTheLine(t *testing.T) {
+	for name, c := range map[string]Class{
+		"urgent":     {Urgency: 3, Patience: 5 * time.Second},
+		"new client": {Client: "new", Patience: 5 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := build(t, Config{Workers: 1, Queue: 100})
+				second := func(context.Context) error { time.Sleep(time.Second); return nil }
+				for range 50 {
+					d.Go(t.Context(), second)
+				}
+				time.Sleep(3500 * time.Millisecond) // it is known what a job takes
+				began := time.Now()
+				var waited time.Duration
+				j, err := d.For(c).Submit(t.Context(), func(context.Context) error { waited = time.Since(began); return nil })
+				if err != nil {
+					t.Fatalf("a job that would be next is refused: %v", err)
+				}
+				if err := j.Wait(t.Context()); err != nil || waited > 2*time.Second {
+					t.Errorf("it began after %v, and ended with %v", waited, err)
+				}
+				if err := d.For(Class{Urgency: -1, Patience: 5 * time.Second}).Go(t.Context(), second); err != ErrLate {
+					t.Errorf("a job that has all the others before it: %v, want ErrLate", err)
+				}
+			})
+		})
+	}
+}

@@ -79,7 +79,9 @@ type Config struct {
 // once.
 //
 // All its decisions are made under one mutex: acceptance, order, hand-over, end,
-// resizing and shutdown. The critical sections are short and call no code of others.
+// resizing and shutdown. The critical sections call no code of others, and are short but
+// for those that look at all jobs or workers: a resize, a shutdown, and the moment in
+// which the first job of a class makes a line of the queue.
 type Dispatcher struct {
 	Submitter // under the dispatcher's policy
 
@@ -102,8 +104,9 @@ type Dispatcher struct {
 	mu sync.Mutex // protects the following fields; see lock
 	_  [64]byte   // so that those who try the lock do not take from its holder what it works on
 
-	// queue is the JobQueue. acceptLocked sends, firstLocked receives. It has some room for
-	// entries of canceled jobs, and is never closed; the field closed ends admission.
+	// queue is the JobQueue. acceptLocked sends, firstLocked receives, and sweepLocked does
+	// both. It has some room for entries of canceled jobs, and is never closed; the field
+	// closed ends admission.
 	queue chan entry
 	first entry // the oldest one, if somebody has looked at it; see firstLocked
 
@@ -114,7 +117,7 @@ type Dispatcher struct {
 	// pool is the WorkerPool: the channels of idle workers, in the order in which they
 	// became idle. finish and resizeLocked send a worker's own channel. handOverLocked
 	// receives it and answers with a job, dismissLocked closes it. The pool is never
-	// closed; a resize replaces it.
+	// closed; a resize moves the channels to a new one.
 	pool chan chan entry
 
 	workers   int                 // not dismissed; more than stats.Workers while a surplus is busy
@@ -180,6 +183,7 @@ func New(cfg Config) (*Dispatcher, error) {
 type Submitter struct {
 	d        *Dispatcher
 	own      bool // it has a policy of its own
+	promised bool // its jobs were accepted before a restart, so no client has too many
 	overflow Overflow
 	class    *line.Class // nil: an urgency of 0, no client and no end of patience
 }
@@ -255,30 +259,24 @@ func (s Submitter) do(ctx context.Context, j *Job) error {
 
 // submit accepts e, or says why not. It blocks only under Block, until a place is
 // free, ctx ends or the dispatcher is closed.
-func (s Submitter) submit(ctx context.Context, e entry) error {
-	if !s.overflow.known() {
-		return fmt.Errorf("holdfast: %v is not an overflow policy", s.overflow)
-	}
-	return s.admit(ctx, e)
-}
-
-// admit is submit under a known policy.
-func (s Submitter) admit(ctx context.Context, e entry) error {
+func (s Submitter) submit(ctx context.Context, e entry) (err error) {
 	d, policy, class := s.d, s.overflow, e.class()
 	gone, nested, now := ctx.Err(), d.owns(ctx), d.now()
 	var dropped *Job
 	var waiting *waiter
-	err := gone
 	d.lock()
 	switch {
+	case !policy.known():
+		err = fmt.Errorf("holdfast: %v is not an overflow policy", policy)
 	case nested && e.job != nil && e.job.context.Attached: // it would wait for the end too
 		d.stats.RefusedNested++
 		err = ErrNested
 	case gone != nil:
 		d.stats.RefusedGone++
+		err = gone
 	case d.closed:
 		err = d.refuseLocked(&e, ErrClosed)
-	case d.sharedOutLocked(class):
+	case !s.promised && d.sharedOutLocked(class):
 		err = d.refuseLocked(&e, ErrShare)
 	case class.Patience > 0 && d.loadLocked(class).MeanWait() > class.Patience:
 		err = d.refuseLocked(&e, ErrLate)
@@ -410,15 +408,8 @@ func (d *Dispatcher) firstLocked() *entry {
 	return &d.first
 }
 
-// takeLocked removes the job that has waited longest from the queue.
-func (d *Dispatcher) takeLocked() entry {
-	e := *d.firstLocked()
-	d.removeLocked(e)
-	return e
-}
-
-// removeLocked removes e from the queue, without a turn: the first job, or any job if
-// there is a line.
+// removeLocked takes e out of the queue without running it. If there is no line, e must be
+// the first job.
 func (d *Dispatcher) removeLocked(e entry) {
 	d.stats.Queued--
 	if d.line != nil {

@@ -74,7 +74,7 @@ func (d *Dispatcher) SetOverflow(o Overflow) error {
 // results is not nil: a job that was dropped for e, which was accepted; a submitter
 // that has to wait; an error. If all are nil, e was accepted.
 func (d *Dispatcher) overflowLocked(e entry, policy Overflow, nested bool, now int64) (dropped *Job, waiting *waiter, err error) {
-	switch victim := d.victimLocked(&e, policy); { // a new policy has its case before those of Reject
+	switch victim := d.victimLocked(&e, policy); { // a new policy that drops nothing has its case first
 	case victim != nil:
 		job, _ := d.discardLocked(*victim, StateDropped, ErrDropped)
 		d.acceptLocked(e, now)
@@ -216,8 +216,8 @@ func (d *Dispatcher) answerLocked(s *waiter, result error) {
 // every change that frees a place, no newcomer finds one while a submitter waits.
 func (d *Dispatcher) admitLocked(now int64) {
 	turn := d.blocked.Next()
-	// A place costs what its job will cost, or where clients wait for places these, and not
-	// the workers' time, would be what they share.
+	// A place costs what its job will cost. Otherwise clients that wait for places would
+	// share these, and not the workers' time.
 	cost := int64(0)
 	if d.line != nil {
 		cost = d.line.Cost(*turn.Value.entry.class())

@@ -114,8 +114,9 @@ func (d *Dispatcher) cutOff(err error) {
 	d.finished()
 }
 
-// notify notifies jobs that were abandoned. What it calls is code of others: one that
-// calls runtime.Goexit must not keep the other jobs, and Shutdown, from going on.
+// notify notifies jobs that were abandoned. It calls code of others, each in turn. A
+// function that calls runtime.Goexit ends the goroutine, and the next one goes on with the
+// other jobs.
 func notify(jobs []*Job) {
 	for len(jobs) > 0 {
 		var wg sync.WaitGroup

@@ -129,9 +129,9 @@ func (st *Stats) ended(state State) *uint64 {
 	return &st.Abandoned
 }
 
-// timing says that waits, run times and the age of the queue are measured. A benchmark
-// builds the package without it, to state what it costs (see bench/README.md); nothing
-// else changes it.
+// timing says that the clock is read. A benchmark builds the package without it, to state
+// what it costs (see bench/README.md); nothing else changes it, since time-outs, shares
+// and predictions need the clock.
 const timing = true
 
 // now returns the time since New in nanoseconds. It reads the monotonic clock alone,
