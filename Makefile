@@ -81,10 +81,11 @@ fuzz: ## run each fuzz target for FUZZTIME
 			out=$$(echo "$$out" | grep '^fuzz: elapsed'); \
 		fi; echo "$$out" | tail -n 1; done; done
 
-soak: ## a million schedules, a thousand stops, five million jobs kept or forgotten, ten minutes among bad clients, fuzzing
+soak: ## a million schedules, a thousand stops and kills, five million jobs kept or forgotten, ten minutes among bad clients, fuzzing
 	go test -run TestSimulation -timeout 2h . -schedules 1000000
 	go test -run TestStopUnderLoad -timeout 1h ./internal/server -stops 1000
 	go test -run TestStopWithBadLog -timeout 1h ./internal/server -log-stops 50
 	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
 	go test -tags soak -run 'TestMemory|TestSoak' -v -timeout 1h ./internal/server -soak 10m
+	cd durable && go test -run TestKill -v -timeout 2h . -kills 1000
 	$(MAKE) fuzz FUZZTIME=5m

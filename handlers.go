@@ -226,6 +226,17 @@ type requestJob Job
 
 func (j *requestJob) Submit(ctx context.Context) error { return j.d.submit(ctx, entry{job: (*Job)(j)}) }
 
+func (j *requestJob) Resubmit(ctx context.Context, full func()) error {
+	j.d.lock()
+	free := j.d.freeLocked()
+	j.d.mu.Unlock()
+	if free <= 0 {
+		full()
+	}
+	again := Submitter{d: j.d, own: true, overflow: Block, promised: true}
+	return again.submit(ctx, entry{job: (*Job)(j)})
+}
+
 func (j *requestJob) Cancel() bool {
 	(*Job)(j).Cancel()
 	return (*Job)(j).State() == StateCanceled
@@ -240,7 +251,7 @@ func (j *Job) end() (httpjob.End, error) {
 	case j.state == StateCanceled && errors.Is(j.err, ErrClosed): // its parts are errors of package exchange
 		return httpjob.Stopped, j.err
 	}
-	return httpjob.End(j.state), j.err // they have the same numbers
+	return httpjob.End(j.state), j.err // a test holds their numbers together
 }
 
 func (q queue) Note(class *line.Class, what httpjob.Note) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	stdlog "log"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -25,11 +26,24 @@ import (
 
 // Main runs the command with its arguments, without the program's name, and
 // returns the exit status. It returns when the server has stopped.
-func Main(version string, args []string) int {
+func Main(version string, args []string) int { return MainWith(nil, version, args) }
+
+// An Open returns Jobs that outlive the process, as the configuration says. It submits
+// those again that had not ended when the last process did, whose requests again serves.
+// When the server has stopped, close is called.
+type Open func(d *holdfast.Dispatcher, jobs holdfast.JobsConfig, again http.Handler, c server.Config, log *slog.Logger) (j *holdfast.Jobs, close func() error, err error)
+
+// MainWith is Main for a command whose jobs outlive the process. If open is nil, they do
+// not.
+func MainWith(open Open, version string, args []string) int {
 	if len(args) > 0 && args[0] == "plan" {
 		return report("holdfast plan", plan.Run(args[1:], os.Stdout))
 	}
-	config, err := server.ParseConfig(args, os.Getenv, version, os.Stdout)
+	parse := server.ParseDurableConfig
+	if open == nil {
+		parse, open = server.ParseConfig, inMemory
+	}
+	config, err := parse(args, os.Getenv, version, os.Stdout)
 	if err != nil || config == (server.Config{}) { // -version
 		return report("holdfast", err)
 	}
@@ -41,7 +55,7 @@ func Main(version string, args []string) int {
 	// What logs without a Logger is net/http's transport, as good as always.
 	stdlog.SetFlags(0)
 	stdlog.SetOutput(slog.NewLogLogger(logline.Seldom(log.Handler()), slog.LevelWarn).Writer())
-	if err := serve(config, version, log); err != nil {
+	if err := serve(config, open, version, log); err != nil {
 		log.Error(strings.ReplaceAll(err.Error(), "\n", "; ")) // of joined errors
 		return 1
 	}
@@ -61,8 +75,14 @@ func report(name string, err error) int {
 	return 2
 }
 
+// inMemory is the Open of jobs that end with the process.
+func inMemory(d *holdfast.Dispatcher, jobs holdfast.JobsConfig, _ http.Handler, _ server.Config, _ *slog.Logger) (*holdfast.Jobs, func() error, error) {
+	j, err := holdfast.NewJobs(d, jobs)
+	return j, func() error { return nil }, err
+}
+
 // serve wires the server and runs it until a signal stops it.
-func serve(config server.Config, version string, log *slog.Logger) error {
+func serve(config server.Config, open Open, version string, log *slog.Logger) (err error) {
 	d, err := holdfast.New(config.Dispatcher())
 	if err != nil {
 		return err
@@ -71,17 +91,18 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	if config.LogJobs {
 		jobsConfig.OnEnd = server.LogJob(log)
 	}
-	jobs, err := holdfast.NewJobs(d, jobsConfig)
+	upstream := newGateway(config, log)
+	jobs, closeJobs, err := open(d, jobsConfig, again(upstream, config), config, log)
 	if err != nil {
 		return err
 	}
-
+	defer func() { err = errors.Join(err, closeJobs()) }()
 	limitHeap(config.MaxMemory)
 
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
 	s.Linger(config.Linger, func() int { return jobs.Stats().Unread })
-	resize, release := routes(mux, s, d, jobs, config, log)
+	resize, release := routes(mux, s, d, jobs, upstream, config)
 	operator := admin.New(admin.Config{
 		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
@@ -90,19 +111,10 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	})
 	s.Admin(operator)
 
-	public, err := server.Listen(config.Addr)
+	public, private, err := listen(config, version, log)
 	if err != nil {
 		return err
 	}
-	private, err := config.ListenAdmin(log)
-	if err != nil {
-		return err
-	}
-	log.Info("holdfast "+version, "addr", public.Addr().String(), "workers", config.Workers, "queue", config.Queue, "overflow", config.Overflow)
-	if private != nil {
-		log.Info("dashboard", "url", "http://"+private.Addr().String()+"/")
-	}
-
 	ctx := untilSignal()
 	context.AfterFunc(ctx, release)
 	if private != nil {
@@ -113,21 +125,53 @@ func serve(config server.Config, version string, log *slog.Logger) error {
 	return s.Run(ctx, public, private, config.Drain)
 }
 
+// listen returns the listeners, of which the operator's may be nil, and logs where they
+// are.
+func listen(config server.Config, version string, log *slog.Logger) (public, private net.Listener, err error) {
+	if public, err = server.Listen(config.Addr); err != nil {
+		return nil, nil, err
+	}
+	if private, err = config.ListenAdmin(log); err != nil {
+		return nil, nil, err
+	}
+	log.Info("holdfast "+version, "addr", public.Addr().String(), "workers", config.Workers, "queue", config.Queue, "overflow", config.Overflow)
+	if private != nil {
+		log.Info("dashboard", "url", "http://"+private.Addr().String()+"/")
+	}
+	return public, private, nil
+}
+
+// newGateway returns the gateway, or nil if there is none.
+func newGateway(config server.Config, log *slog.Logger) *gateway.Gateway {
+	if config.Upstream == nil {
+		return nil
+	}
+	return gateway.New(gateway.Config{
+		Upstream: config.Upstream, Workers: config.Workers, MaxBody: config.MaxBody, MaxResponse: config.MaxResponse,
+		Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(), Public: config.PublicURL,
+		Files: config.UpstreamFiles(), Logger: log,
+	})
+}
+
+// again returns the handler of requests that were queued before a restart.
+func again(g *gateway.Gateway, config server.Config) http.Handler {
+	upstream := http.NotFoundHandler()
+	if g != nil {
+		upstream = g.Again()
+	}
+	return server.Again(config.MaxBody, upstream)
+}
+
 // routes adds the public routes, and returns how to change the number of workers and
 // what to do when the server begins to stop.
-func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, config server.Config, log *slog.Logger) (func(int) error, func()) {
+func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, g *gateway.Gateway, config server.Config) (func(int) error, func()) {
 	s.Count(budget.Of(jobs.Async(http.NotFoundHandler())))
 	resize, release := d.Resize, func() {}
 	work := s.Work
 	waiting := func(wrap func(http.Handler) http.Handler) func(http.Handler) http.Handler {
 		return server.Waiting(config.MaxBody, wrap)
 	}
-	if config.Upstream != nil {
-		g := gateway.New(gateway.Config{
-			Upstream: config.Upstream, Workers: config.Workers, MaxBody: config.MaxBody, MaxResponse: config.MaxResponse,
-			Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(), Public: config.PublicURL,
-			Files: config.UpstreamFiles(), Logger: log,
-		})
+	if g != nil {
 		s.Below("/sync", s.Work(g.Route("/sync", waiting(jobs.Queued))))
 		s.Below("/async", s.Work(g.Route("/async", waiting(jobs.Async))))
 		resize, release = func(workers int) error { return g.Resize(d, workers) }, g.Release

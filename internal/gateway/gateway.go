@@ -22,6 +22,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -135,6 +136,20 @@ func (g *Gateway) Route(prefix string, queue func(http.Handler) http.Handler) ht
 			queued.ServeHTTP(w, r)
 		}
 	}))
+}
+
+// Again returns the handler of requests that Route has queued, for those that were queued
+// before a restart: which prefix they have lost, their target says.
+func (g *Gateway) Again() http.Handler {
+	async, sync := &route{g, &g.work, "/async"}, &route{g, &g.work, "/sync"}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		target, err := url.ParseRequestURI(r.RequestURI)
+		if err == nil && strings.HasPrefix(target.Path, "/sync/") {
+			sync.ServeHTTP(w, r)
+			return
+		}
+		async.ServeHTTP(w, r)
+	})
 }
 
 // allowed are the methods that the gateway names when it answers by itself. It passes on

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,10 @@ func (r Refusals) explain(err error) (detail string, again bool) {
 type Job interface {
 	// Submit blocks until the job is accepted, or returns an error. ctx bounds the wait.
 	Submit(ctx context.Context) error
+
+	// Resubmit is Submit for a job that was accepted before a restart: it waits for a
+	// place whatever the policy and whatever its client has, and calls full before.
+	Resubmit(ctx context.Context, full func()) error
 
 	// Cancel cancels the job, and reports whether it has ended by that. It may come
 	// before Submit has returned.
@@ -266,6 +271,9 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 	case errors.Is(err, store.ErrOtherRequest):
 		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
 		return
+	case errors.Is(err, store.ErrNotStored):
+		problem.Retry(w, http.StatusServiceUnavailable, "the job could not be stored; try again later", j.RetryAfter)
+		return
 	case err == problem.ErrNoMemory:
 		problem.NoMemory(w, j.Memory, noMemory)
 		return
@@ -293,6 +301,9 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 		claim = first
 		defer j.Store.Release(claim)
 	}
+	if err := j.Store.Ready(); err != nil {
+		return nil, err
+	}
 	// What the operator says is about the job, what the client says is not: it is about
 	// the answer, which is that the job was accepted, and proxies say it of all requests.
 	if t.set > 0 {
@@ -308,6 +319,9 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 	about := newAbout(r, store.NewID())
 	x.record = store.NewJob(about.id, x, about.request)
 	x.exchange.Capture(t.route.handler, r, body, j.MaxResponse)
+	if j.Store.Durable() {
+		x.journal(t, body, key)
+	}
 	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, t.class, t.route.limits.Run, x.run, x.ended)
 	// It is known before it is accepted, so no job can have ended before it is known.
 	j.Store.Add(x.record, claim)
@@ -318,7 +332,11 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 		x.exchange.Hold.Close()
 		return nil, t.refused(ctx, err)
 	}
-	return x.record, j.Store.Accept(x.record)
+	if err := j.Store.Accept(x.record); err != nil {
+		x.job.Cancel() // unless it runs already, it comes to nothing, as its client is told
+		return nil, err
+	}
+	return x.record, nil
 }
 
 // withAbout is the context of a request that becomes a job.
@@ -372,18 +390,31 @@ type execution struct {
 	job      Job
 	record   *store.Job
 	exchange exchange.Exchange
+
+	// Of a job from before a restart: what its wait for a place ends with.
+	resubmitting context.Context
+	stop         context.CancelFunc
 }
 
 // Cancel implements store.Work.
-func (x *execution) Cancel() bool { return x.job.Cancel() }
+func (x *execution) Cancel() bool {
+	if x.stop != nil {
+		x.stop()
+	}
+	return x.job.Cancel()
+}
 
 var errEnded = errors.New("the request's job has ended, and its clients know that")
 
 // run is what the worker calls. A program may call it too, if a shutdown has returned
 // it as never started.
 func (x *execution) run(ctx context.Context) error {
-	if !x.jobs.Store.Start(x.record) {
+	attempt := x.jobs.Store.Start(x.record)
+	if attempt == 0 {
 		return errEnded
+	}
+	if x.jobs.Store.Durable() {
+		x.exchange.SetHeader("Job-Attempt", strconv.Itoa(attempt))
 	}
 	if !x.jobs.predicts.Load() {
 		return x.exchange.Serve(ctx)
@@ -391,16 +422,21 @@ func (x *execution) run(ctx context.Context) error {
 	return x.jobs.serve(ctx, x.route, &x.exchange, context.Background())
 }
 
-// ended tells the store how the job has ended.
+// ended tells the store how the job has ended. What a shutdown has cut off beside a
+// journal has not: it is submitted again after the restart.
 func (x *execution) ended(end End, err error) {
+	if x.jobs.Store.Durable() && (end == Abandoned || end == Stopped) {
+		x.exchange.Release()
+		return
+	}
 	o := outcome(&x.exchange, end, err)
 	if o.State == store.Done {
 		o.Response = x.exchange.Keep()
 	}
-	x.jobs.Store.End(x.record, o)
+	v := x.jobs.Store.End(x.record, o)
 	x.exchange.Release()
 	if x.jobs.OnEnd != nil {
-		x.jobs.OnEnd(x.record.ID.String(), x.jobs.Store.View(x.record))
+		x.jobs.OnEnd(x.record.ID.String(), v)
 	}
 }
 

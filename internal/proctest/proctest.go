@@ -23,56 +23,71 @@ func init() { signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) }
 // Patience is the longest time to wait for anything.
 const Patience = 30 * time.Second
 
-var binary struct {
-	once      sync.Once
-	dir, path string
-	err       error
+var built struct {
+	mu       sync.Mutex
+	dir      string
+	programs map[string]string // by package
 }
 
-// Main runs the tests and removes the program that Build built. Call it from
+// Main runs the tests and removes the programs that were built. Call it from
 // TestMain.
 func Main(m *testing.M) {
 	code := m.Run()
-	if binary.dir != "" {
-		os.RemoveAll(binary.dir)
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
 	}
 	os.Exit(code)
 }
 
-// Build returns the path of the program. It builds the program once, with the race
-// detector if the tests have it.
+// Build returns the path of the program that main.go in the root is.
 func Build(t *testing.T) string {
 	t.Helper()
-	binary.once.Do(func() {
-		// The tests may stand in another module. A package names the root's module
-		// in a way that make module finds, whatever its path.
-		root, err := exec.Command("go", "list", "-f", "{{.Module.Dir}}", "holdfast/internal/proctest").Output()
-		if err != nil {
-			binary.err = fmt.Errorf("go list holdfast/internal/proctest: %v", err)
-			return
+	// The tests may stand in another module. A package names the root's module
+	// in a way that make module finds, whatever its path.
+	root, err := exec.Command("go", "list", "-f", "{{.Module.Dir}}", "holdfast/internal/proctest").Output()
+	if err != nil {
+		t.Fatalf("go list holdfast/internal/proctest: %v", err)
+	}
+	return build(t, strings.TrimSpace(string(root)), "main.go")
+}
+
+// BuildPackage is Build for a package of the module that the tests stand in.
+func BuildPackage(t *testing.T, name string) string {
+	t.Helper()
+	return build(t, "", name)
+}
+
+// build builds a program once, with the race detector if the tests have it.
+func build(t *testing.T, dir, name string) string {
+	t.Helper()
+	built.mu.Lock()
+	defer built.mu.Unlock()
+	if path, ok := built.programs[name]; ok {
+		return path
+	}
+	if built.dir == "" {
+		var err error
+		if built.dir, err = os.MkdirTemp("", "holdfast"); err != nil {
+			t.Fatal(err)
 		}
-		if binary.dir, binary.err = os.MkdirTemp("", "holdfast"); binary.err != nil {
-			return
-		}
-		binary.path = filepath.Join(binary.dir, "holdfast")
-		args := []string{"build", "-o", binary.path}
-		if info, ok := debug.ReadBuildInfo(); ok {
-			for _, s := range info.Settings {
-				if s.Key == "-race" && s.Value == "true" {
-					args = append(args, "-race")
-				}
+		built.programs = make(map[string]string)
+	}
+	path := filepath.Join(built.dir, fmt.Sprintf("holdfast%d", len(built.programs)))
+	args := []string{"build", "-o", path}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "-race" && s.Value == "true" {
+				args = append(args, "-race")
 			}
 		}
-		cmd := exec.Command("go", append(args, "main.go")...)
-		cmd.Dir = strings.TrimSpace(string(root))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			binary.err = fmt.Errorf("%v: %v\n%s", cmd, err, out)
-		}
-	})
-	if binary.err != nil {
-		t.Fatal(binary.err)
 	}
-	return binary.path
+	cmd := exec.Command("go", append(args, name)...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, out)
+	}
+	built.programs[name] = path
+	return path
 }
 
 // A Process is a command that a test started. It is killed when the test ends.

@@ -63,6 +63,10 @@ type Config struct {
 	TrustPriority bool   // believe the Priority header
 	ClientKey     string // the header that names the client, or "address"; empty: all are one
 	ClientPlaces  int    // that one client may hold; 0: no limit
+
+	Data     string // the folder of a command whose jobs outlive the process
+	Sync     bool   // there, wait for the disk before a job is accepted
+	Attempts int    // there, how often a job may have been running when the process ended
 }
 
 // Proxies returns the networks of the proxies whose X-Forwarded-* are believed.
@@ -130,13 +134,32 @@ func (c *Config) options() []option {
 	}
 }
 
+// durableOptions are those of a command whose jobs outlive the process.
+func (c *Config) durableOptions() []option {
+	return []option{
+		{"data", "DATA", (*folder)(&c.Data), "data", "store jobs in `folder`, which one process may own"},
+		{"sync", "SYNC", (*flags.Boolean)(&c.Sync), "true", "answer 202 when the job is on disk; without it a power failure loses the last jobs that were accepted, and a crash of the process still none"},
+		{"attempts", "ATTEMPTS", &number{&c.Attempts, 1, 1000}, "3", "let a job fail that was running `n` times when the process ended"},
+	}
+}
+
+// ParseDurableConfig is ParseConfig for a command whose jobs outlive the process.
+func ParseDurableConfig(args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
+	c := Config{Files: openFiles()}
+	return c.parse(append(c.options(), c.durableOptions()...), args, getenv, version, out)
+}
+
 // ParseConfig reads the configuration from the arguments, then the environment,
 // then the defaults; an empty variable counts as unset. It returns
 // flag.ErrHelp after -h and an empty Config after -version; both have then been
 // written to out. Any other error names what is wrong and what is allowed.
 func ParseConfig(args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
 	c := Config{Files: openFiles()}
-	options := c.options()
+	return c.parse(c.options(), args, getenv, version, out)
+}
+
+// parse sets the fields of c by options.
+func (c *Config) parse(options []option, args []string, getenv func(string) string, version string, out io.Writer) (Config, error) {
 	set := flag.NewFlagSet("holdfast", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
 	set.Usage = func() {}
@@ -169,7 +192,7 @@ func ParseConfig(args []string, getenv func(string) string, version string, out 
 	if err := c.complete(given); err != nil {
 		return Config{}, err
 	}
-	return c, nil
+	return *c, nil
 }
 
 func writeUsage(out io.Writer, version string, set *flag.FlagSet, options []option) {
@@ -272,6 +295,19 @@ type text string
 
 func (t *text) String() string     { return string(*t) }
 func (t *text) Set(s string) error { *t = text(s); return nil }
+
+// A folder is the flag of one that must be named.
+type folder string
+
+func (f *folder) String() string { return string(*f) }
+
+func (f *folder) Set(s string) error {
+	if s == "" {
+		return errors.New("want a folder")
+	}
+	*f = folder(s)
+	return nil
+}
 
 // An orAuto is a duration, or auto, which is 0. Without end it is negative.
 type orAuto time.Duration

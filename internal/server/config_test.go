@@ -419,3 +419,27 @@ func TestConfigResizable(t *testing.T) {
 		}
 	}
 }
+
+// The flags of a command whose jobs outlive the process are there alone, and follow the
+// same rules.
+func TestDurableConfig(t *testing.T) {
+	parse := func(env map[string]string, args ...string) (Config, error) {
+		return ParseDurableConfig(args, func(name string) string { return env[name] }, "", &strings.Builder{})
+	}
+	c, err := parse(nil)
+	if err != nil || c.Data != "data" || !c.Sync || c.Attempts != 3 || c.Workers != 100 {
+		t.Errorf("the defaults are %q, %v, %d, %d workers, %v", c.Data, c.Sync, c.Attempts, c.Workers, err)
+	}
+	c, err = parse(map[string]string{"DATA": "/env", "ATTEMPTS": "5"}, "-data", "/flag", "-sync=false")
+	if err != nil || c.Data != "/flag" || c.Sync || c.Attempts != 5 {
+		t.Errorf("set are %q, %v, %d, %v", c.Data, c.Sync, c.Attempts, err)
+	}
+	for _, args := range [][]string{{"-attempts", "0"}, {"-attempts", "1001"}, {"-sync", "-sync=maybe"}, {"-data", ""}} {
+		if _, err := parse(nil, args...); err == nil {
+			t.Errorf("%q is taken", args)
+		}
+	}
+	if _, err := ParseConfig([]string{"-data", "x"}, func(string) string { return "" }, "", &strings.Builder{}); err == nil {
+		t.Error("the server in memory takes -data")
+	}
+}

@@ -38,6 +38,22 @@ func Sleep(maxBody int64, wrap func(http.Handler) http.Handler) http.Handler {
 	})
 }
 
+// Again returns the handler of requests that were queued before a restart: of the demo, or
+// of the gateway, whose requests have matched no pattern.
+func Again(maxBody int64, gateway http.Handler) http.Handler {
+	demo := Sleep(maxBody, func(h http.Handler) http.Handler { return h })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Pattern {
+		case "POST /aaa", "POST /bbb":
+			demo.ServeHTTP(w, r)
+		case "":
+			gateway.ServeHTTP(w, r)
+		default:
+			problem.Write(w, http.StatusNotFound, "the server no longer has the route that the request was for")
+		}
+	})
+}
+
 // sleep is the handler that sleeps for so many seconds.
 type sleep int64
 

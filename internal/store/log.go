@@ -239,6 +239,12 @@ func (l *log) find(id ID) (record, bool) {
 	return l.decode(&l.chunks[at.chunk-l.first], at.offset), true
 }
 
+// has reports whether there is a record with an id.
+func (l *log) has(id ID) bool {
+	_, ok := l.index[id]
+	return ok
+}
+
 // read marks the record with an id, if there is one.
 func (l *log) read(id ID) {
 	at, ok := l.index[id]

@@ -9,35 +9,24 @@
 //
 // # A journal
 //
-// The memory decides and forgets with the process. A journal beside it would make
-// the state survive. It would be told of the steps at the places where they are
-// decided: acceptLocked (the job's request, key and time), Start, End (the job's
-// whole record, so that its accept record is garbage), and Withdraw never, since a
-// job that was not accepted is not in the journal. A canceled job is told by its
-// End, and what evictLocked forgets only as a prefix: single records taken out of
-// the middle would bring an ended job back to life. What Yield forgets is gone from
-// memory alone; after a start it would be there again, and yield again.
+// The memory decides and forgets with the process. A [Journal] beside it makes the state
+// survive: it is told of each step where that is decided. The record of an acceptance
+// holds the request, that of an end the whole record that is kept, so that with it the
+// others are garbage. A job that was withdrawn was never in the journal, and what Yield
+// forgets is gone from memory alone: after a start it is there again, and yields again.
 //
-// It would have to promise:
+//   - Order. The store appends under its lock, so the journal's order is that of the
+//     decisions. It does not wait there.
+//   - Durability. Accept returns when the job's record is on disk. Start waits for
+//     nothing: a job may run twice after a crash. End publishes the outcome when its
+//     record is on disk, but returns at once, so that the worker is free.
+//   - Failure. Where a record does not get to the disk, no later one does. Accept then
+//     returns an error, and the client gets 503: the job is perhaps known after a
+//     restart, so its key stays claimed. A job whose end is not written stays running for
+//     its clients.
 //
-//   - Order. It appends under the lock, so its order is that of the decisions. It
-//     must not wait there, nor call the store.
-//   - Durability. Accept returns when the job's record is on disk, which it awaits
-//     after it has released the lock; what many goroutines wait for is written at
-//     once. Start waits for nothing: a job may run twice after a crash. End
-//     publishes the outcome (state, record, changed) when its record is on disk, in
-//     the order of the records, but returns at once, so that the worker is free.
-//   - Failure. When an append fails, no later one may succeed. Accept returns the
-//     error, and the client gets 503 with a problem: the job is perhaps known after
-//     a restart, so a repeat under its key is what tells. The key stays claimed for
-//     that. A job whose End was not written stays running for its clients; nobody
-//     is told of a state that a restart could take back.
-//
-// At a start the records are read in their order, before the first request: for
-// each accept that has no end NewJob, Add and Accept with the time and the claim of
-// the record, and a submit to the dispatcher in that order; for each end keepLocked
-// with the claim. The epoch is then that of the oldest record, since times are
-// positive.
+// At a start, Replay takes the records in their order. What has not ended is submitted
+// again, in the order in which it was accepted.
 package store
 
 import (
@@ -96,6 +85,10 @@ type Store struct {
 	timer   *time.Timer // runs when the oldest of them is too old; nil if there is none
 	claims  map[Key]*Claim
 
+	journal   Journal // written once, before the store is used; nil: the memory is all there is
+	order     uint64  // jobs that were accepted beside a journal
+	openBytes int64   // of the journal, that are needed for open jobs
+
 	byAge, byJobs, byBytes uint64        // evicted
 	lastEvicted            time.Duration // when the last of those had ended; 0: none was
 }
@@ -111,6 +104,7 @@ type Job struct {
 	work                     Work          // nil when the job has ended
 	changed                  chan struct{} // closed at the next change; nil if nobody waits
 	claim                    *Claim        // until the job has ended
+	trace                    *trace        // nil without a journal
 }
 
 // New returns an empty Store.
@@ -219,13 +213,16 @@ func (s *Store) Add(j *Job, c *Claim) {
 }
 
 // Accept says that the dispatcher has accepted the job. It may have started or ended
-// before. An error means that the job cannot be relied on: its client must not get
-// 202. There is none while the memory is all there is; see the package comment.
+// before. Beside a journal it blocks until the job is on disk. An error matches
+// ErrNotStored: the job cannot be relied on, and its client must not get 202.
 func (s *Store) Accept(j *Job) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.acceptLocked(j, s.now())
-	return nil
+	s.mu.Unlock()
+	if s.journal == nil {
+		return nil
+	}
+	return s.awaitWritten(j)
 }
 
 // acceptLocked accepts a job unless it is accepted. Whoever repeats its request gets
@@ -236,8 +233,14 @@ func (s *Store) acceptLocked(j *Job, now time.Duration) {
 	}
 	j.accepted = now
 	s.pending--
-	if c := j.claim; c != nil {
+	c := j.claim
+	if c != nil {
 		c.job = j.ID
+	}
+	switch {
+	case s.journal != nil:
+		s.journalAcceptLocked(j)
+	case c != nil:
 		close(c.decided)
 	}
 }
@@ -259,18 +262,29 @@ func (s *Store) Withdraw(j *Job) {
 	}
 }
 
-// Start says that the job runs, and returns false if it has started or ended before.
-func (s *Store) Start(j *Job) bool {
+// Start says that the job runs, and returns how often it has been started by that, or 0 if
+// it runs or has ended. A job is started more than once only after a restart.
+func (s *Store) Start(j *Job) (attempt int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if j.outcome.State != Queued {
-		return false
+	if j.outcome.State != Queued || j.endingLocked() {
+		return 0
 	}
 	now := s.now()
 	s.acceptLocked(j, now)
 	j.outcome.State, j.started = Running, now
+	attempt = 1
+	if s.journal != nil {
+		s.journalStartLocked(j)
+		attempt = j.trace.starts
+	}
 	s.changedLocked(j)
-	return true
+	return attempt
+}
+
+// endingLocked reports whether the job has ended, or will as soon as that is on disk.
+func (j *Job) endingLocked() bool {
+	return j.outcome.State.Ended() || j.trace != nil && j.trace.ending
 }
 
 // An Outcome is how a job has ended: as Done with the response, else with the
@@ -283,10 +297,11 @@ type Outcome struct {
 	Detail   string
 }
 
-// End says how the job has ended; a second End does nothing. A response that is held by
+// End says how the job has ended, and returns what is known of it then; a second End
+// changes nothing. Beside a journal, others learn of it when it is on disk. A response that is held by
 // nobody is copied: its memory is the caller's again, and the next client's response may
 // lie there. Of one that is held the store becomes the holder in the caller's place.
-func (s *Store) End(j *Job, o Outcome) {
+func (s *Store) End(j *Job, o Outcome) View {
 	switch {
 	case o.State != Done:
 		o.Response = exchange.Response{}
@@ -295,14 +310,30 @@ func (s *Store) End(j *Job, o Outcome) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if j.outcome.State.Ended() {
+	if j.endingLocked() {
 		o.Response.Held().Release()
-		return
+		return s.viewLocked(j)
 	}
 	now := s.now()
 	s.acceptLocked(j, now)
-	j.ended, j.work, j.outcome = now, nil, o
+	j.work = nil
+	if s.journal == nil {
+		s.publishLocked(j, o, now)
+		return s.viewLocked(j)
+	}
+	s.journalEndLocked(j, o, now)
+	ended := *j
+	ended.outcome, ended.ended = o, now
+	return s.viewLocked(&ended)
+}
+
+// publishLocked lets everybody know how the job has ended.
+func (s *Store) publishLocked(j *Job, o Outcome, ended time.Duration) {
+	j.ended, j.outcome = ended, o
 	delete(s.open, j.ID)
+	if j.trace != nil {
+		s.openBytes -= int64(j.trace.size)
+	}
 	s.keepLocked(j)
 	s.changedLocked(j)
 }
@@ -402,10 +433,18 @@ func (s *Store) Cancel(j *Job) View {
 	s.mu.Lock()
 	work := j.work
 	s.mu.Unlock()
-	if work != nil && work.Cancel() {
-		// Another one's cancel may have been first, and not have told yet.
-		for changed := s.Changed(j); !s.View(j).State.Ended(); changed = s.Changed(j) {
-			<-changed
+	if work == nil || !work.Cancel() {
+		return s.View(j)
+	}
+	late := time.NewTimer(storeTimeout)
+	defer late.Stop()
+	// Another one's cancel may have been first, and not have told yet. The disk may take
+	// for ever.
+	for changed := s.Changed(j); !s.View(j).State.Ended(); changed = s.Changed(j) {
+		select {
+		case <-changed:
+		case <-late.C:
+			return s.View(j)
 		}
 	}
 	return s.View(j)

@@ -1,0 +1,347 @@
+package store
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"holdfast/internal/exchange"
+)
+
+// A Journal keeps records, so that what was decided outlives the process.
+type Journal interface {
+	// Append adds a record behind those that it was given before, and keeps no reference
+	// to it. It does not wait for the disk, since the store calls it under its lock. done
+	// is called when the record is on disk, in the order of the records and never before
+	// Append has returned; or, with an error, when this process will not write it any
+	// more. It may be nil.
+	Append(record []byte, done func(error))
+
+	// Err returns why records do not get to the disk at present, or nil.
+	Err() error
+}
+
+// ErrNotStored is returned by Accept for a job that the journal may not have.
+var ErrNotStored = errors.New("the job could not be stored")
+
+// storeTimeout is how long a client waits for the disk. A disk that is slower than this
+// has failed, for all that its client can do about it.
+const storeTimeout = 10 * time.Second
+
+// A trace is what a job has beside a journal.
+type trace struct {
+	record  []byte        // of its acceptance; nil once the journal has it
+	size    int           // of that
+	order   uint64        // its place among all that were accepted
+	starts  int           // how often it has been started
+	ending  bool          // its end is on the way to the disk
+	written chan struct{} // closed when its acceptance is on disk, or lost
+	err     error         // set before that, if it is lost
+}
+
+// The kinds of records. Each begins with its kind and the id of its job. Times are in
+// nanoseconds since 1970.
+const (
+	kindAccept = 1 + iota // order, time, claim, request, and what the HTTP layer captured
+	kindStart             // time and how many starts that makes
+	kindEnd               // print and the record as it is kept, with the response
+)
+
+const (
+	headSize   = 1 + len(ID{})
+	acceptSize = headSize + 2*8 + 1 + len(Key{}) + len(Print{}) + 3
+	startSize  = headSize + 2*8
+	endSize    = headSize + len(Print{}) + fixedSize
+)
+
+// journaledFrom is how long ago the zero of the clock lies beside a journal: before the
+// times of all records.
+const journaledFrom = 50 * 365 * 24 * time.Hour
+
+// Journaled makes j the journal of a store that is empty and has not been used. Then
+// Replay is called for each record that j has, and Restored.
+func (s *Store) Journaled(j Journal) {
+	s.journal, s.epoch = j, time.Now().Add(-journaledFrom)
+}
+
+// Durable reports whether the store has a journal.
+func (s *Store) Durable() bool { return s.journal != nil }
+
+// Ready returns nil if a job can be accepted, otherwise why the journal cannot have it.
+func (s *Store) Ready() error {
+	if s.journal == nil {
+		return nil
+	}
+	if err := s.journal.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotStored, err)
+	}
+	return nil
+}
+
+// Capture gives the journal what a job is made of again after a restart: whatever the
+// caller encoded. It comes before Add.
+func (j *Job) Capture(captured []byte) {
+	b := make([]byte, acceptSize, acceptSize+j.request.size()+len(captured))
+	b = append(append(append(b, j.request.Method...), j.request.Target...), j.request.Route...)
+	j.trace = &trace{record: append(b, captured...), written: make(chan struct{})}
+}
+
+// journalAcceptLocked appends the acceptance of j. Those who repeat its request learn of
+// it when it is on disk.
+func (s *Store) journalAcceptLocked(j *Job) {
+	s.order++
+	t, b := j.trace, j.trace.record
+	t.order, t.size, t.record = s.order, len(b), nil
+	b[0] = kindAccept
+	copy(b[1:], j.ID[:])
+	at := binary.LittleEndian.AppendUint64(b[headSize:headSize], t.order)
+	at = binary.LittleEndian.AppendUint64(at, uint64(s.wall(j.accepted)))
+	at = appendClaim(at, j.claim)
+	_ = append(at, byte(len(j.request.Method)), byte(len(j.request.Target)), byte(len(j.request.Route))) // into b
+	s.openBytes += int64(t.size)
+	s.journal.Append(b, func(err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t.err = err; err == nil && j.claim != nil {
+			close(j.claim.decided)
+		}
+		close(t.written)
+	})
+}
+
+func appendClaim(b []byte, c *Claim) []byte {
+	if c == nil {
+		return append(b, make([]byte, 1+len(Key{})+len(Print{}))...)
+	}
+	return append(append(append(b, 1), c.key[:]...), c.print[:]...)
+}
+
+// awaitWritten returns when the acceptance of j is on disk.
+func (s *Store) awaitWritten(j *Job) error {
+	late := time.NewTimer(storeTimeout)
+	defer late.Stop()
+	select {
+	case <-j.trace.written:
+	case <-late.C:
+		return fmt.Errorf("%w in %v", ErrNotStored, storeTimeout)
+	}
+	if j.trace.err != nil {
+		return fmt.Errorf("%w: %w", ErrNotStored, j.trace.err)
+	}
+	return nil
+}
+
+// journalStartLocked appends a start. Nobody waits for it: a job whose start is lost with
+// the process runs once more, as one whose start is not.
+func (s *Store) journalStartLocked(j *Job) {
+	j.trace.starts++
+	b := append(make([]byte, 0, startSize), kindStart)
+	b = append(b, j.ID[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.wall(j.started)))
+	s.journal.Append(binary.LittleEndian.AppendUint64(b, uint64(j.trace.starts)), nil)
+}
+
+// journalEndLocked appends the end of j, and publishes it when it is on disk. Until then
+// the job is running for its clients: a restart could take back whatever else they were
+// told.
+func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) {
+	j.trace.ending = true
+	kept := *j
+	kept.ended, kept.outcome = ended, o
+	b := kept.endRecord(s)
+	s.journal.Append(b, func(err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err != nil {
+			o.Response.Held().Release()
+			return
+		}
+		if o.State == Done && o.Response.Held() == nil { // its maker has its memory back
+			o.Response = exchange.Cut(b[len(b)-4-o.Response.Size():], nil)
+		}
+		s.publishLocked(j, o, ended)
+	})
+}
+
+// endRecord returns the record of the end of a job.
+func (j *Job) endRecord(s *Store) []byte {
+	r := record{
+		id: j.ID, request: j.request, outcome: j.outcome,
+		accepted: s.wall(j.accepted), started: s.wall(j.started), ended: s.wall(j.ended),
+	}
+	response := 0
+	if j.outcome.State == Done {
+		response = 4 + j.outcome.Response.Size()
+	}
+	b := make([]byte, 0, endSize+len(j.outcome.Detail)+r.request.size()+response)
+	b = append(append(b, kindEnd), j.ID[:]...)
+	var print Print
+	if j.claim != nil {
+		r.claimed, r.key, print = true, j.claim.key, j.claim.print
+	}
+	return r.append(append(b, print[:]...), response)
+}
+
+// wall returns a time of the store's clock in nanoseconds since 1970; 0 stays 0.
+func (s *Store) wall(t time.Duration) time.Duration {
+	if t == 0 {
+		return 0
+	}
+	return time.Duration(s.epoch.UnixNano()) + t
+}
+
+// clock is the reverse of wall. What lies in the future, since the machine's clock was
+// set back, is what has just been.
+func (s *Store) clock(wall time.Duration) time.Duration {
+	if wall == 0 {
+		return 0
+	}
+	return max(1, min(wall-time.Duration(s.epoch.UnixNano()), s.now()))
+}
+
+var errRecord = errors.New("store: a record of the journal is not as this version writes it")
+
+// Replay takes a record of the journal, in the order in which it has them. A record may
+// be there twice. An error means that it is not one of this version.
+func (s *Store) Replay(b []byte) error {
+	if len(b) < headSize {
+		return errRecord
+	}
+	id := ID(b[1:headSize])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch kind := b[0]; {
+	case kind == kindAccept && len(b) >= acceptSize:
+		return s.replayAcceptLocked(id, b)
+	case kind == kindStart && len(b) == startSize:
+		if j, open := s.open[id]; open {
+			j.started = s.clock(time.Duration(binary.LittleEndian.Uint64(b[headSize:])))
+			j.trace.starts = max(j.trace.starts, int(binary.LittleEndian.Uint64(b[headSize+8:])))
+		}
+		return nil
+	case kind == kindEnd && len(b) >= endSize && lengthOf(b[endSize-fixedSize:]) == len(b)-endSize+fixedSize:
+		s.replayEndLocked(id, b)
+		return nil
+	}
+	return errRecord
+}
+
+func (s *Store) replayAcceptLocked(id ID, b []byte) error {
+	at := b[headSize:]
+	order, accepted := binary.LittleEndian.Uint64(at), time.Duration(binary.LittleEndian.Uint64(at[8:]))
+	claimed, key, print := at[16] != 0, Key(at[17:]), Print(at[17+len(Key{}):])
+	lengths := b[acceptSize-3 : acceptSize]
+	rest := b[acceptSize:]
+	text := func(n byte) (t string) {
+		n = min(n, byte(min(len(rest), 255)))
+		t, rest = string(rest[:n]), rest[n:]
+		return t
+	}
+	if len(rest) < int(lengths[0])+int(lengths[1])+int(lengths[2]) {
+		return errRecord
+	}
+	s.order = max(s.order, order)
+	if _, open := s.open[id]; open || s.kept.has(id) {
+		return nil // a copy
+	}
+	j := &Job{ID: id, request: Request{text(lengths[0]), text(lengths[1]), text(lengths[2])}, accepted: s.clock(accepted), outcome: Outcome{State: Queued}}
+	j.trace = &trace{record: slices.Clone(rest), size: len(b), order: order, written: closed}
+	if claimed {
+		j.claim = s.reclaimLocked(id, key, print)
+	}
+	s.open[id] = j
+	s.openBytes += int64(len(b))
+	return nil
+}
+
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// reclaimLocked returns the claim of a job that was accepted before the restart.
+func (s *Store) reclaimLocked(id ID, key Key, print Print) *Claim {
+	c := &Claim{key: key, print: print, decided: closed, job: id}
+	s.claims[key] = c
+	return c
+}
+
+func (s *Store) replayEndLocked(id ID, b []byte) {
+	if s.kept.has(id) {
+		return // a copy
+	}
+	if j, open := s.open[id]; open {
+		s.openBytes -= int64(j.trace.size)
+		delete(s.open, id)
+	}
+	r := (&log{}).decode(&chunk{b: b}, uint32(endSize-fixedSize))
+	j := r.job()
+	j.accepted, j.started, j.ended = s.clock(r.accepted), s.clock(r.started), s.clock(r.ended)
+	if j.outcome.State == Done && j.outcome.Response.Size() > largeSize { // a smaller one is copied by the log
+		j.outcome.Response = j.outcome.Response.Clone(s.bounds.Memory)
+	}
+	if r.claimed {
+		j.claim = s.reclaimLocked(id, r.key, Print(b[headSize:]))
+	}
+	s.keepLocked(j)
+}
+
+// A Restored is a job that was accepted before a restart and had not ended.
+type Restored struct {
+	*Job
+	Captured []byte // what Capture was given
+	Starts   int    // how often it has been started
+}
+
+// Restored returns these jobs in the order in which they were accepted. They are queued,
+// and End them or Resume them is all that may be done.
+func (s *Store) Restored() []Restored {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Restored
+	for _, j := range s.open {
+		j.started = 0
+		all = append(all, Restored{j, j.trace.record, j.trace.starts})
+		j.trace.record = nil
+	}
+	slices.SortFunc(all, func(a, b Restored) int { return cmp.Compare(a.trace.order, b.trace.order) })
+	s.evictLocked(s.now())
+	return all
+}
+
+// Resume makes w the work of a restored job.
+func (s *Store) Resume(j *Job, w Work) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j.work = w
+}
+
+// CopyIfAlive appends a record of the journal once more if it is still needed, so that the
+// journal can forget the place where it lies. What is about to end needs no record but
+// its end, which must be on disk before the journal forgets anything.
+func (s *Store) CopyIfAlive(b []byte) {
+	if len(b) < headSize {
+		return
+	}
+	id := ID(b[1:headSize])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j, alive := s.open[id]
+	if alive = alive && !j.trace.ending; b[0] == kindEnd {
+		alive = s.kept.has(id)
+	}
+	if alive {
+		s.journal.Append(b, nil)
+	}
+}
+
+// Live returns about how many bytes of the journal are still needed.
+func (s *Store) Live() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.openBytes + s.kept.bytes
+}

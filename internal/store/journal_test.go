@@ -1,0 +1,366 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"holdfast/internal/exchange"
+)
+
+// A tape is a journal that writes when it is told to.
+type tape struct {
+	records [][]byte
+	waiting []func(error)
+	err     error
+}
+
+func (p *tape) Append(b []byte, done func(error)) {
+	p.records = append(p.records, slices.Clone(b))
+	p.waiting = append(p.waiting, done)
+}
+
+func (p *tape) Err() error { return p.err }
+
+// write writes n of the records that wait, or all if n is negative.
+func (p *tape) write(n int) {
+	for ; n != 0 && len(p.waiting) > 0; n-- {
+		done := p.waiting[0]
+		p.waiting = p.waiting[1:]
+		if done != nil {
+			done(nil)
+		}
+	}
+}
+
+func journaled(b Bounds) (*Store, *tape) {
+	s, p := New(b), new(tape)
+	s.Journaled(p)
+	return s, p
+}
+
+var wide = Bounds{Jobs: 1000, Bytes: 1 << 30, Age: time.Hour}
+
+// captured returns a job that a journal can have.
+func captured(text string) *Job {
+	j := NewJob(NewID(), nil, Request{Method: "POST", Target: "/" + text, Route: "POST /"})
+	j.Capture([]byte("captured " + text))
+	return j
+}
+
+// respondWith returns a response with a body, as a handler makes it.
+func respondWith(t *testing.T, body string) exchange.Response {
+	t.Helper()
+	var x exchange.Exchange
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Kept", "yes")
+		w.WriteHeader(http.StatusTeapot)
+		w.Write([]byte(body))
+	})
+	x.Capture(h, httptest.NewRequest("POST", "/", nil), nil, 8<<20)
+	if err := x.Serve(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return x.Response()
+}
+
+// replayed returns a store that has read what is on the tape.
+func replayed(t *testing.T, b Bounds, p *tape) *Store {
+	t.Helper()
+	s := New(b)
+	s.Journaled(new(tape))
+	for i, record := range p.records {
+		if err := s.Replay(record); err != nil {
+			t.Fatalf("record %d: %v", i, err)
+		}
+	}
+	return s
+}
+
+// Without it a client gets 202 for a job that a power failure takes away.
+func TestAcceptWaitsForTheJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := journaled(wide)
+		j := captured("a")
+		s.Add(j, nil)
+		accepted := make(chan error, 1)
+		go func() { accepted <- s.Accept(j) }()
+		synctest.Wait()
+		select {
+		case err := <-accepted:
+			t.Fatalf("Accept returned %v before its record was written", err)
+		default:
+		}
+		p.write(-1)
+		if err := <-accepted; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Without it a disk that stands still holds every client for ever.
+func TestAcceptGivesUpOnTheJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := journaled(wide)
+		j := captured("a")
+		s.Add(j, nil)
+		if err := s.Accept(j); !errors.Is(err, ErrNotStored) {
+			t.Errorf("Accept returned %v, want ErrNotStored", err)
+		}
+		p.err = errors.New("disk full")
+		if err := s.Ready(); !errors.Is(err, ErrNotStored) || !strings.Contains(err.Error(), "disk full") {
+			t.Errorf("Ready returned %v, want ErrNotStored and why", err)
+		}
+	})
+}
+
+// Without it a restart could take back what a client was told.
+func TestEndIsShownWhenWritten(t *testing.T) {
+	s, p := journaled(wide)
+	j := captured("a")
+	s.Add(j, nil)
+	s.Start(j)
+	p.write(-1)
+	v := s.End(j, Outcome{State: Done, Response: respondWith(t, "body")})
+	if v.State != Done || v.Ended.IsZero() || v.Response.Status() != http.StatusTeapot {
+		t.Errorf("End returned %v ended %v, want how it has ended", v.State, v.Ended)
+	}
+	if state := s.State(j); state != Running {
+		t.Errorf("the job is %s before its end was written, want running", state)
+	}
+	if again := s.End(j, Outcome{State: Failed}); again.State != Running {
+		t.Errorf("a second End returned %s, want running", again.State)
+	}
+	if s.Start(j) != 0 {
+		t.Error("a job that is about to end was started")
+	}
+	p.write(-1)
+	if state := s.State(j); state != Done {
+		t.Errorf("the job is %s when its end was written, want done", state)
+	}
+	if found, ok := s.Lookup(j.ID.String()); !ok || s.State(found) != Done {
+		t.Error("the job is not kept")
+	}
+	if live := s.Live(); live != s.Stats().Bytes {
+		t.Errorf("%d bytes of the journal are live, want the %d of the kept job", live, s.Stats().Bytes)
+	}
+}
+
+// The response that a handler made must outlast its maker, for as long as the disk takes.
+func TestEndCopiesTheResponse(t *testing.T) {
+	for _, size := range []int{0, 10, largeSize, largeSize + 1, 1 << 20} {
+		s, p := journaled(wide)
+		j := captured("a")
+		s.Add(j, nil)
+		s.Start(j)
+		var x exchange.Exchange
+		body := strings.Repeat("x", size)
+		x.Capture(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write([]byte(body)) }), httptest.NewRequest("POST", "/", nil), nil, 8<<20)
+		if err := x.Serve(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.End(j, Outcome{State: Done, Response: x.Keep()})
+		x.Release()
+		// Others get the memory.
+		var y exchange.Exchange
+		y.Capture(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write([]byte(strings.Repeat("y", size))) }), httptest.NewRequest("POST", "/", nil), nil, 8<<20)
+		if err := y.Serve(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p.write(-1)
+		for name, s := range map[string]*Store{"memory": s, "replayed": replayed(t, wide, p)} {
+			found, ok := s.Lookup(j.ID.String())
+			if !ok {
+				t.Fatalf("%s, %d bytes: the job is not kept", name, size)
+			}
+			w := httptest.NewRecorder()
+			s.View(found).Response.Write(w, "POST")
+			if w.Body.String() != body {
+				t.Errorf("%s, %d bytes: another body was kept", name, size)
+			}
+		}
+	}
+}
+
+// What a journal has puts everything back: open jobs in order, with what was captured and
+// how often they were started, ended ones with their times and response, and keys.
+func TestReplay(t *testing.T) {
+	s, p := journaled(wide)
+	ended := func(text string, o Outcome, key string) *Job {
+		j := captured(text)
+		s.Add(j, claimOf(t, s, key))
+		s.Start(j)
+		p.write(-1)
+		s.End(j, o)
+		p.write(-1)
+		return j
+	}
+	done := ended("done", Outcome{State: Done, Response: respondWith(t, "body")}, "k1")
+	failed := ended("failed", Outcome{State: Failed, Status: 504, Detail: "too late"}, "")
+	var open []*Job
+	for i := range 5 {
+		j := captured(fmt.Sprint("open", i))
+		s.Add(j, claimOf(t, s, fmt.Sprint("open", i)))
+		if i == 2 {
+			s.Start(j)
+		} else {
+			go s.Accept(j)
+			waitRecords(t, s, p, j)
+		}
+		open = append(open, j)
+	}
+	dropped := captured("dropped")
+	s.Add(dropped, claimOf(t, s, "k2"))
+	s.End(dropped, Outcome{State: Dropped, Status: 410})
+	withdrawn := captured("withdrawn")
+	s.Add(withdrawn, nil)
+	s.Withdraw(withdrawn)
+	p.write(-1)
+
+	again := replayed(t, wide, p)
+	for _, want := range []*Job{done, failed, dropped} {
+		j, ok := again.Lookup(want.ID.String())
+		if !ok {
+			t.Fatalf("%s is not there", want.request.Target)
+		}
+		before, _ := s.Lookup(want.ID.String())
+		got, had := again.View(j), s.View(before)
+		for _, times := range [][2]time.Time{{got.Accepted, had.Accepted}, {got.Started, had.Started}, {got.Ended, had.Ended}} {
+			if d := times[0].Sub(times[1]).Abs(); d > time.Second || times[0].IsZero() != times[1].IsZero() {
+				t.Errorf("%s: a time is %v, was %v", want.request.Target, times[0], times[1])
+			}
+		}
+		if got.State != had.State || got.Detail != had.Detail || got.Outcome.Status != had.Outcome.Status || got.Request != had.Request {
+			t.Errorf("%s: is %+v, was %+v", want.request.Target, got, had)
+		}
+	}
+	restored := again.Restored()
+	if len(restored) != len(open) {
+		t.Fatalf("%d jobs are open, want %d", len(restored), len(open))
+	}
+	for i, r := range restored {
+		starts := 0
+		if i == 2 {
+			starts = 1
+		}
+		if r.ID != open[i].ID || string(r.Captured) != fmt.Sprint("captured open", i) || r.Starts != starts || again.State(r.Job) != Queued {
+			t.Errorf("job %d is %s with %q, started %d times and %s", i, r.ID.Short(), r.Captured, r.Starts, again.State(r.Job))
+		}
+	}
+	for key, want := range map[string]*Job{"k1": done, "open3": open[3]} {
+		if j, _, err := again.Claim(t.Context(), keyOf(key), Print{}); err != nil || j == nil || j.ID != want.ID {
+			t.Errorf("key %s leads to %v, %v, want its job", key, j, err)
+		}
+	}
+	if j, claim, err := again.Claim(t.Context(), keyOf("k2"), Print{}); err != nil || claim == nil {
+		t.Errorf("the key of a job that never ran leads to %v, %v, want a claim", j, err)
+	}
+	if _, ok := again.Lookup(withdrawn.ID.String()); ok {
+		t.Error("a job that was refused has come to life")
+	}
+}
+
+func keyOf(text string) (k Key) {
+	copy(k[:], text)
+	return k
+}
+
+// claimOf returns a claim under a key, or nil if it is empty.
+func claimOf(t *testing.T, s *Store, key string) *Claim {
+	t.Helper()
+	if key == "" {
+		return nil
+	}
+	_, claim, err := s.Claim(t.Context(), keyOf(key), Print{})
+	if err != nil || claim == nil {
+		t.Fatalf("no claim of %q: %v", key, err)
+	}
+	return claim
+}
+
+// waitRecords waits until the acceptance of j is on the tape.
+func waitRecords(t *testing.T, s *Store, p *tape, j *Job) {
+	t.Helper()
+	for {
+		s.mu.Lock()
+		accepted := j.accepted > 0
+		s.mu.Unlock()
+		if accepted {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Without it an ended job comes to life when its record was copied behind its end, or an
+// open one is lost with the old part of the journal.
+func TestCopyIfAlive(t *testing.T) {
+	s, p := journaled(wide)
+	add := func(text string) *Job {
+		j := captured(text)
+		s.Add(j, nil)
+		s.Start(j)
+		p.write(-1)
+		return j
+	}
+	open, ending, kept, gone := add("open"), add("ending"), add("kept"), add("gone")
+	s.End(gone, Outcome{State: Failed, Status: 500})
+	s.End(kept, Outcome{State: Failed, Status: 500})
+	p.write(-1)
+	s.bounds.Jobs = 1
+	s.mu.Lock()
+	s.evictLocked(s.now())
+	s.mu.Unlock()
+	s.End(ending, Outcome{State: Failed, Status: 500})
+
+	old := p.records
+	p.records = nil
+	for _, b := range old {
+		s.CopyIfAlive(b)
+	}
+	var copied []string
+	for _, b := range p.records {
+		copied = append(copied, fmt.Sprint(b[0], ID(b[1:headSize]).Short()))
+	}
+	want := []string{fmt.Sprint(kindAccept, open.ID.Short()), fmt.Sprint(kindStart, open.ID.Short()), fmt.Sprint(kindEnd, kept.ID.Short())}
+	slices.Sort(copied)
+	slices.Sort(want)
+	if !slices.Equal(copied, want) {
+		t.Errorf("copied %v, want %v", copied, want)
+	}
+	// Both copies there, as after a crash in the middle.
+	p.records = append(old, p.records...)
+	again := replayed(t, wide, p)
+	if r := again.Restored(); len(r) != 1 || r[0].ID != open.ID || r[0].Starts != 1 {
+		t.Errorf("open after the copy: %v", r)
+	}
+}
+
+// Whatever a folder has that this version did not write is refused, not half read.
+func TestReplayRefuses(t *testing.T) {
+	s, p := journaled(wide)
+	j := captured("a")
+	s.Add(j, nil)
+	s.Start(j)
+	s.End(j, Outcome{State: Done, Response: respondWith(t, "body")})
+	for _, whole := range p.records {
+		for n := range len(whole) {
+			cut := New(wide)
+			cut.Journaled(new(tape))
+			if err := cut.Replay(whole[:n:n]); err == nil && !(whole[0] == kindAccept && n >= acceptSize+j.request.size()) {
+				t.Fatalf("a record of kind %d cut to %d of %d bytes is taken", whole[0], n, len(whole))
+			}
+		}
+		whole = slices.Clone(whole)
+		whole[0] = 99
+		if err := New(wide).Replay(whole); err == nil {
+			t.Error("a record of an unknown kind is taken")
+		}
+	}
+}
