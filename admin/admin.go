@@ -35,6 +35,10 @@ type Config struct {
 	// /jobs/, the default. If nil, there is no list.
 	Jobs *holdfast.Jobs
 
+	// Log returns the state of the log of jobs that outlive the process. If nil, they do
+	// not.
+	Log func() LogStats
+
 	// Version is the version of the program that the page and /stats show.
 	Version string
 
@@ -205,6 +209,9 @@ func (h *Handler) stats() Stats {
 	}
 	if h.config.Jobs != nil {
 		s.Kept = keptOf(h.config.Jobs.Stats())
+	}
+	if h.config.Log != nil {
+		s.Log = logOf(h.config.Log())
 	}
 	if h.bursts != nil {
 		s.Bursts = h.bursts.list()

@@ -141,7 +141,7 @@ func (f *fixture) stats() Stats {
 
 // The names are a contract: programs that read /stats depend on them.
 func TestStatsNames(t *testing.T) {
-	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, nil)
+	f := newFixture(t, holdfast.Config{Workers: 1, Queue: 200}, func(c *Config) { c.Log = func() LogStats { return LogStats{} } })
 	w := f.do("GET", "/stats", "")
 	for header, want := range map[string]string{"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} {
 		if got := w.Header().Get(header); got != want {
@@ -153,7 +153,7 @@ func TestStatsNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, names := range map[string]string{
-		"":                        "time uptime_seconds version stopping dispatcher kept second minute advice bursts urgencies",
+		"":                        "time uptime_seconds version stopping dispatcher kept log second minute advice bursts urgencies",
 		"dispatcher":              "workers queue overflow resume_workers accepted queued running blocked ended refused gave_up oldest_age_seconds wait_seconds run_seconds",
 		"dispatcher ended":        "succeeded failed panicked canceled dropped abandoned",
 		"dispatcher refused":      "full closed nested share late",
@@ -162,6 +162,7 @@ func TestStatsNames(t *testing.T) {
 		"dispatcher wait_seconds": "count mean p50 p90 p99 max",
 		"kept":                    "open jobs bytes evicted reach_seconds held_bytes refused_memory late",
 		"kept late":               "refused expired",
+		"log":                     "bytes waiting_records error write_seconds",
 		"kept evicted":            "age jobs bytes",
 		"second":                  "time arrivals started finished refused gave_up workers queue queued running blocked wait_p50_seconds wait_p99_seconds run_p50_seconds run_p99_seconds",
 		"minute":                  "seconds arrivals_per_second finished_per_second refused_per_second gave_up_per_second busy_workers wait_seconds run_seconds",

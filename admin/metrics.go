@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,8 +18,13 @@ import (
 // dependency.
 func (h *Handler) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	snapshot := metrics.Take(h.config.Dispatcher, h.config.Jobs)
+	families := metrics.Families(snapshot.Jobs != nil)
+	if h.config.Log != nil {
+		snapshot.Log = new(metrics.Log(h.config.Log()))
+		families = slices.Concat(families, metrics.OfLog())
+	}
 	var text bytes.Buffer
-	for _, f := range metrics.Families(snapshot.Jobs != nil) {
+	for _, f := range families {
 		writeFamily(&text, &f, f.Samples(snapshot))
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -61,6 +62,27 @@ func TestMetricsWithoutJobs(t *testing.T) {
 	f.expect(w, 200, "holdfast_workers 1\n")
 	if strings.Contains(w.Body.String(), "holdfast_kept") {
 		t.Errorf("%s without Jobs", w.Body)
+	}
+}
+
+// Where jobs outlive the process, the operator sees what that depends on.
+func TestLogOfStoredJobs(t *testing.T) {
+	var syncs histogram.Histogram
+	syncs.Add(2 * time.Millisecond)
+	f := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) {
+		c.Log = func() LogStats {
+			return LogStats{Bytes: 1234, Waiting: 5, Err: errors.New("no space left on device"), Syncs: syncs}
+		}
+	})
+	l := f.stats().Log
+	if l == nil || l.Bytes != 1234 || l.Waiting != 5 || l.Error != "no space left on device" || l.Write.Count != 1 || *l.Write.P99 < 0.002 {
+		t.Errorf("/stats says %+v of the log", l)
+	}
+	f.expect(f.do("GET", "/metrics", ""), 200, "holdfast_log_bytes 1234\n", "holdfast_log_records_waiting 5\n", "holdfast_log_failing 1\n", "holdfast_log_write_seconds_count 1\n")
+
+	f = newFixture(t, holdfast.Config{Workers: 1}, nil)
+	if w := f.do("GET", "/metrics", ""); strings.Contains(w.Body.String(), "holdfast_log") || f.stats().Log != nil {
+		t.Error("there is a log where jobs end with the process")
 	}
 }
 

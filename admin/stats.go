@@ -19,6 +19,7 @@ type Stats struct {
 
 	Dispatcher Counts `json:"dispatcher"`
 	Kept       *Kept  `json:"kept"` // null without Config.Jobs
+	Log        *Log   `json:"log"`  // null without Config.Log
 
 	// Urgencies has the figures by urgency, the most urgent first; of those only of which
 	// there has been something.
@@ -99,6 +100,22 @@ type Kept struct {
 	Held    int64  `json:"held_bytes"`
 	Refused uint64 `json:"refused_memory"`
 	Late    Late   `json:"late"`
+}
+
+// LogStats are the state of the log of jobs that outlive the process.
+type LogStats struct {
+	Bytes   int64               // on disk
+	Waiting int                 // records that are not on disk yet
+	Err     error               // why they do not get there; nil if they do
+	Syncs   histogram.Histogram // how long writes take
+}
+
+// A Log is a LogStats as JSON.
+type Log struct {
+	Bytes   int64   `json:"bytes"`
+	Waiting int     `json:"waiting_records"`
+	Error   string  `json:"error"` // empty if records get to the disk
+	Write   Timings `json:"write_seconds"`
 }
 
 // Evicted counts ended jobs that are no longer kept, by the bound that they exceeded.
@@ -197,6 +214,14 @@ func keptOf(st holdfast.JobsStats) *Kept {
 		Held:    st.Held, Refused: st.RefusedHeld,
 		Late: Late{st.RefusedLate, st.Expired},
 	}
+}
+
+func logOf(st LogStats) *Log {
+	l := &Log{Bytes: st.Bytes, Waiting: st.Waiting, Write: timingsOf(&st.Syncs)}
+	if st.Err != nil {
+		l.Error = st.Err.Error()
+	}
+	return l
 }
 
 func urgenciesOf(all []holdfast.UrgencyStats) []Urgency {

@@ -59,6 +59,7 @@ function render() {
   renderUrgencies(latest.urgencies);
   renderTimes(d, latest.minute);
   renderKept(latest.kept);
+  renderLog(latest.log);
   for (const chart of charts) chart.draw();
   summarize(d);
 }
@@ -212,6 +213,16 @@ function renderKept(k) {
   text("kept-refused", count(k.refused_memory));
   text("kept-reach", duration(k.reach_seconds));
   for (const bound of ["age", "jobs", "bytes"]) text("evicted-" + bound, count(k.evicted[bound]));
+}
+
+function renderLog(l) {
+  show("log", l !== null);
+  if (l === null) return;
+  text("log-bytes", bytes(l.bytes));
+  text("log-waiting", count(l.waiting_records));
+  for (const q of ["p50", "p99"]) text("log-" + q, duration(l.write_seconds[q]));
+  text("log-error", l.error ? "No job is accepted: " + l.error : "takes records");
+  $("log-error").parentElement.classList.toggle("some", l.error !== "");
 }
 
 function renderBursts(bursts) {

@@ -30,8 +30,14 @@ func Main(version string, args []string) int { return MainWith(nil, version, arg
 
 // An Open returns Jobs that outlive the process, as the configuration says. It submits
 // those again that had not ended when the last process did, whose requests again serves.
-// When the server has stopped, close is called.
-type Open func(d *holdfast.Dispatcher, jobs holdfast.JobsConfig, again http.Handler, c server.Config, log *slog.Logger) (j *holdfast.Jobs, close func() error, err error)
+type Open func(d *holdfast.Dispatcher, jobs holdfast.JobsConfig, again http.Handler, c server.Config, log *slog.Logger) (Opened, error)
+
+// Opened is what the server needs of Jobs.
+type Opened struct {
+	Jobs  *holdfast.Jobs
+	Log   func() admin.LogStats // nil if they end with the process
+	Close func() error          // called when the server has stopped
+}
 
 // MainWith is Main for a command whose jobs outlive the process. If open is nil, they do
 // not.
@@ -76,9 +82,9 @@ func report(name string, err error) int {
 }
 
 // inMemory is the Open of jobs that end with the process.
-func inMemory(d *holdfast.Dispatcher, jobs holdfast.JobsConfig, _ http.Handler, _ server.Config, _ *slog.Logger) (*holdfast.Jobs, func() error, error) {
+func inMemory(d *holdfast.Dispatcher, jobs holdfast.JobsConfig, _ http.Handler, _ server.Config, _ *slog.Logger) (Opened, error) {
 	j, err := holdfast.NewJobs(d, jobs)
-	return j, func() error { return nil }, err
+	return Opened{j, nil, func() error { return nil }}, err
 }
 
 // serve wires the server and runs it until a signal stops it.
@@ -92,11 +98,12 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 		jobsConfig.OnEnd = server.LogJob(log)
 	}
 	upstream := newGateway(config, log)
-	jobs, closeJobs, err := open(d, jobsConfig, again(upstream, config), config, log)
+	opened, err := open(d, jobsConfig, again(upstream, config), config, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeJobs()) }()
+	defer func() { err = errors.Join(err, opened.Close()) }()
+	jobs := opened.Jobs
 	limitHeap(config.MaxMemory)
 
 	mux := http.NewServeMux()
@@ -104,7 +111,7 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	s.Linger(config.Linger, func() int { return jobs.Stats().Unread })
 	resize, release := routes(mux, s, d, jobs, upstream, config)
 	operator := admin.New(admin.Config{
-		Dispatcher: d, Jobs: jobs, Version: version, Logger: log,
+		Dispatcher: d, Jobs: jobs, Log: opened.Log, Version: version, Logger: log,
 		Stopping: s.Stopping, Health: s.Health(),
 		Token: config.AdminToken, Host: config.AdminHost(),
 		Demo: mux, Resize: resize, Admitted: s.Admitted,

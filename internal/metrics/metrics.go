@@ -23,6 +23,15 @@ type Snapshot struct {
 	Dispatcher holdfast.Stats
 	Urgencies  []holdfast.UrgencyStats
 	Jobs       *holdfast.JobsStats // nil if there is no Jobs
+	Log        *Log                // nil if jobs end with the process
+}
+
+// A Log is the state of the log of jobs that outlive the process.
+type Log struct {
+	Bytes   int64               // on disk
+	Waiting int                 // records that are not on disk yet
+	Err     error               // why they do not get there; nil if they do
+	Syncs   histogram.Histogram // how long writes take
 }
 
 // Take returns the snapshot of d and, unless it is nil, of jobs.
@@ -69,7 +78,23 @@ func Families(jobs bool) []Family {
 	return all
 }
 
+// OfLog returns the table of a Log.
+func OfLog() []Family { return ofLog }
+
 var (
+	ofLog = []Family{
+		single("log_bytes", Gauge, "Size of the log of stored jobs.", func(s *Snapshot) float64 { return float64(s.Log.Bytes) }),
+		single("log_records_waiting", Gauge, "Records that are not on disk yet.", func(s *Snapshot) float64 { return float64(s.Log.Waiting) }),
+		single("log_failing", Gauge, "1 while records do not get to the disk, so that no job is accepted, else 0.", func(s *Snapshot) float64 {
+			if s.Log.Err != nil {
+				return 1
+			}
+			return 0
+		}),
+		{"holdfast_log_write_seconds", Histogram, "Time for a write to reach the disk.", "", func(s *Snapshot) []Sample {
+			return []Sample{{Histogram: &s.Log.Syncs}}
+		}},
+	}
 	ofDispatcher = dispatcherFamilies()
 	all          = slices.Concat(ofDispatcher, jobsFamilies())
 )

@@ -204,48 +204,70 @@ func (s *Store) clock(wall time.Duration) time.Duration {
 
 var errRecord = errors.New("store: a record of the journal is not as this version writes it")
 
+// A Step is what a record of the journal says of a job.
+type Step string
+
+const (
+	Accepted Step = "accepted"
+	Started  Step = "started"
+	Ended    Step = "ended"
+)
+
+// StepOf returns which job a record of the journal is of, and what it says. An error means
+// that it is not one of this version.
+func StepOf(b []byte) (ID, Step, error) {
+	if len(b) < headSize {
+		return ID{}, "", errRecord
+	}
+	id := ID(b[1:headSize])
+	switch kind := b[0]; {
+	case kind == kindAccept && len(b) >= acceptSize:
+		if lengths := b[acceptSize-3 : acceptSize]; len(b) >= acceptSize+int(lengths[0])+int(lengths[1])+int(lengths[2]) {
+			return id, Accepted, nil
+		}
+	case kind == kindStart && len(b) == startSize:
+		return id, Started, nil
+	case kind == kindEnd && len(b) >= endSize && lengthOf(b[endSize-fixedSize:]) == len(b)-endSize+fixedSize:
+		return id, Ended, nil
+	}
+	return id, "", errRecord
+}
+
 // Replay takes a record of the journal, in the order in which it has them. A record may
 // be there twice. An error means that it is not one of this version.
 func (s *Store) Replay(b []byte) error {
-	if len(b) < headSize {
-		return errRecord
+	id, step, err := StepOf(b)
+	if err != nil {
+		return err
 	}
-	id := ID(b[1:headSize])
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch kind := b[0]; {
-	case kind == kindAccept && len(b) >= acceptSize:
-		return s.replayAcceptLocked(id, b)
-	case kind == kindStart && len(b) == startSize:
+	switch step {
+	case Accepted:
+		s.replayAcceptLocked(id, b)
+	case Started:
 		if j, open := s.open[id]; open {
 			j.started = s.clock(time.Duration(binary.LittleEndian.Uint64(b[headSize:])))
 			j.trace.starts = max(j.trace.starts, int(binary.LittleEndian.Uint64(b[headSize+8:])))
 		}
-		return nil
-	case kind == kindEnd && len(b) >= endSize && lengthOf(b[endSize-fixedSize:]) == len(b)-endSize+fixedSize:
+	case Ended:
 		s.replayEndLocked(id, b)
-		return nil
 	}
-	return errRecord
+	return nil
 }
 
-func (s *Store) replayAcceptLocked(id ID, b []byte) error {
+func (s *Store) replayAcceptLocked(id ID, b []byte) {
 	at := b[headSize:]
 	order, accepted := binary.LittleEndian.Uint64(at), time.Duration(binary.LittleEndian.Uint64(at[8:]))
 	claimed, key, print := at[16] != 0, Key(at[17:]), Print(at[17+len(Key{}):])
-	lengths := b[acceptSize-3 : acceptSize]
-	rest := b[acceptSize:]
-	text := func(n byte) (t string) {
-		n = min(n, byte(min(len(rest), 255)))
-		t, rest = string(rest[:n]), rest[n:]
-		return t
-	}
-	if len(rest) < int(lengths[0])+int(lengths[1])+int(lengths[2]) {
-		return errRecord
-	}
 	s.order = max(s.order, order)
 	if _, open := s.open[id]; open || s.kept.has(id) {
-		return nil // a copy
+		return // a copy
+	}
+	lengths, rest := b[acceptSize-3:acceptSize], b[acceptSize:]
+	text := func(n byte) (t string) {
+		t, rest = string(rest[:n]), rest[n:]
+		return t
 	}
 	j := &Job{ID: id, request: Request{text(lengths[0]), text(lengths[1]), text(lengths[2])}, accepted: s.clock(accepted), outcome: Outcome{State: Queued}}
 	j.trace = &trace{record: slices.Clone(rest), size: len(b), order: order, written: closed}
@@ -254,7 +276,6 @@ func (s *Store) replayAcceptLocked(id ID, b []byte) error {
 	}
 	s.open[id] = j
 	s.openBytes += int64(len(b))
-	return nil
 }
 
 var closed = func() chan struct{} {
