@@ -1,0 +1,243 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// At an acknowledgement the kernel holds no page of the log's files that it has yet to
+// write. Without Sync it does, which shows that the test can see it.
+func TestAcknowledgedIsSynced(t *testing.T) {
+	for _, sync := range []bool{false, true} {
+		l := open(t, t.TempDir(), sync)
+		replay(t, l)
+		most, err := uint64(0), error(nil)
+		acks := make(chan error, 300)
+		for i := range 300 {
+			l.Append(make([]byte, 100+i*i), func(e error) {
+				n, stat := unwritten(l.folder.messages)
+				most, err = max(most, n), errors.Join(err, stat)
+				acks <- e
+			})
+		}
+		for range 300 {
+			await(t, acks)
+		}
+		closeLog(t, l)
+		if errors.Is(err, syscall.ENOSYS) || !sync && err == nil && most == 0 {
+			t.Skip("this kernel or file system does not say what is written")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sync && most > 0 {
+			t.Errorf("up to %d pages were not written when a record was acknowledged", most)
+		}
+		t.Logf("sync %v: up to %d pages not written", sync, most)
+	}
+}
+
+// unwritten returns how many pages of the blocks in the folder the kernel has yet to
+// write.
+func unwritten(dir string) (uint64, error) {
+	const cachestat = 451
+	names, err := filepath.Glob(filepath.Join(dir, "*.blk"))
+	pages := uint64(0)
+	for _, name := range names {
+		f, e := os.Open(name)
+		if e != nil {
+			return 0, e
+		}
+		var whole struct{ offset, length uint64 } // a length of 0 is to the end
+		var stat struct{ cached, dirty, writeback, evicted, recently uint64 }
+		_, _, errno := syscall.Syscall6(cachestat, f.Fd(), uintptr(unsafe.Pointer(&whole)), uintptr(unsafe.Pointer(&stat)), 0, 0, 0)
+		f.Close()
+		if errno != 0 {
+			return 0, errno
+		}
+		pages += stat.dirty + stat.writeback
+	}
+	return pages, err
+}
+
+// While the disk takes nothing, Err says so and records wait; when there is room again
+// they get through, in order and once, without a new start.
+func TestFullDisk(t *testing.T) {
+	t.Run("file size", func(t *testing.T) {
+		dir, ok := childOf(t)
+		if !ok {
+			run(t, t.TempDir(), nil)
+			return
+		}
+		signal.Ignore(syscall.SIGXFSZ)
+		var before syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+			t.Fatal(err)
+		}
+		set := func(l syscall.Rlimit) {
+			if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fullDisk(t, dir, syscall.EFBIG, func() { set(syscall.Rlimit{Cur: 700_000, Max: before.Max}) }, func() { set(before) })
+	})
+	t.Run("tmpfs", func(t *testing.T) {
+		dir, ok := childOf(t)
+		if !ok {
+			if os.Getuid() != 0 {
+				t.Skip("only root can mount a file system; TestFullDisk/file_size is the same with another error")
+			}
+			run(t, t.TempDir(), &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}) // the mount ends with the process
+			return
+		}
+		if err := errors.Join(
+			syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
+			syscall.Mount("none", dir, "tmpfs", 0, "size=12m")); err != nil {
+			fmt.Println("SKIP-CHILD: no file system can be mounted:", err)
+			return
+		}
+		filler := filepath.Join(dir, "filler")
+		full := func() {
+			if err := os.WriteFile(filler, make([]byte, 11<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Open(t.Context(), options(t, filepath.Join(dir, "other"), true))
+			if !errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("Open on a full disk: %v", err)
+			}
+		}
+		fullDisk(t, dir, syscall.ENOSPC, full, func() { os.Remove(filler) })
+	})
+}
+
+func fullDisk(t *testing.T, dir string, want error, fill, free func()) {
+	l := open(t, filepath.Join(dir, "log"), true)
+	replay(t, l)
+	write(t, l, record(0))
+	fill()
+	next := 1
+	acks := make(chan error, 20_000)
+	more := func() {
+		l.Append([]byte(record(next)), func(err error) { acks <- err })
+		next++
+	}
+	for late := time.Now().Add(limit); l.Err() == nil; time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(late) || next == 20_000 {
+			t.Fatal("the disk does not become full")
+		}
+		more()
+	}
+	if err := l.Err(); !errors.Is(err, want) {
+		t.Errorf("Err: %v; want %v", err, want)
+	}
+	if _, err := l.Clean(t.Context(), 1000, func([]byte) {}); !errors.Is(err, want) {
+		t.Errorf("Clean: %v; want %v", err, want)
+	}
+	for range 100 {
+		more()
+	}
+	time.Sleep(300 * time.Millisecond) // some attempts, not a proof
+	if err := l.Err(); !errors.Is(err, want) {
+		t.Errorf("Err: %v; want %v", err, want)
+	}
+	free()
+	for range next - 1 {
+		await(t, acks)
+	}
+	if err := l.Err(); err != nil {
+		t.Errorf("Err with room: %v", err)
+	}
+	t.Logf("%d records, %d starts", next, l.Stats().Restarts)
+	closeLog(t, l)
+	l = open(t, l.options.Dir, true)
+	if n := numbers(t, l); n != next {
+		t.Errorf("%d records; want %d", n, next)
+	}
+}
+
+// Close on a full disk gives up what waits, when its time is up.
+func TestCloseOnFullDisk(t *testing.T) {
+	dir, ok := childOf(t)
+	if !ok {
+		run(t, t.TempDir(), nil)
+		return
+	}
+	signal.Ignore(syscall.SIGXFSZ)
+	l := open(t, dir, true)
+	replay(t, l)
+	write(t, l, "kept")
+	var size syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &size); err != nil {
+		t.Fatal(err)
+	}
+	size.Cur = 100_000
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &size); err != nil {
+		t.Fatal(err)
+	}
+	acks := make(chan error, 1)
+	l.Append(make([]byte, 200_000), func(err error) { acks <- err })
+	for late := time.Now().Add(limit); l.Err() == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatal("no error")
+		}
+	}
+	ctx, cancel := withCancel(t)
+	cancel()
+	if err := l.Close(ctx); err == nil || !strings.Contains(err.Error(), "1 records were not written") {
+		t.Errorf("Close: %v", err)
+	}
+	if err := <-acks; err != ErrClosed {
+		t.Errorf("the record: %v; want ErrClosed", err)
+	}
+}
+
+// The server is reached by nobody but this process.
+func TestNothingListens(t *testing.T) {
+	before := listeners(t)
+	l := open(t, t.TempDir(), true)
+	replay(t, l)
+	write(t, l, "one")
+	n, _ := l.now()
+	if s := n.server; s.Addr() != nil || s.MonitorAddr() != nil || s.ClusterAddr() != nil || s.NumRoutes() != 0 || s.NumLeafNodes() != 0 {
+		t.Error("the server has an address")
+	}
+	if after := listeners(t); after != before {
+		t.Errorf("%d sockets listen; before the start %d", after, before)
+	}
+}
+
+// listeners returns how many TCP sockets of this process listen.
+func listeners(t *testing.T) (n int) {
+	t.Helper()
+	mine := map[string]bool{}
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil {
+			mine[to] = true
+		}
+	}
+	for _, name := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // a kernel without it
+		}
+		for line := range strings.Lines(string(text)) {
+			const listen, state, inode = "0A", 3, 9
+			if f := strings.Fields(line); len(f) > inode && f[state] == listen && mine["socket:["+f[inode]+"]"] {
+				n++
+			}
+		}
+	}
+	return n
+}
