@@ -95,7 +95,12 @@ func (c *checker) run(ctx context.Context, n *node) error {
 		c.problem(fmt.Sprintf("the end of the log is missing: there was a message %d, and the last one is %d", s.at.last, s.at.prev))
 	}
 	c.decoder = decoder{first: s.at.first, warn: c.problem}
-	return n.scan(ctx, max(s.at.first, 1), s.at.prev, c.message)
+	err = n.scan(ctx, max(s.at.first, 1), s.at.prev, c.message)
+	if errors.Is(err, errNotThere) {
+		c.problem(err.Error())
+		err = nil
+	}
+	return err
 }
 
 func (c *checker) message(m message) error {

@@ -148,6 +148,44 @@ func TestCleanOrder(t *testing.T) {
 	same(t, reopened(t, l), want)
 }
 
+// Nothing is deleted before the copies are written.
+func TestCleanWaitsForCopies(t *testing.T) {
+	l := open(t, t.TempDir(), true)
+	replay(t, l)
+	write(t, l, "needed")
+	begun, release := make(chan struct{}), make(chan struct{})
+	l.Append([]byte("first"), func(error) { close(begun); <-release })
+	<-begun
+	cleaned := make(chan error)
+	go func() {
+		_, err := l.Clean(t.Context(), 1, func(r []byte) { l.Append(r, nil) })
+		cleaned <- err
+	}()
+	for late := time.Now().Add(limit); !marked(l); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatal("Clean writes no mark")
+		}
+	}
+	n, _ := l.now()
+	s, err := n.state(t.Context())
+	if err != nil || s.firstStored != 1 || s.at.first != 0 {
+		t.Errorf("%v; the log begins with message %d while the copy waits; want 1", err, s.firstStored)
+	}
+	close(release)
+	await(t, cleaned)
+	if s, err = n.state(t.Context()); err != nil || s.firstStored != 2 || s.at.first != 2 {
+		t.Errorf("%v; the log begins with message %d; want 2", err, s.firstStored)
+	}
+	same(t, reopened(t, l), []string{"first", "needed"})
+}
+
+// marked reports whether a mark waits behind another pack.
+func marked(l *Log) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue) == 2 && l.queue[1].kind == kindMark
+}
+
 // A log from which everything was deleted goes on, and its sequences too.
 func TestCleanAll(t *testing.T) {
 	l := open(t, t.TempDir(), true)

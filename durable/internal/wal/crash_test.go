@@ -162,13 +162,17 @@ func powerCuts(t *testing.T, large bool) {
 			}
 		})
 	}
-	for range 12 {
+	cuts := 14
+	if large {
+		cuts = 6
+	}
+	for range cuts {
 		copies := t.TempDir()
 		lengths, promised := map[string]int64{}, 0
 		noted, copied := make(chan error, 1), make(chan error, 1)
 		many := 60
 		if large {
-			many = 12
+			many = 24
 		}
 		for range random.IntN(many) {
 			one(func() {})

@@ -118,6 +118,26 @@ func TestBadLastMessage(t *testing.T) {
 	}
 }
 
+// The same if the disk has damaged it.
+func TestDamagedLastMessage(t *testing.T) {
+	dir := logOf(t, "first")
+	raw(t, dir, sealed(header{kind: kindPack, synced: true, prev: 1, count: 1, size: 41}, "\x28"+strings.Repeat("x", 40)))
+	name := filepath.Join(dir, storeName, "$G", "streams", streamName, "msgs", "1.blk")
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, name, info.Size()-30)
+	_, err = Open(t.Context(), options(t, dir, true))
+	if err == nil || !strings.Contains(err.Error(), dir+": message 2 cannot be read") {
+		t.Errorf("Open: %v", err)
+	}
+	s, err := Check(t.Context(), dir, nil)
+	if err != nil || s.Records != 1 || len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "message 2") {
+		t.Errorf("Check: %v, %+v", err, s)
+	}
+}
+
 // A crash between the parts of a record leaves a beginning, which is no record; what
 // is appended after it is one.
 func TestIncompleteRecord(t *testing.T) {
@@ -160,6 +180,30 @@ func TestHoleWithoutSync(t *testing.T) {
 	if err != nil || len(s.Problems) != 2 || s.Records != 3 {
 		t.Errorf("Check: %v, %+v; want two problems", err, s)
 	}
+}
+
+// Whatever a message holds, the decoder returns.
+func FuzzDecoder(f *testing.F) {
+	f.Add(byte(kindPack), uint32(2), uint32(6), []byte("\x02ab\x02cd"))
+	f.Add(byte(kindPart), uint32(0), uint32(6), []byte("abcd"))
+	f.Add(byte(kindMark), uint32(0), uint32(0), []byte(nil))
+	f.Fuzz(func(t *testing.T, k byte, count, size uint32, payload []byte) {
+		d := decoder{warn: func(string) {}}
+		for i, h := range []header{{kind: kind(k), count: count, size: size}, {kind: kindPart, count: count, size: size}} {
+			h.prev = uint64(i)
+			length := 0
+			err := d.message(message{sequence: uint64(i + 1), data: sealed(h, string(payload))}, func(r []byte) error {
+				length += len(r)
+				return nil
+			})
+			if err == nil && h.kind == kindPack && length > len(payload) {
+				t.Errorf("records of %d bytes in %d", length, len(payload))
+			}
+		}
+		if err := d.message(message{sequence: 3, data: payload}, func([]byte) error { return nil }); err == nil && len(payload) < headerSize {
+			t.Error("a message without a header is accepted")
+		}
+	})
 }
 
 // A block that the disk has damaged is no shorter log.

@@ -17,8 +17,10 @@ const (
 	patience = 15
 )
 
-// errEnough ends a scan without an error.
-var errEnough = errors.New("enough")
+var (
+	errEnough   = errors.New("enough") // ends a scan without an error
+	errNotThere = errors.New("the log's server does not deliver it")
+)
 
 // scan calls f with the messages from one sequence to another, which exists, in their
 // order. An error of f ends it. The data is f's during the call alone. It uses a
@@ -56,7 +58,7 @@ func (n *node) scan(ctx context.Context, from, to uint64, f func(message) error)
 		case after > next:
 			next, empty = after, 0
 		case empty == patience || conn.IsClosed():
-			return fmt.Errorf("the log's server does not deliver message %d", next)
+			return fmt.Errorf("message %d: %w", next, errNotThere)
 		default:
 			empty++
 		}
@@ -79,7 +81,7 @@ func scanBatch(ctx context.Context, consumer jetstream.Consumer, next, to uint64
 			return next, err
 		}
 		if meta.Sequence.Stream > to {
-			return next, fmt.Errorf("the log's server does not deliver message %d", to)
+			return next, fmt.Errorf("message %d: %w", to, errNotThere)
 		}
 		err = f(message{
 			sequence: meta.Sequence.Stream, time: meta.Timestamp, data: m.Data(), size: int64(len(m.Data())) + overhead,

@@ -187,6 +187,9 @@ func (n *node) state(ctx context.Context) (state, error) {
 		bytes:       int64(info.State.Bytes),
 	}
 	last, err := n.lastMessage(ctx)
+	if err == nil && last == nil && s.messages > 0 { // it is damaged: that is no empty log
+		err = &badMessage{s.at.last, errors.New("cannot be read")}
+	}
 	if err != nil || last == nil {
 		return s, err
 	}
@@ -198,7 +201,7 @@ func (n *node) state(ctx context.Context) (state, error) {
 	return s, nil
 }
 
-// lastMessage returns the last message, or nil if there is none.
+// lastMessage returns the last message, or nil if there is none or it is damaged.
 func (n *node) lastMessage(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 	m, err := n.stream.GetLastMsgForSubject(ctx, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {

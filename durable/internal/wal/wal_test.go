@@ -334,6 +334,46 @@ func TestFence(t *testing.T) {
 	same(t, reopened(t, l), []string{"one", "other"})
 }
 
+// After a failed write the server is started anew. After a failed fsync that would
+// prove nothing, if the promise is that records are on disk.
+func TestServerFails(t *testing.T) {
+	tests := []struct {
+		op   string
+		sync bool
+		lost bool
+	}{
+		{"write", true, false},
+		{"sync", true, true},
+		{"sync", false, false},
+	}
+	for _, test := range tests {
+		t.Run(fmt.Sprint(test.op, " ", test.sync), func(t *testing.T) {
+			l := open(t, t.TempDir(), test.sync)
+			replay(t, l)
+			write(t, l, "one")
+			n, _ := l.now()
+			failure := &os.PathError{Op: test.op, Path: "1.blk", Err: syscall.EIO}
+			n.log.Errorf("Critical write error: %v", failure)
+			n.server.Shutdown()
+			want := []string{"one"}
+			if test.lost {
+				acks := make(chan error, 1)
+				l.Append([]byte("two"), func(err error) { acks <- err })
+				if err := <-acks; !errors.Is(err, ErrLost) || !errors.Is(err, syscall.EIO) {
+					t.Errorf("%v; want ErrLost and the reason", err)
+				}
+			} else {
+				write(t, l, "two", "three")
+				want = append(want, "two", "three")
+				if err, n := l.Err(), l.Stats().Restarts; err != nil || n != 1 {
+					t.Errorf("%d starts, %v; want 1", n, err)
+				}
+			}
+			same(t, reopened(t, l), want)
+		})
+	}
+}
+
 // Close writes what waits; what it gives up is told so; nothing is taken after it.
 func TestClose(t *testing.T) {
 	t.Run("whole", func(t *testing.T) {
