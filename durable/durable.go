@@ -1,0 +1,165 @@
+// Package durable makes the jobs of [holdfast.Jobs] outlive the process. A request that
+// was answered with 202 runs, also if the process is killed or the power fails; its
+// response can be read after a restart.
+//
+// The memory decides, as it does without this package: bound, order, urgency, shares and
+// cancellation are the same. Each decision is written to a log before a client is told of
+// it: that a job was accepted before the 202, and how it has ended before it is shown as
+// ended. The log is a NATS JetStream, which runs in the process and opens no port; its
+// folder is all there is.
+//
+// Jobs run at least once. A job that was running when the process ended is started again,
+// and its handler can tell: the request has a Job-Attempt header, 1 for the first start,
+// and an Idempotency-Key, which is the client's own or the job's id in quotes. A job whose
+// end was written never runs again.
+package durable
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"holdfast"
+	"holdfast/durable/internal/wal"
+	"holdfast/histogram"
+	"holdfast/internal/httpjob"
+)
+
+// A Config says where jobs are stored, and what runs them.
+type Config struct {
+	// Dir is the folder of the log. It is created if it is not there. One process may
+	// own it.
+	Dir string
+
+	// Dispatcher runs the jobs. It must be new: nothing was submitted to it.
+	Dispatcher *holdfast.Dispatcher
+
+	// Jobs is as for [holdfast.NewJobs]. Retain, RetainJobs and RetainBytes bound what is
+	// kept across a restart, too.
+	Jobs holdfast.JobsConfig
+
+	// Handler serves the requests that were stored before a restart. It gets them as the
+	// handler did that Async wraps, so it is mostly that one, a mux if there are several.
+	// What it answers is the response of the job, also if it is 404 since a route is gone.
+	// The values of a request's context do not survive.
+	Handler http.Handler
+
+	// NoSync answers before the job is on disk. A crash of the process then loses
+	// nothing, a power failure the jobs of the last minutes.
+	NoSync bool
+
+	// Attempts is how often a job may have been running when the process ended. One more
+	// start could end it once more, so the job fails then. If zero, 3 is used.
+	Attempts int
+
+	// Logger gets what is wrong with the log. If nil, slog.Default() is used.
+	Logger *slog.Logger
+}
+
+// Jobs are jobs that outlive the process. Its methods may be called by any number of
+// goroutines at once.
+type Jobs struct {
+	*holdfast.Jobs
+	log  *wal.Log
+	stop context.CancelFunc
+	done chan struct{} // closed when clean has returned
+}
+
+// Open opens the log, or creates it, and submits the jobs again that had not ended, in the
+// order in which they were accepted. It returns when they have their places in the queue,
+// or the queue is full; the others wait for theirs. The listener should not be open before.
+// ctx ends the reading of the log.
+//
+// If the folder cannot be used, the error says why, and nothing was changed.
+func Open(ctx context.Context, c Config) (*Jobs, error) {
+	switch {
+	case c.Dir == "":
+		return nil, errors.New("durable: Config.Dir is empty; want a folder")
+	case c.Dispatcher == nil || c.Handler == nil:
+		return nil, errors.New("durable: Config.Dispatcher or Config.Handler is nil; want what runs the jobs")
+	case c.Attempts < 0:
+		return nil, fmt.Errorf("durable: Config.Attempts is %d; want 0 (the default) or more", c.Attempts)
+	}
+	jobs, err := holdfast.NewJobs(c.Dispatcher, c.Jobs)
+	if err != nil {
+		return nil, err
+	}
+	log, err := wal.Open(ctx, wal.Options{Dir: c.Dir, Sync: !c.NoSync, Logger: cmp.Or(c.Logger, slog.Default())})
+	if err != nil {
+		return nil, err
+	}
+	j := &Jobs{Jobs: jobs, log: log, done: make(chan struct{})}
+	if err := j.restore(ctx, c); err != nil {
+		log.Close(ctx)
+		return nil, err
+	}
+	cleaning, stop := context.WithCancel(context.Background())
+	j.stop = stop
+	go j.clean(cleaning)
+	return j, nil
+}
+
+func (j *Jobs) restore(ctx context.Context, c Config) error {
+	core := httpjob.Of(j.Async(http.NotFoundHandler()))
+	core.Store.Journaled(j.log)
+	if err := j.log.Replay(ctx, core.Store.Replay); err != nil {
+		return fmt.Errorf("durable: reading %s: %w", c.Dir, err)
+	}
+	return core.Restore(c.Handler, cmp.Or(c.Attempts, 3))
+}
+
+// Close writes what is yet to be written and closes the log. Call it after the dispatcher's
+// Shutdown and that of the HTTP server. It blocks until that is done or ctx ends; then what
+// was not written is as if the process had been killed.
+//
+// What a shutdown has cut off is stored, and runs after the next Open.
+func (j *Jobs) Close(ctx context.Context) error {
+	j.stop()
+	<-j.done
+	return j.log.Close(ctx)
+}
+
+// LogStats are the state of the log.
+type LogStats struct {
+	Bytes   int64               // on disk
+	Waiting int                 // records that are not on disk yet
+	Err     error               // why they do not get there; nil if they do
+	Syncs   histogram.Histogram // how long writes take
+}
+
+// Log returns the state of the log. It does not block.
+func (j *Jobs) Log() LogStats {
+	s := j.log.Stats()
+	return LogStats{s.Bytes, s.Waiting, j.log.Err(), s.Syncs}
+}
+
+const (
+	cleanEvery = time.Second
+	cleanFrom  = 64 << 20 // bytes below which a log is not worth cleaning
+	cleanStep  = 32 << 20 // bytes of the log that are looked at in one step
+)
+
+// clean keeps the log from growing: when most of it is garbage, the oldest part is read,
+// what is still needed of it is appended once more, and the part goes.
+func (j *Jobs) clean(ctx context.Context) {
+	defer close(j.done)
+	store := httpjob.Of(j.Async(http.NotFoundHandler())).Store
+	again := time.NewTicker(cleanEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+		for j.log.Stats().Bytes > cleanFrom+2*store.Live() {
+			if freed, err := j.log.Clean(ctx, cleanStep, store.CopyIfAlive); err != nil || freed == 0 {
+				break
+			}
+		}
+	}
+}
