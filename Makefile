@@ -20,7 +20,7 @@ MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*/go.mod'))
 FUZZTIME := 20s
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help run build test check vet module bench load screenshots proxies fuzz soak
+.PHONY: help run build test check vet module bench load drawings screenshots proxies fuzz soak
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +64,9 @@ load: build ## ab on /aaa and /bbb, with and without keep-alive (needs curl, and
 		ab -q -n $$n -c 100 $$k -p testdata/sleep.json -T application/json http://127.0.0.1:8099/$$path | \
 			grep -E 'Time taken|Complete|Failed|Non-2xx|Requests per|  50%|  99%|100%'; \
 	done; done; done
+
+drawings: ## draw the drawings of docs anew, from their texts
+	go run ./internal/drawing docs/drawings/*.txt
 
 screenshots: ## write the pictures of the dashboard anew, into e2e/screenshots (needs Chromium)
 	cd e2e && go test -count=1 -run 'Dashboard|JobsPage' -timeout 30m . -screenshots "$$PWD/screenshots"
