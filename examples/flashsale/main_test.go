@@ -354,7 +354,6 @@ func TestGoneFromTheQueue(t *testing.T) {
 	waiting.Wait()
 	c.await("empty", func(n counters) bool { return n.Gone == 100 })
 	p.resize(t, 8)
-	// Buyers are refused until the worker has skipped the canceled jobs.
 	for began := time.Now(); c.bought.Load() == 0 && time.Since(began) < proctest.Patience; {
 		c.buy(t.Context())
 	}
@@ -535,7 +534,7 @@ func testStock(t *testing.T, s stock) {
 	t.Helper()
 	var sales [41]atomic.Int64
 	sell := func() {
-		n, err := s("sold", 1)
+		n, err := s.add("sold", 1)
 		if n < 0 || n > 40 || err != nil {
 			t.Errorf("%d, %v, want a sale of 40, or 0", n, err)
 			return
@@ -546,7 +545,7 @@ func testStock(t *testing.T, s stock) {
 	for buyer := range 64 {
 		all.Go(func() {
 			if buyer == 32 {
-				if n, err := s("added", 20); n != 40 || err != nil {
+				if n, err := s.add("added", 20); n != 40 || err != nil {
 					t.Errorf("%d, %v, want 40 added", n, err)
 				}
 			}
@@ -565,18 +564,18 @@ func testStock(t *testing.T, s stock) {
 		}
 	}
 	for i, counter := range []string{"sold_out", "refused", "gone", "calls"} {
-		if n, err := s(counter, i+1); n != i+1 || err != nil {
+		if n, err := s.add(counter, i+1); n != i+1 || err != nil {
 			t.Errorf("%s: %d, %v", counter, n, err)
 		}
 	}
-	sold(t, s, 40)
+	checkStock(t, s, 40)
 }
 
-// sold checks that a stock that testStock has used has sold n items.
-func sold(t *testing.T, s stock, n int) {
+// checkStock checks that a stock that testStock has used has sold n items.
+func checkStock(t *testing.T, s stock, n int) {
 	t.Helper()
 	want := map[string]int{"added": 40, "sold": n, "remaining": 40 - n, "sold_out": 1, "refused": 2, "gone": 3, "calls": 4}
-	if got, err := s.read(); !maps.Equal(got, want) || err != nil {
+	if got, err := read(s); !maps.Equal(got, want) || err != nil {
 		t.Errorf("%v, %v; want %v", got, err, want)
 	}
 }

@@ -103,7 +103,7 @@ func TestShared(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sold(t, again, 40)
+	checkStock(t, again, 40)
 }
 
 // Three processes sell the same stock, through one proxy.
