@@ -1,29 +1,29 @@
-// Package holdfast absorbs bursts that cannot be served immediately: it accepts
-// jobs into a bounded queue and runs them on a fixed number of workers. It differs
-// from a buffered channel with goroutines ranging over it in what it promises: an
-// exact bound, a choice of what happens beyond it, one outcome for every accepted
-// job, cancellation, resizing, and a shutdown that loses nothing in silence.
+// Package holdfast runs jobs from a bounded queue on a fixed number of workers. Beside
+// a buffered channel with goroutines ranging over it, it has an exact bound, a choice of
+// what happens beyond it, one outcome for every accepted job, and an orderly shutdown.
 //
-// A [Dispatcher], made by [New], runs functions. [Jobs], made by [NewJobs], runs HTTP
-// requests on it: it wraps a handler so that requests wait for a worker, or become
-// jobs that a client can follow. See the package example.
+// Fill in a [Config] and call [New] for a [Dispatcher], which runs functions. [NewJobs]
+// wraps HTTP handlers, so that requests wait for a worker, or become jobs that a client
+// can follow. [Dispatcher.Shutdown] comes last, while the HTTP server still listens.
+//
+//	d, err := holdfast.New(holdfast.Config{Workers: 8, Queue: 100})
+//	jobs, err := holdfast.NewJobs(d, holdfast.JobsConfig{})
+//	mux.Handle("POST /report", jobs.Async(report)) // 202 at once; with Queued, the real response
+//	mux.Handle("/jobs/", jobs)                     // status, response, cancel
+//	left, err := d.Shutdown(ctx)                   // what was cut off or never started
 //
 // # Concurrency properties
 //
-// A job leaves the queue only when a worker is idle to run it, in the order in
-// which jobs were accepted. Submits that overlap in time may be accepted in either
-// order. With w workers and a queue of L places, w + L jobs are accepted before the
-// next one waits, is refused or displaces the oldest, whether the workers are idle or
+// A job leaves the queue only when a worker is idle to run it, in the order in which jobs
+// were accepted. With w workers and a queue of L places, w + L jobs are accepted before
+// the next one waits, is refused or displaces the oldest, whether the workers are idle or
 // busy. At most w of them run. There are w goroutines however many jobs wait.
 //
 // Every accepted job ends once, in one of the states from [StateSucceeded] to
-// [StateAbandoned], also if it panics, calls [runtime.Goexit], or the dispatcher is
-// shut down. Whoever waits for it is woken then.
-//
-// A job that submits to its own dispatcher never blocks on it: where it would have
-// to wait it gets [ErrNested]. The dispatcher recognizes the job by its context. So
-// a job that waits with another context, or through another dispatcher, or by an
-// HTTP request to a queued route of its own server, can wait for itself and hang.
+// [StateAbandoned], and whoever waits for it is woken then. A job that would wait for its
+// own dispatcher gets [ErrNested] instead. The dispatcher recognizes the job by its
+// context: one that waits with another context, through another dispatcher, or by an HTTP
+// request to a queued route of its own server, can wait for itself and hang.
 package holdfast
 
 import (

@@ -32,19 +32,19 @@ func JobID(ctx context.Context) ID {
 
 // A JobInfo says what is known of a job of [Jobs] at one moment.
 type JobInfo struct {
-	ID     ID     // empty for a job of Jobs.Queued, which cannot be looked up
-	Method string // of the request
-	Target string // its path and query, at most 200 bytes
-	Route  string // the pattern of the ServeMux that it matched, if any
-	State  string // "queued", "running", "done", "failed", "canceled" or "dropped"
-	Status int    // of the response; 0 if there is none
-	Error  string // why the job ended without a response; otherwise empty
+	ID     ID     // ID is empty for a job of Jobs.Queued, which cannot be looked up.
+	Method string // Method is that of the request.
+	Target string // Target is the request's path and query, at most 200 bytes of it.
+	Route  string // Route is the pattern of the ServeMux that the request matched, if any.
+	State  string // State is "queued", "running", "done", "failed", "canceled" or "dropped".
+	Status int    // Status is that of the response, 0 if there is none.
+	Error  string // Error says why the job ended without a response; otherwise it is empty.
 
-	// When the job was accepted, has started and has ended; zero if it has not.
+	// These are when the job was accepted, started and ended. They are zero if it has not.
 	Accepted, Started, Ended time.Time
 
-	Wait time.Duration // from Accepted to Started; 0 if it has not started
-	Run  time.Duration // from Started to Ended; 0 if it has not started and ended
+	Wait time.Duration // Wait is from Accepted to Started, 0 if the job has not started.
+	Run  time.Duration // Run is from Started to Ended, 0 if the job has not started and ended.
 }
 
 // LogValue returns the fields with the id cut as by [ID.Short].
@@ -84,23 +84,23 @@ func (j *Jobs) find(id ID, view func(*store.Job) store.View) (JobInfo, bool) {
 
 // JobsStats says what [Jobs] keeps of jobs.
 type JobsStats struct {
-	Open      int   // jobs that have not ended
-	Kept      int   // jobs that have
-	KeptBytes int64 // about how many bytes these take
-	Unread    int   // of these, the ones that no client has read
+	Open      int   // Open is the number of jobs that have not ended.
+	Kept      int   // Kept is the number of jobs that have ended and can be read.
+	KeptBytes int64 // KeptBytes is about how many bytes those take.
+	Unread    int   // Unread is how many of those no client has read.
 
-	// Ended jobs that were forgotten, by the bound that they exceeded: Retain,
-	// RetainJobs, or RetainBytes and MaxMemory.
+	// These count the ended jobs that were forgotten, by the bound that they exceeded:
+	// Retain, RetainJobs, or RetainBytes and MaxMemory.
 	EvictedAge, EvictedJobs, EvictedBytes uint64
 
-	RefusedLate, Expired uint64 // requests refused by patience, when they came and later
+	RefusedLate, Expired uint64 // These count requests refused by patience, when they came and later.
 
 	// Reach is how far back one can look: a job that ended less long ago is still
 	// there. It is Retain, unless the other bounds allow less.
 	Reach time.Duration
 
-	Held        int64  // about how many bytes are held for clients, of MaxMemory
-	RefusedHeld uint64 // requests and responses that were refused since these were too many
+	Held        int64  // Held is about how many bytes of MaxMemory are held for clients.
+	RefusedHeld uint64 // RefusedHeld counts requests and responses that MaxMemory had no room for.
 }
 
 // Stats returns a snapshot of what is kept. It does not block.

@@ -142,9 +142,9 @@ func (d *Dispatcher) tell(onEnd func(JobInfo), i JobInfo) {
 
 // Limits are the limits of a route. A limit of zero is that of the Jobs.
 type Limits struct {
-	MaxBody  int64         // as in JobsConfig
-	Timeout  time.Duration // as JobTimeout in Config
-	Patience time.Duration // as in JobsConfig
+	MaxBody  int64         // MaxBody is that of JobsConfig.
+	Timeout  time.Duration // Timeout is the JobTimeout of Config.
+	Patience time.Duration // Patience is that of JobsConfig.
 }
 
 // With returns a view of j that wraps handlers under other limits, so that one route

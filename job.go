@@ -17,14 +17,14 @@ import (
 type State uint8
 
 const (
-	StateQueued    State = iota // accepted, waiting for a worker
-	StateRunning                // handed to a worker
-	StateSucceeded              // the function returned nil
-	StateFailed                 // the function returned an error, ran past its deadline or called runtime.Goexit
-	StatePanicked               // the function panicked
-	StateCanceled               // canceled before the function returned, or before it was called
-	StateDropped                // gave its place to a newer job under DropOldest, or by its class; never ran
-	StateAbandoned              // still queued when Shutdown was cut off; never ran
+	StateQueued    State = iota // The job was accepted and waits for a worker.
+	StateRunning                // The job was handed to a worker.
+	StateSucceeded              // The function returned nil.
+	StateFailed                 // The function returned an error, ran past its deadline or called runtime.Goexit.
+	StatePanicked               // The function panicked.
+	StateCanceled               // The job was canceled before the function returned, or before it was called.
+	StateDropped                // The job gave its place to a newer one, under DropOldest or by its class, and never ran.
+	StateAbandoned              // The job was still queued when Shutdown was cut off, and never ran.
 )
 
 var stateNames = []string{"queued", "running", "succeeded", "failed", "panicked", "canceled", "dropped", "abandoned"}
@@ -44,8 +44,8 @@ var errGoexit = errors.New("holdfast: job called runtime.Goexit")
 
 // A PanicError is the error of a job that ended as [StatePanicked].
 type PanicError struct {
-	Value any    // what the function panicked with
-	Stack []byte // the stack of the panic, as formatted by runtime/debug.Stack
+	Value any    // Value is what the function panicked with.
+	Stack []byte // Stack is the stack of the panic, as runtime/debug.Stack formats it.
 }
 
 // Error names the panic's value. The stack is left out: an error's text may

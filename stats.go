@@ -16,32 +16,32 @@ import (
 // surplus workers have finished what they run, Running may be up to the number of
 // workers there were.
 type Stats struct {
-	Workers  int      // as set by New or Resize; 0 when a shutdown needs no more of them
-	Queue    int      // places for jobs that wait
-	Overflow Overflow // as set by New or SetOverflow
+	Workers  int      // Workers is what New or Resize has set, and 0 once a shutdown needs none.
+	Queue    int      // Queue is the number of places for jobs that wait.
+	Overflow Overflow // Overflow is what New or SetOverflow has set.
 
-	Accepted uint64 // jobs since New
-	Queued   int    // jobs that wait for a worker
-	Running  int    // jobs that were handed to a worker and have not ended
-	Blocked  int    // submitters that wait for a place
+	Accepted uint64 // Accepted counts the jobs that were accepted since New.
+	Queued   int    // Queued is the number of jobs that wait for a worker.
+	Running  int    // Running is the number of jobs that were handed to a worker and have not ended.
+	Blocked  int    // Blocked is the number of submitters that wait for a place.
 
-	// Ended jobs since New, by outcome.
+	// These count the jobs that have ended since New, by outcome.
 	Succeeded, Failed, Panicked, Canceled, Dropped, Abandoned uint64
 
-	// Submits since New that were not accepted, by reason.
-	RefusedFull   uint64 // ErrQueueFull
-	RefusedClosed uint64 // ErrClosed
-	RefusedNested uint64 // ErrNested
-	RefusedGone   uint64 // the context ended first
-	RefusedShare  uint64 // ErrShare
-	RefusedLate   uint64 // ErrLate, or a request that Jobs refused for its patience when it came
+	// These count the submits since New that were not accepted, by reason.
+	RefusedFull   uint64 // The submit got ErrQueueFull.
+	RefusedClosed uint64 // The submit got ErrClosed.
+	RefusedNested uint64 // The submit got ErrNested.
+	RefusedGone   uint64 // The context of the submit ended first.
+	RefusedShare  uint64 // The submit got ErrShare.
+	RefusedLate   uint64 // The submit got ErrLate, or Jobs refused a request for its patience when it came.
 
 	// OldestAge is how long ago the longest-waiting queued job was accepted, 0 if
 	// none is queued.
 	OldestAge time.Duration
 
-	Wait histogram.Histogram // from acceptance to the hand-over, of jobs that have started
-	Run  histogram.Histogram // from the hand-over to the end, of jobs that have started and ended
+	Wait histogram.Histogram // Wait has the times from acceptance to the hand-over, of jobs that have started.
+	Run  histogram.Histogram // Run has the times from the hand-over to the end, of jobs that have ended after it.
 }
 
 // Stats returns a snapshot. It takes about a microsecond, during which no job starts
@@ -56,26 +56,26 @@ func (d *Dispatcher) Stats() Stats {
 
 // UrgencyStats says what there is at one urgency, and what became of the rest since New.
 type UrgencyStats struct {
-	Urgency   int           // as in Class
-	Queued    int           // jobs that wait for a worker
-	OldestAge time.Duration // of the one that has waited longest, 0 if none is queued
+	Urgency   int           // Urgency is that of Class.
+	Queued    int           // Queued is the number of jobs that wait for a worker.
+	OldestAge time.Duration // OldestAge is how long the first of them has waited, 0 if none is queued.
 	UrgencyCounts
-	Clients []ClientStats // those with the most queued jobs, 10 at most, the one with most first
+	Clients []ClientStats // Clients are at most 10 with the most queued jobs, the one with most first.
 }
 
 // UrgencyCounts counts the jobs of one urgency that have come to nothing.
 type UrgencyCounts struct {
-	RefusedFull, RefusedShare, RefusedLate, RefusedClosed uint64 // as in Stats
+	RefusedFull, RefusedShare, RefusedLate, RefusedClosed uint64 // These count as in Stats.
 
-	Dropped uint64 // as in Stats
-	Expired uint64 // jobs that were not begun within their patience
-	InVain  uint64 // requests of Queued that a worker has begun, and whose client left before the answer
+	Dropped uint64 // Dropped counts as in Stats.
+	Expired uint64 // Expired counts the jobs that were not begun within their patience.
+	InVain  uint64 // InVain counts requests of Queued that were begun, and whose client left before the answer.
 }
 
 // ClientStats says what one client has.
 type ClientStats struct {
-	Client          string // its name; a long one is hashed
-	Queued, Running int    // jobs of one urgency
+	Client          string // Client is its name; a long one is hashed.
+	Queued, Running int    // Queued and Running are its numbers of jobs of one urgency.
 }
 
 // Urgencies returns a snapshot by urgency, the most urgent first, without those of which
