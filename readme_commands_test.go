@@ -60,7 +60,7 @@ var (
 	}
 )
 
-func TestCommandsOfREADMEAndDocs(t *testing.T) {
+func TestCommandsOfThePages(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes a minute")
 	}
