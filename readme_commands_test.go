@@ -37,6 +37,7 @@ var (
 	}{
 		{regexp.MustCompile(`^go run main\.go plan\b`), "", ""},
 		{regexp.MustCompile(`^(go run main\.go|bin/holdfast)\b`), "8099", ""},
+		{regexp.MustCompile(`^go -C durable run \./cmd/holdfast\b`), "8099", ""},
 		{regexp.MustCompile(`^go run \.$`), "8080", ""},
 		{regexp.MustCompile(`^python3 -m http\.server\b`), "8000", ""},
 		{regexp.MustCompile(`^go -C examples/payload run \.$`), "8099", " -addr 127.0.0.1:8099"},

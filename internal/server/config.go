@@ -197,7 +197,15 @@ func (c *Config) parse(options []option, args []string, getenv func(string) stri
 
 func writeUsage(out io.Writer, version string, set *flag.FlagSet, options []option) {
 	fmt.Fprintf(out, "Holdfast %s: POST /aaa works at once, POST /bbb queues the work.\n\n", version)
-	fmt.Fprintf(out, "Usage: go run main.go [flags]\n       go run main.go plan -h, to find out how many workers and how long a queue\n\n")
+	program := "go run main.go"
+	if set.Lookup("data") != nil {
+		program = "go -C durable run ./cmd/holdfast"
+	}
+	fmt.Fprintf(out, "Usage: %[1]s [flags]\n       %[1]s plan -h, to find out how many workers and how long a queue\n", program)
+	if set.Lookup("data") != nil {
+		fmt.Fprintf(out, "       %s check -data folder, to find out what is stored there\n", program)
+	}
+	fmt.Fprintln(out)
 	for _, s := range options {
 		arg, text := flag.UnquoteUsage(set.Lookup(s.name))
 		fmt.Fprintf(out, "  %-20s %s (%s; default %s)\n", "-"+s.name+" "+arg, text, s.env, cmp.Or(s.byDefault, "none"))
