@@ -43,9 +43,10 @@ type JobsConfig struct {
 	RetainBytes int64
 
 	// MaxMemory is about how many bytes may be held for clients: requests that wait, and
-	// responses that are being made, sent or kept. Kept ones give way first; what would
-	// still go beyond is refused with 503. If zero, half of what the process may use is
-	// used: of the machine's memory, of its control group's, or of GOMEMLIMIT.
+	// responses that are being made, sent or kept. Kept ones give way first, but for the
+	// newest sixteenth of the memory; what would still go beyond is refused with 503. If
+	// zero, half of what the process may use is used: of the machine's memory, of its
+	// control group's, or of GOMEMLIMIT.
 	MaxMemory int64
 
 	// OnEnd is called once for each job of Queued and Async that has ended, in

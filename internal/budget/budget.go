@@ -75,6 +75,14 @@ func (b *Budget) reserve(n int64, large bool) bool {
 	return taken || b.try(n, limit)
 }
 
+// Part returns the part of the limit that large reservations leave free.
+func (b *Budget) Part() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.limit / parts
+}
+
 // Add counts n bytes that are there whatever the limit says. If n is negative, they are
 // not any more.
 func (b *Budget) Add(n int64) {

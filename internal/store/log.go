@@ -35,8 +35,9 @@ type log struct {
 type chunk struct {
 	b           []byte // nil when it has no record any more
 	held        *budget.Shared
-	live, large int // its records in the index, and those of them with a large response
-	gaps        int // records forgotten in the middle
+	live, large int   // its records in the index, and those of them with a large response
+	apart       int64 // bytes of these
+	gaps        int   // records forgotten in the middle
 }
 
 type place struct{ chunk, offset uint32 }
@@ -106,12 +107,12 @@ const (
 // add appends a record and returns its outcome as it lies in the log. A response of
 // more than largeSize the log takes over as it is, any other it copies.
 func (l *log) add(r record) Outcome {
-	response, large := 0, 0
+	response, large, apart := 0, 0, 0
 	switch {
 	case r.outcome.State != Done:
 	case r.outcome.Response.Size() > largeSize:
 		l.large[r.id] = r.outcome.Response
-		large = 1
+		large, apart = 1, r.outcome.Response.Size()
 	default:
 		response = 4 + r.outcome.Response.Size()
 	}
@@ -124,6 +125,7 @@ func (l *log) add(r record) Outcome {
 	c := &l.chunks[last]
 	c.live++
 	c.large += large
+	c.apart += int64(apart)
 	l.index[r.id] = place{l.first + uint32(last), uint32(len(c.b))}
 	l.budget.Add(indexed(r.claimed))
 	c.b = r.append(c.b, response)
@@ -308,6 +310,7 @@ func (l *log) forget(chunk int, r header) {
 		large.Held().Release()
 		delete(l.large, r.id)
 		c.large--
+		c.apart -= int64(large.Size())
 	}
 	delete(l.index, r.id)
 	c.live--
@@ -330,11 +333,12 @@ func (l *log) empty(chunk int) {
 // yield forgets records until enough reports true, and calls forgotten for each: those
 // with a large response first, since each gives back its memory by itself, and the others
 // only by the chunk; of both the oldest first, but none that is being read, since its
-// memory stays with its readers. What it costs when there is nothing to forget is a look
-// at each chunk, and at each record of those with a large response.
+// memory stays with its readers, nor the newest, whose clients are yet to come for them.
+// What it costs when there is nothing to forget is a look at each chunk, and at each
+// record of those with a large response.
 func (l *log) yield(enough func() bool, forgotten func(header)) {
 	for _, large := range []bool{true, false} {
-		for i := range l.chunks {
+		for i := range l.yielding() {
 			c := &l.chunks[i]
 			if c.live == 0 || large && c.large == 0 || !large && !c.held.Alone() {
 				continue
@@ -346,19 +350,35 @@ func (l *log) yield(enough func() bool, forgotten func(header)) {
 	}
 }
 
+// yielding returns how many chunks may give way: all but the newest ones, as many as fit
+// into a part of the budget. Otherwise whoever sends large bodies could drive out each
+// result before its client had the time to ask for it.
+func (l *log) yielding() int {
+	left, n := l.budget.Part(), len(l.chunks)
+	for n > 0 {
+		c := &l.chunks[n-1]
+		if left -= chunkSize + c.apart; left < 0 {
+			break
+		}
+		n--
+	}
+	return n
+}
+
 // frees reports whether yield could free about n bytes.
 func (l *log) frees(n int64) bool {
-	n -= int64(len(l.index)) * indexSize
-	for i := range l.chunks {
-		if c := &l.chunks[i]; c.live > 0 && c.held.Alone() {
+	chunks := l.yielding()
+	for i := range chunks {
+		c := &l.chunks[i]
+		if n -= int64(c.live) * indexSize; c.live > 0 && c.held.Alone() {
 			n -= chunkSize
 		}
 	}
-	for _, response := range l.large {
+	for id, response := range l.large {
 		if n <= 0 {
 			break
 		}
-		if response.Held().Alone() {
+		if int(l.index[id].chunk-l.first) < chunks && response.Held().Alone() {
 			n -= int64(response.Size())
 		}
 	}
