@@ -90,17 +90,22 @@ func parsePage(name, markdown string) page {
 		} else if item.MatchString(line) {
 			add("list item")
 		} else if strings.HasPrefix(line, "|") {
-			add("table row")
-			for _, c := range tableCommand.FindAllStringSubmatch(line, -1) {
-				add(c[1])
-				p.blocks = append(p.blocks, block{said{i + 1, c[1]}, "table"})
-			}
+			p.row(i+1, line)
 		}
 		prose = append(prose, line)
 	}
 	p.steps = append(p.steps, said{len(prose), "the end"}) // so that the longer differs too
 	p.names, p.links = find(codeSpan, prose), find(link, prose)
 	return p
+}
+
+// row adds a row of a table, and the commands in it.
+func (p *page) row(line int, text string) {
+	p.steps = append(p.steps, said{line, "table row"})
+	for _, c := range tableCommand.FindAllStringSubmatch(text, -1) {
+		p.steps = append(p.steps, said{line, c[1]})
+		p.blocks = append(p.blocks, block{said{line, c[1]}, "table"})
+	}
 }
 
 // find returns what the groups of an expression match. Code in the text, and the text of

@@ -28,7 +28,7 @@ const (
 	sending     = 10 * time.Second // for a client to send its request
 )
 
-// Options are what the flags say.
+// options is what the flags say.
 type options struct {
 	addr, admin, redis string
 	workers            int
