@@ -1,0 +1,85 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/proctest"
+)
+
+// The tests of deploy run the server as its files say. Here stands what they share.
+
+// stopMargin is how much longer than -drain a stop may take: for the last answers, on
+// either listener, and the last lines of the log.
+const stopMargin = 5 * time.Second
+
+// adminToken is the operator's in these tests.
+const adminToken = "0123456789abcdef"
+
+// deployed returns the text of a file in deploy.
+func deployed(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "deploy", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// settings returns the lines of an environment file that are neither empty nor comments.
+func settings(text string) (lines []string) {
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// asRoot skips the test unless it runs as root on Linux, or fails it if
+// HOLDFAST_REQUIRE_SERVICES is set.
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("HOLDFAST_REQUIRE_SERVICES") != "" {
+		t.Fatal("not root, and HOLDFAST_REQUIRE_SERVICES is set")
+	}
+	t.Skip("it changes the root folder, which root alone may do")
+}
+
+var stopped = regexp.MustCompile(` (?:msg=)?stopped (.*)`)
+
+// ready returns the status of /readyz.
+func ready(t *testing.T, addr string) int {
+	t.Helper()
+	res, _ := do(t, "GET", "http://"+addr+"/readyz", nil)
+	return res.StatusCode
+}
+
+// awaitStop waits until the server has begun to stop.
+func awaitStop(t *testing.T, addr string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ready(t, addr) != 503; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the server is ready although it was told to stop")
+		}
+	}
+}
+
+// awaitExit waits for the end of a process, and returns its exit status.
+func awaitExit(t *testing.T, p *proctest.Process) int {
+	t.Helper()
+	select {
+	case <-p.Ended:
+		return p.Cmd.ProcessState.ExitCode()
+	case <-time.After(patience):
+		t.Fatal("the process has not ended")
+		return 0
+	}
+}
