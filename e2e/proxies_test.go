@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -15,6 +17,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,72 +28,61 @@ import (
 	"holdfast/internal/proctest"
 )
 
-// The tests in this file put proxies that others wrote in front of the gateway. Their
-// configurations have what README.md asks for, and are else as a user begins: time-outs
-// and buffering are the defaults of the proxy, or of Debian's package.
+// The tests in this file put proxies that others wrote in front of the gateway, with the
+// configurations of deploy. In these the tests change addresses and certificates, and
+// add what a user has no need of. Time-outs and buffering are as the files have them,
+// else the defaults of the proxy, or of Debian's package.
 
 var held = flag.Bool("held", false, "hold a long poll behind each proxy for as long as the server does")
 
 // A front is a kind of proxy.
 type front struct {
-	name   string
-	file   string // of its configuration
-	config string // in which names in capitals stand for addresses
-	args   []string
+	name string
+	file string // of its configuration
+	args []string
 
 	// chain is what an upstream reads in X-Forwarded-For when a client at 127.0.0.2 has
 	// said that it is 6.6.6.6.
 	chain string
+
+	// plain and tls change the configuration for a proxy without TLS, and with it. Each
+	// change is an old text and a new one. Names in capitals stand for addresses.
+	plain, tls []string
 }
 
 // Each proxy leads / to a server that is at the root, and /queue/ to one that is below
-// that prefix, which the proxy strips and says nothing about. Below /told/ is the first
-// server again, and it is said. /loop/ leads to a server whose upstream is the proxy.
+// that prefix, which the proxy strips and says nothing about. Without TLS there are also
+// /told/, which is the first server again, and it is said, and /loop/, which leads to a
+// server whose upstream is the proxy.
 var fronts = []front{
 	{
 		name: "nginx", file: "nginx.conf", chain: "6.6.6.6, 127.0.0.2, 127.0.0.1",
 		args: []string{"-e", "stderr", "-p", ".", "-c", "nginx.conf"},
-		config: `daemon off; master_process off; pid nginx.pid; error_log stderr;
-events {}
-http {
-	access_log off;
-	client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-	client_max_body_size 0;
-	proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-	server {
-		listen FRONT;
-		location / { proxy_pass http://ROOT; }
-		location /queue/ { proxy_pass http://BELOW/; }
-		location /told/ {
-			proxy_pass http://ROOT/;
-			proxy_set_header X-Forwarded-Prefix /told;
-		}
-		location /loop/ { proxy_pass http://LOOP/; }
+		plain: append(nginxAlone,
+			"listen 443 ssl;", "listen FRONT;",
+			"ssl_certificate /etc/ssl/queue.example.pem;", "",
+			"ssl_certificate_key /etc/ssl/queue.example.key;", "",
+			"\tlocation / {", `	location /told/ {
+		proxy_pass http://ROOT/;
+		proxy_set_header Host $http_host;
+		proxy_set_header X-Forwarded-Prefix /told;
 	}
-}
-`,
+	location /loop/ { proxy_pass http://LOOP/; }
+	location / {`),
+		tls: append(nginxAlone,
+			"listen 443 ssl;", "listen FRONT ssl;",
+			"/etc/ssl/queue.example.pem", "cert.pem",
+			"/etc/ssl/queue.example.key", "key.pem"),
 	},
 	{
 		name: "haproxy", file: "haproxy.cfg", chain: "6.6.6.6, 127.0.0.2, 127.0.0.1",
 		args: []string{"-db", "-f", "haproxy.cfg"},
-		config: `defaults
-	mode http
-	option forwardfor
-	option abortonclose
-	timeout connect 5s
-	timeout client 50s
-	timeout server 60s
-frontend front
-	bind FRONT
-	use_backend below if { path_beg /queue/ }
-	use_backend told if { path_beg /told/ }
+		plain: []string{
+			"bind :443 ssl crt /etc/haproxy/queue.example.pem", "bind FRONT",
+			"\tdefault_backend", `	use_backend told if { path_beg /told/ }
 	use_backend loop if { path_beg /loop/ }
-	default_backend root
-backend root
-	server one ROOT
-backend below
-	http-request replace-path /queue(/.*) \1
-	server one BELOW
+	default_backend`,
+			"\nbackend holdfast\n", `
 backend told
 	http-request replace-path /told(/.*) \1
 	http-request set-header X-Forwarded-Prefix /told
@@ -98,18 +90,19 @@ backend told
 backend loop
 	http-request replace-path /loop(/.*) \1
 	server one LOOP
+backend holdfast
 `,
+		},
+		tls: []string{":443 ssl crt /etc/haproxy/queue.example.pem", "FRONT ssl crt both.pem"},
 	},
 	{
 		name: "caddy", file: "Caddyfile", chain: "127.0.0.2, 127.0.0.1",
 		args: []string{"run", "--config", "Caddyfile"},
-		config: `{
+		plain: []string{
+			"queue.example {", `{
 	admin off
 }
 http://FRONT {
-	handle_path /queue/* {
-		reverse_proxy BELOW
-	}
 	handle_path /told/* {
 		reverse_proxy ROOT {
 			header_up X-Forwarded-Prefix /told
@@ -117,13 +110,46 @@ http://FRONT {
 	}
 	handle_path /loop/* {
 		reverse_proxy LOOP
-	}
-	handle {
-		reverse_proxy ROOT
-	}
+	}`,
+		},
+		tls: []string{
+			"queue.example {", `{
+	admin off
+	auto_https disable_redirects
 }
-`,
+https://FRONT {
+	tls cert.pem key.pem`,
+		},
 	},
+}
+
+// nginxAlone makes a whole configuration of what stands in the http block.
+var nginxAlone = []string{
+	"server {", `daemon off; master_process off; pid nginx.pid; error_log stderr;
+events {}
+http {
+	access_log off;
+	client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+server {`,
+	"\n}\n", "\n}\n}\n",
+}
+
+// configure returns the proxy's configuration after the changes. What a change is for
+// must be there, and once: else the test would not be of what users have.
+func (p front) configure(t *testing.T, changes []string, addresses ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "deploy", p.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := string(text)
+	for pair := range slices.Chunk(append(changes[:len(changes):len(changes)], "127.0.0.1:8099", "ROOT", "127.0.0.1:8098", "BELOW"), 2) {
+		if n := strings.Count(string(text), pair[0]); n != 1 {
+			t.Fatalf("deploy/%s has %q %d times, want once", p.file, pair[0], n)
+		}
+		config = strings.Replace(config, pair[0], pair[1], 1)
+	}
+	return strings.NewReplacer(addresses...).Replace(config)
 }
 
 // vacant returns an address for a program that has no way to say which port it took. The
@@ -167,6 +193,7 @@ func awaitListener(t *testing.T, p *proctest.Process, addr string) {
 type fronted struct {
 	t     *testing.T
 	addr  string // of the proxy
+	dir   string // in which the proxy runs
 	admin string // of the server at the root
 	open  chan struct{}
 
@@ -174,8 +201,8 @@ type fronted struct {
 	seen map[string]int // requests that the upstream has got, by path
 }
 
-// behindProxy starts all of them.
-func behindProxy(t *testing.T, p front) *fronted {
+// behindProxy starts all of them, with TLS between the client and the proxy or without.
+func behindProxy(t *testing.T, p front, scheme string) *fronted {
 	program := service(t, p.name)
 	f := &fronted{t: t, addr: vacant(t), open: make(chan struct{}), seen: make(map[string]int)}
 	upstream := httptest.NewServer(f)
@@ -186,16 +213,21 @@ func behindProxy(t *testing.T, p front) *fronted {
 		}, args...)...)
 	}
 	root := serve("-upstream", upstream.URL, "-admin", "127.0.0.1:0")
-	below := serve("-upstream", upstream.URL, "-admin", "", "-public-url", "http://"+f.addr+"/queue")
+	below := serve("-upstream", upstream.URL, "-admin", "", "-public-url", scheme+"://"+f.addr+"/queue")
 	loop := serve("-upstream", "http://"+f.addr+"/loop/sync", "-admin", "")
 	f.admin = root.Admin()
 
-	dir := t.TempDir()
-	config := strings.NewReplacer("FRONT", f.addr, "ROOT", root.Addr(), "BELOW", below.Addr(), "LOOP", loop.Addr()).Replace(p.config)
-	if err := os.WriteFile(filepath.Join(dir, p.file), []byte(config), 0o600); err != nil {
+	f.dir = t.TempDir()
+	changes := p.plain
+	if scheme == "https" {
+		certificate(t, f.dir)
+		changes = p.tls
+	}
+	config := p.configure(t, changes, "FRONT", f.addr, "ROOT", root.Addr(), "BELOW", below.Addr(), "LOOP", loop.Addr())
+	if err := os.WriteFile(filepath.Join(f.dir, p.file), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	awaitListener(t, proctest.LaunchIn(t, dir, []string{"HOME=" + dir}, program, p.args...), f.addr)
+	awaitListener(t, proctest.LaunchIn(t, f.dir, []string{"HOME=" + f.dir}, program, p.args...), f.addr)
 	return f
 }
 
@@ -286,7 +318,7 @@ func TestProxies(t *testing.T) {
 	for _, p := range fronts {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
-			f := behindProxy(t, p)
+			f := behindProxy(t, p, "http")
 			url := "http://" + f.addr
 			for _, test := range []struct {
 				name string
@@ -301,6 +333,7 @@ func TestProxies(t *testing.T) {
 				{"bodies", f.bodies},
 				{"address", func(t *testing.T) { f.address(t, p.chain) }},
 				{"origin", f.origin},
+				{"spoof", f.spoofs},
 				{"loop", f.loop},
 				{"leave", f.leaves},
 			} {
@@ -590,6 +623,19 @@ func (f *fronted) origin(t *testing.T) {
 	}
 }
 
+// spoofs pretends to be a proxy. What the proxy itself has said reaches the upstream.
+func (f *fronted) spoofs(t *testing.T) {
+	header := []string{"X-Forwarded-Proto: gopher", "X-Forwarded-Host: evil.example", "X-Forwarded-Prefix: /evil"}
+	for _, prefix := range []string{"", "/queue"} {
+		for _, path := range []string{"/told", "/prefixed"} {
+			res, text := do(t, "GET", "http://"+f.addr+prefix+"/sync"+path, nil, header...)
+			if to, err := res.Location(); err != nil || to.Scheme != "http" || to.Host != f.addr || !strings.HasPrefix(to.Path, prefix+"/sync/") {
+				t.Errorf("%s/sync%s leads to %v: %d %s", prefix, path, to, res.StatusCode, text)
+			}
+		}
+	}
+}
+
 // loop asks a server whose upstream leads back to it.
 func (f *fronted) loop(t *testing.T) {
 	if res, text := do(t, "GET", "http://"+f.addr+"/loop/sync/x", nil); res.StatusCode != 508 {
@@ -640,5 +686,54 @@ func (f *fronted) leaves(t *testing.T) {
 		if f.reached(path) > 0 {
 			t.Errorf("the upstream got %s", path)
 		}
+	}
+}
+
+// With TLS clients and the upstream are told URLs that begin with https.
+func TestProxiesTLS(t *testing.T) {
+	proctest.Build(t)
+	for _, p := range fronts {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			f := behindProxy(t, p, "https")
+			known := x509.NewCertPool()
+			text, err := os.ReadFile(filepath.Join(f.dir, "cert.pem"))
+			if err != nil || !known.AppendCertsFromPEM(text) {
+				t.Fatalf("the certificate: %v", err)
+			}
+			client := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: known}}}
+			for _, prefix := range []string{"", "/queue"} {
+				f.encrypted(t, client, "https://"+f.addr, prefix)
+			}
+		})
+	}
+}
+
+// encrypted follows a redirect that the upstream makes of what it was told, and sends what
+// a browser does from a page of the proxy.
+func (f *fronted) encrypted(t *testing.T, client *http.Client, origin, prefix string) {
+	res, err := client.Get(origin + prefix + "/sync/told")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	res.Body.Close()
+	if res.StatusCode != 200 || string(body) != "the end" || res.Request.URL.String() != origin+prefix+"/sync/end" {
+		t.Errorf("%s/sync/told leads to %s: %d %s", prefix, res.Request.URL, res.StatusCode, body)
+	}
+
+	r, err := http.NewRequest("POST", origin+prefix+"/async/end", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Origin", origin)
+	res, err = client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	job, err := res.Location()
+	if res.StatusCode != 202 || err != nil || !strings.HasPrefix(job.String(), origin+prefix+"/jobs/") {
+		t.Errorf("from %s: %s, Location %v", origin, res.Status, job)
 	}
 }
