@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -125,6 +126,8 @@ func TestContainer(t *testing.T) {
 		io.WriteString(w, "passed")
 	}))
 	defer upstream.Close()
+	pass := sync.OnceFunc(func() { close(open) })
+	defer pass() // if the test fails before, or Close waits for the request
 	roots := filepath.Join(root, i.roots)
 	if err := os.MkdirAll(filepath.Dir(roots), 0o755); err != nil {
 		t.Fatal(err)
@@ -149,7 +152,7 @@ func TestContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitStop(t, addr)
-	close(open)
+	pass()
 	if status := awaitExit(t, p); status != 0 {
 		t.Errorf("exit status %d, want 0", status)
 	}

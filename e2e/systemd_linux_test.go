@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -270,6 +271,8 @@ func (m *manager) drains() {
 	open := make(chan struct{})
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-open }))
 	defer upstream.Close()
+	pass := sync.OnceFunc(func() { close(open) })
+	defer pass() // if the test fails before, or Close waits for the request
 	m.begin("UPSTREAM=" + upstream.URL)
 	awaitListener(m.t, m.process, m.addr)
 	m.confined()
@@ -287,7 +290,7 @@ func (m *manager) drains() {
 		done <- err
 	}()
 	awaitStop(m.t, m.addr)
-	close(open)
+	pass()
 	if err := <-done; err != nil {
 		m.t.Error(err)
 	}
