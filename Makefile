@@ -20,7 +20,13 @@ MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*/go.mod'))
 FUZZTIME := 20s
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help run build test check vet module bench load drawings screenshots proxies fuzz soak
+# The bytes of a release depend on its source, its version and Go's version alone. Go would
+# add what git says of the folder, which a copy of the source does not know.
+RELEASE := go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+DIST := dist
+
+.PHONY: help run build release test check vet module bench load drawings screenshots proxies fuzz soak
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +37,21 @@ run: ## run the demo server on :8099
 
 build: ## build bin/holdfast with its version
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/holdfast ./cmd/holdfast
+
+# Each binary is built again from a copy of the source elsewhere, with a cache of its own.
+release: ## build dist/: a binary for each of PLATFORMS, what is in it, and SHA256SUMS; builds all twice and compares
+	@mkdir -p "$(DIST)" && rm -f "$(DIST)"/holdfast-* "$(DIST)/SHA256SUMS" && cp LICENSE "$(DIST)"
+	@set -e; dist=$$(cd "$(DIST)" && pwd); again=$$(mktemp -d); trap 'rm -rf "$$again"' EXIT; mkdir "$$again/src"; \
+	git ls-files -z | tar -c --null -T - | tar -x -C "$$again/src"; \
+	for p in $(PLATFORMS); do \
+		export CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/}; \
+		name=holdfast-$(VERSION)-$$GOOS-$$GOARCH; [ $$GOOS != windows ] || name=$$name.exe; echo "== $$name"; \
+		$(RELEASE) -o "$$dist/$$name" ./cmd/holdfast; \
+		(cd "$$again/src" && GOCACHE="$$again/cache" $(RELEASE) -o "$$again/$$name" ./cmd/holdfast); \
+		cmp "$$dist/$$name" "$$again/$$name"; \
+		(cd "$$dist" && go version -m "$$name" >"$$name.sbom.txt"); \
+	done; \
+	cd "$$dist" && sha256sum LICENSE holdfast-* >SHA256SUMS
 
 test: ## run the tests of the root module
 	go test ./...

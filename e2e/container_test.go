@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"holdfast/internal/proctest"
@@ -128,13 +127,7 @@ func TestContainer(t *testing.T) {
 	defer upstream.Close()
 	pass := sync.OnceFunc(func() { close(open) })
 	defer pass() // if the test fails before, or Close waits for the request
-	roots := filepath.Join(root, i.roots)
-	if err := os.MkdirAll(filepath.Dir(roots), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: upstream.Certificate().Raw}), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	trust(t, filepath.Join(root, i.roots), upstream)
 
 	p := proctest.Launch(t, []string{"UPSTREAM=" + upstream.URL, "ADMIN_ADDR="}, chroot,
 		"--userspec="+i.user, root, i.entrypoint, "-addr", "127.0.0.1:0", "-linger", "0")
@@ -148,16 +141,18 @@ func TestContainer(t *testing.T) {
 	if res, text := do(t, "POST", "http://"+addr+"/async/gate", nil); res.StatusCode != 202 {
 		t.Errorf("a job: %d %s", res.StatusCode, text)
 	}
-	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil { // what a container gets
+	terminate(t, p, addr, pass) // with what a container gets
+}
+
+// trust writes a file of authorities with that of a server.
+func trust(t *testing.T, name string, s *httptest.Server) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	awaitStop(t, addr)
-	pass()
-	if status := awaitExit(t, p); status != 0 {
-		t.Errorf("exit status %d, want 0", status)
-	}
-	if last := p.AwaitLog(stopped); !strings.Contains(last, "cut_off=0 never_started=0 requests_cut_off=0") {
-		t.Errorf("the last line says %s", last)
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+	if err := os.WriteFile(name, text, 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 

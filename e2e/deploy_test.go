@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -55,31 +56,40 @@ func asRoot(t *testing.T) {
 
 var stopped = regexp.MustCompile(` (?:msg=)?stopped (.*)`)
 
-// ready returns the status of /readyz.
-func ready(t *testing.T, addr string) int {
-	t.Helper()
-	res, _ := do(t, "GET", "http://"+addr+"/readyz", nil)
-	return res.StatusCode
-}
-
 // awaitStop waits until the server has begun to stop.
 func awaitStop(t *testing.T, addr string) {
 	t.Helper()
-	for end := time.Now().Add(patience); ready(t, addr) != 503; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		res, err := direct.Get("http://" + addr + "/readyz")
+		if err != nil {
+			t.Fatalf("the server does not answer while it stops: %v", err)
+		}
+		res.Body.Close()
+		if res.StatusCode == 503 {
+			return
+		}
 		if time.Now().After(end) {
 			t.Fatal("the server is ready although it was told to stop")
 		}
 	}
 }
 
-// awaitExit waits for the end of a process, and returns its exit status.
-func awaitExit(t *testing.T, p *proctest.Process) int {
+// terminate stops a server with SIGTERM, calls meanwhile when it has begun to stop, and
+// fails the test unless nothing was cut off.
+func terminate(t *testing.T, p *proctest.Process, addr string, meanwhile func()) {
 	t.Helper()
+	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	awaitStop(t, addr)
+	meanwhile()
+	last := p.AwaitLog(stopped)
 	select {
 	case <-p.Ended:
-		return p.Cmd.ProcessState.ExitCode()
 	case <-time.After(patience):
 		t.Fatal("the process has not ended")
-		return 0
+	}
+	if status := p.Cmd.ProcessState.ExitCode(); status != 0 || !strings.Contains(last, "cut_off=0 never_started=0 requests_cut_off=0") {
+		t.Errorf("exit status %d, want 0; the last line says %s", status, last)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -139,14 +138,7 @@ func TestKubernetesFits(t *testing.T) {
 		t.Errorf("terminationGracePeriodSeconds is %v; preStop, DRAIN_TIMEOUT and %v are %v", grace, stopMargin, needs)
 	}
 
-	labels, _ := json.Marshal(pod.Metadata.Labels)
-	of := map[string]string{"Service": string(all["Service"].Spec.Selector), "Deployment": string(all["Deployment"].Spec.Selector)}
-	policy, _ := json.Marshal(all["NetworkPolicy"].Spec.PodSelector.MatchLabels)
-	for kind, selector := range map[string]string{"Service": of["Service"], "Deployment": of["Deployment"], "NetworkPolicy": string(policy)} {
-		if selector != string(labels) && selector != `{"matchLabels":`+string(labels)+`}` {
-			t.Errorf("the %s selects %s; the pods have %s", kind, selector, labels)
-		}
-	}
+	selected(t, all)
 
 	config, err := server.ParseConfig(nil, func(string) string { return "" }, "", io.Discard)
 	if err != nil {
@@ -168,10 +160,51 @@ func TestKubernetesFits(t *testing.T) {
 	}
 }
 
+// selected fails unless each object that selects pods selects these.
+func selected(t *testing.T, all map[string]manifest) {
+	t.Helper()
+	labels, _ := json.Marshal(all["Deployment"].Spec.Template.Metadata.Labels)
+	policy, _ := json.Marshal(all["NetworkPolicy"].Spec.PodSelector.MatchLabels)
+	for kind, selector := range map[string]string{
+		"Service": string(all["Service"].Spec.Selector), "Deployment": string(all["Deployment"].Spec.Selector), "NetworkPolicy": string(policy),
+	} {
+		if selector != string(labels) && selector != `{"matchLabels":`+string(labels)+`}` {
+			t.Errorf("the %s selects %s; the pods have %s", kind, selector, labels)
+		}
+	}
+}
+
 // The server starts with the settings and arguments of the pod, and answers the probes as
 // they mean it. The operator's listener wants the token, and is on the loopback address.
 func TestKubernetesServes(t *testing.T) {
 	all := manifests(t)
+	c := all["Deployment"].Spec.Template.Spec.Containers[0]
+	p := launchPod(t, all)
+	addr := p.Addr()
+	probe := func(path string, want int) {
+		t.Helper()
+		if res, text := do(t, "GET", "http://"+addr+path, nil); res.StatusCode != want {
+			t.Errorf("%s: %d %s, want %d", path, res.StatusCode, text, want)
+		}
+	}
+	probe(c.ReadinessProbe.HTTPGet.Path, 200)
+	probe(c.LivenessProbe.HTTPGet.Path, 200)
+	if res, text := do(t, "GET", "http://"+p.Admin()+"/stats", nil); res.StatusCode != 401 {
+		t.Errorf("the operator's listener without the token: %d %s", res.StatusCode, text)
+	}
+
+	if res, text := do(t, "POST", "http://"+addr+"/bbb", strings.NewReader(`{"sleep_time":1}`)); res.StatusCode != 202 {
+		t.Errorf("a job: %d %s", res.StatusCode, text)
+	}
+	terminate(t, p, addr, func() {
+		probe(c.ReadinessProbe.HTTPGet.Path, 503)
+		probe(c.LivenessProbe.HTTPGet.Path, 200)
+	})
+}
+
+// launchPod starts the server with the environment and the arguments of the container.
+func launchPod(t *testing.T, all map[string]manifest) *proctest.Process {
+	t.Helper()
 	pod := all["Deployment"].Spec.Template.Spec
 	c := pod.Containers[0]
 	var env []string
@@ -192,30 +225,5 @@ func TestKubernetesServes(t *testing.T) {
 	for _, arg := range c.Args {
 		args = append(args, strings.Replace(arg, c.VolumeMounts[0].MountPath, secret, 1))
 	}
-	p := proctest.Launch(t, env, proctest.Build(t), args...)
-	addr := p.Addr()
-	probe := func(path string, want int) {
-		t.Helper()
-		if res, text := do(t, "GET", "http://"+addr+path, nil); res.StatusCode != want {
-			t.Errorf("%s: %d %s, want %d", path, res.StatusCode, text, want)
-		}
-	}
-	probe(c.ReadinessProbe.HTTPGet.Path, 200)
-	probe(c.LivenessProbe.HTTPGet.Path, 200)
-	if res, text := do(t, "GET", "http://"+p.Admin()+"/stats", nil); res.StatusCode != 401 {
-		t.Errorf("the operator's listener without the token: %d %s", res.StatusCode, text)
-	}
-
-	if res, text := do(t, "POST", "http://"+addr+"/bbb", strings.NewReader(`{"sleep_time":1}`)); res.StatusCode != 202 {
-		t.Errorf("a job: %d %s", res.StatusCode, text)
-	}
-	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	awaitStop(t, addr)
-	probe(c.ReadinessProbe.HTTPGet.Path, 503)
-	probe(c.LivenessProbe.HTTPGet.Path, 200)
-	if status := awaitExit(t, p); status != 0 {
-		t.Errorf("exit status %d, want 0", status)
-	}
+	return proctest.Launch(t, env, proctest.Build(t), args...)
 }
