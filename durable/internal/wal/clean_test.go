@@ -5,14 +5,14 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
-	"sync"
+	gosync "sync"
 	"testing"
 	"time"
 )
 
 // A keeper is as the store: it decides under one lock which records are needed.
 type keeper struct {
-	mu    sync.Mutex
+	mu    gosync.Mutex
 	log   *Log
 	next  int
 	alive map[string]bool
@@ -49,8 +49,11 @@ func TestClean(t *testing.T) {
 			l := open(t, t.TempDir(), sync)
 			replay(t, l)
 			k := &keeper{log: l, alive: make(map[string]bool)}
-			stop, stopped := make(chan struct{}), make(chan int64)
-			go func() { stopped <- cleanUntil(t, l, k, stop) }()
+			stop, freed := make(chan struct{}), int64(0)
+			var cleaner gosync.WaitGroup
+			cleaner.Go(func() { freed = cleanUntil(t, l, k, stop) })
+			end := gosync.OnceFunc(func() { close(stop); cleaner.Wait() })
+			t.Cleanup(end)
 			random := rand.New(rand.NewPCG(1, 2))
 			for range 3000 {
 				acks := make(chan error, 1)
@@ -62,8 +65,7 @@ func TestClean(t *testing.T) {
 				await(t, acks)
 				awaitRoom(t, l)
 			}
-			close(stop)
-			freed := <-stopped
+			end()
 			if s := l.Stats(); freed < 5<<20 || s.Bytes > most {
 				t.Errorf("%d bytes freed, %d left in %d messages", freed, s.Bytes, s.Messages)
 			}
@@ -146,6 +148,41 @@ func TestCleanOrder(t *testing.T) {
 		t.Errorf("%d records in Stats; want 7", n)
 	}
 	same(t, reopened(t, l), want)
+}
+
+// A record in parts goes as a whole.
+func TestCleanParts(t *testing.T) {
+	l := open(t, t.TempDir(), true)
+	replay(t, l)
+	long := strings.Repeat("long", 200_000)
+	write(t, l, long, "short")
+	messages := l.Stats().Messages
+	var seen []string
+	freed, err := l.Clean(t.Context(), 1, func(r []byte) { seen = append(seen, string(r)) })
+	if err != nil || freed < int64(len(long)) {
+		t.Errorf("%d bytes freed: %v", freed, err)
+	}
+	same(t, seen, []string{long})
+	if n := l.Stats().Messages; messages != 5 || n != 2 {
+		t.Errorf("%d messages, then %d; want 5, then 2", messages, n)
+	}
+	same(t, reopened(t, l), []string{"short"})
+}
+
+// A pass that has ended within the parts of a record goes on when all of them are
+// there.
+func TestCleanPassEndsWithinParts(t *testing.T) {
+	l := open(t, t.TempDir(), true)
+	replay(t, l)
+	long := strings.Repeat("long", 200_000)
+	write(t, l, long, "short")
+	l.passEnd = 2
+	var seen []string
+	if _, err := l.Clean(t.Context(), 1, func(r []byte) { seen = append(seen, string(r)) }); err != nil {
+		t.Fatal(err)
+	}
+	same(t, seen, []string{long})
+	same(t, reopened(t, l), []string{"short"})
 }
 
 // Nothing is deleted before the copies are written.

@@ -277,14 +277,17 @@ func TestCheck(t *testing.T) {
 	replay(t, l)
 	write(t, l, "one")
 	write(t, l, strings.Repeat("two", 200_000), "three")
+	packed, parted := strings.Repeat("p", maxPacked), strings.Repeat("q", maxPacked+1)
+	write(t, l, packed)
+	write(t, l, parted)
 	closeLog(t, l)
 	var records []string
 	s, err := Check(t.Context(), dir, func(r []byte) error { records = append(records, string(r)); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, records, []string{"one", strings.Repeat("two", 200_000), "three"})
-	if s.Messages != 5 || s.Packs != 2 || s.Parts != 3 || s.Records != 3 || s.FirstSequence != 1 || s.LastSequence != 5 ||
+	same(t, records, []string{"one", strings.Repeat("two", 200_000), "three", packed, parted})
+	if s.Messages != 7 || s.Packs != 3 || s.Parts != 4 || s.Records != 5 || s.FirstSequence != 1 || s.LastSequence != 7 ||
 		s.Bytes < 600_000 || s.First.IsZero() || s.Last.Before(s.First) || s.Incomplete != 0 || len(s.Problems) > 0 {
 		t.Errorf("%+v", s)
 	}

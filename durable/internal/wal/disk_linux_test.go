@@ -155,7 +155,9 @@ func fullDisk(t *testing.T, dir string, want error, fill, free func()) {
 	if err := l.Err(); err != nil {
 		t.Errorf("Err with room: %v", err)
 	}
-	t.Logf("%d records, %d starts", next, l.Stats().Restarts)
+	if n := l.Stats().Restarts; n != 1 {
+		t.Errorf("the server was started anew %d times; want once, when there was room", n)
+	}
 	closeLog(t, l)
 	l = open(t, l.options.Dir, true)
 	if n := numbers(t, l); n != next {
