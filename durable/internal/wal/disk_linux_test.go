@@ -45,6 +45,34 @@ func TestAcknowledgedIsSynced(t *testing.T) {
 	}
 }
 
+// What a process without Sync has left in the kernel when it was killed is on disk
+// before Open returns: with Sync nothing may stand on it that it does not outlive.
+func TestOpenSyncs(t *testing.T) {
+	dir := t.TempDir()
+	f, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := start(t.Context(), f, options(t, dir, false), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.publish("left", 0, sealed(header{kind: kindPack, count: 1, size: 5}, "\x04left"), nil); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	f.close()
+	before, err := unwritten(f.messages)
+	if errors.Is(err, syscall.ENOSYS) || err == nil && before == 0 {
+		t.Skip("this kernel or file system does not say what is written")
+	}
+	l := open(t, dir, true)
+	if after, err := unwritten(f.messages); err != nil || after > 0 {
+		t.Errorf("%d pages are not written, %d before Open: %v", after, before, err)
+	}
+	same(t, replay(t, l), []string{"left"})
+}
+
 // unwritten returns how many pages of the blocks in the folder the kernel has yet to
 // write.
 func unwritten(dir string) (uint64, error) {
