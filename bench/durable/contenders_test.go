@@ -98,3 +98,26 @@ func TestPostgresVersion(t *testing.T) {
 		}
 	}
 }
+
+// A measurement has a new folder, which is gone when it has ended, also if it fails.
+func TestFolderIsRemoved(t *testing.T) {
+	c := &comparison{options: &options{}, dir: reachable(t)}
+	plain := contenders[1]
+	for _, want := range []error{nil, fmt.Errorf("failed")} {
+		err := c.with(t.Context(), plain, 1, func(addr string) error {
+			if err := acceptAndRead(dial(t, addr)); err != nil {
+				t.Error(err)
+			}
+			if found, err := filepath.Glob(filepath.Join(c.dir, "*", "log")); err != nil || len(found) != 1 {
+				t.Errorf("the logs are %v, error %v; want one", found, err)
+			}
+			return want
+		})
+		if err != want {
+			t.Errorf("error %v; want %v", err, want)
+		}
+		if left, err := filepath.Glob(filepath.Join(c.dir, "*")); err != nil || len(left) > 0 {
+			t.Errorf("%v is left, error %v", left, err)
+		}
+	}
+}

@@ -29,6 +29,7 @@ type slowQueue struct {
 	runs, stored time.Duration
 	reads        int
 	onRead       func()
+	lags         bool // between the two it does not know that the job has run
 	fails        error
 }
 
@@ -50,8 +51,10 @@ func (q *slowQueue) result(_ context.Context, id string) ([]byte, stage, error) 
 		return nil, open, errUnknown
 	case at < q.runs:
 		return nil, open, nil
-	case at < q.stored:
+	case at < q.stored && !q.lags:
 		return nil, ending, nil
+	case at < q.stored:
+		return nil, open, nil
 	}
 	return []byte(outcome), done, nil
 }
@@ -70,6 +73,7 @@ func TestFront(t *testing.T) {
 		{"it has ended", slowQueue{}, 0, "job", 200, 0, 0, 1},
 		{"it is waited for", slowQueue{runs: second, stored: second}, second, "job", 200, second, second, 2},
 		{"the end is stored after the worker said so", slowQueue{runs: second, stored: second + 10*time.Millisecond}, second, "job", 200, second + 10*time.Millisecond, second + 14*time.Millisecond, 9},
+		{"the same, and the store does not know", slowQueue{runs: second, stored: second + 10*time.Millisecond, lags: true}, second, "job", 200, second + 10*time.Millisecond, second + 14*time.Millisecond, 9},
 		{"it is about to end when it is asked for", slowQueue{stored: 10 * time.Millisecond}, 0, "job", 200, 10 * time.Millisecond, 14 * time.Millisecond, 9},
 		{"it takes too long", slowQueue{runs: time.Minute, stored: time.Minute}, 0, "job", 202, 10 * second, 10 * second, 1},
 		{"unknown", slowQueue{}, 0, "other", 404, 0, 0, 1},

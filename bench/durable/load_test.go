@@ -127,18 +127,24 @@ func TestClosedLoop(t *testing.T) {
 }
 
 // Requests are sent when they are due though none before them was answered, and their
-// times count from then.
+// times count from then, also for those that no connection was free for.
 func TestOpenLoop(t *testing.T) {
-	const rate, lasts, together = 400, 200 * time.Millisecond, 20
+	const rate, lasts = 500, 200 * time.Millisecond
 	due := schedule(rate, lasts)
-	var arrived sync.WaitGroup
-	arrived.Add(together)
+	if len(due) <= openConns {
+		t.Fatalf("%d requests; want more than the %d connections", len(due), openConns)
+	}
 	var n atomic.Int64
+	var once sync.Once
+	var first time.Time
+	arrived := make(chan struct{}) // closed when a request is on every connection
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if n.Add(1) <= together {
-			arrived.Done()
+		once.Do(func() { first = time.Now() })
+		if n.Add(1) == openConns {
+			close(arrived)
 		}
-		arrived.Wait()
+		<-arrived
+		time.Sleep(time.Until(first.Add(lasts))) // by then all are due
 		w.WriteHeader(http.StatusAccepted)
 	}))
 	defer server.Close()
@@ -147,11 +153,16 @@ func TestOpenLoop(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(r.took) != len(due) || len(r.late) != len(due) || int(n.Load()) != len(due) {
-		t.Errorf("%d sent, %d times, %d delays; want %d", n.Load(), len(r.took), len(r.late), len(due))
+		t.Fatalf("%d sent, %d times, %d delays; want %d", n.Load(), len(r.took), len(r.late), len(due))
 	}
-	// The first is answered when the last of those is there, so not before that is due.
-	if longest, least := r.took[len(r.took)-1], due[together-1]-due[0]; longest < least {
-		t.Errorf("the longest took %v; want %v or more", longest, least)
+	slices.Reverse(due) // the last one waits least
+	for i := range due {
+		if least := lasts - due[i]; r.took[i] < least {
+			t.Fatalf("time %d is %v; want %v or more, since nothing was answered before", i, r.took[i], least)
+		}
+	}
+	if longest, least := r.late[len(r.late)-1], lasts-due[len(due)-1-openConns]; longest < least {
+		t.Errorf("the latest was sent %v after it was due; want %v or more, since no connection was free", longest, least)
 	}
 }
 

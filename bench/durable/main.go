@@ -85,7 +85,7 @@ func parse(args []string, out io.Writer) (*options, error) {
 		return nil, err
 	}
 	if o.quick {
-		o.rounds, o.lasts, o.clients = 1, 100*time.Millisecond, []int{1, 64}
+		o.rounds, o.lasts, o.clients = 1, 100*time.Millisecond, []int{64}
 	}
 	o.parts = strings.Split(parts, ",")
 	for _, part := range o.parts {

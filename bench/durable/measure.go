@@ -209,7 +209,7 @@ func percentile(sorted []time.Duration, q float64) time.Duration {
 	if len(sorted) == 0 {
 		return 0
 	}
-	rank := int(q*float64(len(sorted)) + 0.999999)
+	rank := int(q*float64(len(sorted)) + 0.999999) // rounded up, but for what floating point adds
 	return sorted[min(max(rank, 1), len(sorted))-1]
 }
 
