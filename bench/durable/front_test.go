@@ -59,26 +59,29 @@ func (q *slowQueue) result(_ context.Context, id string) ([]byte, stage, error) 
 	return []byte(outcome), done, nil
 }
 
+const second = time.Second
+
+var frontCases = []struct {
+	name         string
+	queue        slowQueue
+	ended        time.Duration // when the front is told; never if 0
+	id           string
+	status       int
+	within, upTo time.Duration
+	reads        int // at most
+}{
+	{"it has ended", slowQueue{}, 0, "job", 200, 0, 0, 1},
+	{"it is waited for", slowQueue{runs: second, stored: second}, second, "job", 200, second, second, 2},
+	{"the end is stored after the worker said so", slowQueue{runs: second, stored: second + 10*time.Millisecond}, second, "job", 200, second + 10*time.Millisecond, second + 14*time.Millisecond, 9},
+	{"the same, and the store does not know", slowQueue{runs: second, stored: second + 10*time.Millisecond, lags: true}, second, "job", 200, second + 10*time.Millisecond, second + 14*time.Millisecond, 9},
+	{"it is about to end when it is asked for", slowQueue{stored: 10 * time.Millisecond}, 0, "job", 200, 10 * time.Millisecond, 14 * time.Millisecond, 9},
+	{"it takes too long", slowQueue{runs: time.Minute, stored: time.Minute}, 0, "job", 202, 10 * second, 10 * second, 1},
+	{"unknown", slowQueue{}, 0, "other", 404, 0, 0, 1},
+	{"the store fails", slowQueue{fails: errors.New("broken")}, 0, "job", 500, 0, 0, 1},
+}
+
 func TestFront(t *testing.T) {
-	second := time.Second
-	for _, c := range []struct {
-		name         string
-		queue        slowQueue
-		ended        time.Duration // when the front is told; never if 0
-		id           string
-		status       int
-		within, upTo time.Duration
-		reads        int // at most
-	}{
-		{"it has ended", slowQueue{}, 0, "job", 200, 0, 0, 1},
-		{"it is waited for", slowQueue{runs: second, stored: second}, second, "job", 200, second, second, 2},
-		{"the end is stored after the worker said so", slowQueue{runs: second, stored: second + 10*time.Millisecond}, second, "job", 200, second + 10*time.Millisecond, second + 14*time.Millisecond, 9},
-		{"the same, and the store does not know", slowQueue{runs: second, stored: second + 10*time.Millisecond, lags: true}, second, "job", 200, second + 10*time.Millisecond, second + 14*time.Millisecond, 9},
-		{"it is about to end when it is asked for", slowQueue{stored: 10 * time.Millisecond}, 0, "job", 200, 10 * time.Millisecond, 14 * time.Millisecond, 9},
-		{"it takes too long", slowQueue{runs: time.Minute, stored: time.Minute}, 0, "job", 202, 10 * second, 10 * second, 1},
-		{"unknown", slowQueue{}, 0, "other", 404, 0, 0, 1},
-		{"the store fails", slowQueue{fails: errors.New("broken")}, 0, "job", 500, 0, 0, 1},
-	} {
+	for _, c := range frontCases {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c.queue.began = time.Now()

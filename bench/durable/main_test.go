@@ -132,3 +132,15 @@ func TestContenderFails(t *testing.T) {
 		t.Errorf("error %v; want that there is no such file", err)
 	}
 }
+
+// A contender that is given up while it starts ends its database, though nobody reads
+// what it says any more.
+func TestGivenUp(t *testing.T) {
+	c := contenders[2]
+	installed(t, c)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := launch(ctx, c, reachable(t), 1); err == nil || strings.Contains(err.Error(), "signal") || strings.Contains(err.Error(), "exit") {
+		t.Errorf("error %v; want that it was given up, and that it has ended in good order", err)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -101,7 +102,7 @@ func (p *process) end() error {
 }
 
 // serve is the process of a contender. It ends when its standard input does, so also
-// when the program that has started it is killed.
+// when the program that has started it is killed, or on SIGTERM.
 func serve(args []string) error {
 	set := flag.NewFlagSet("serve", flag.ContinueOnError)
 	dir := set.String("dir", "", "the folder of the data")
@@ -113,9 +114,12 @@ func serve(args []string) error {
 	if i < 0 {
 		return fmt.Errorf("serve %q; want a contender", set.Arg(0))
 	}
-	// An interrupt from the terminal comes to the whole group. To ignore it would make
-	// the databases ignore it as well.
-	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	// What the terminal sends comes to the whole group, and nobody may read any more what
+	// is written here. Neither may end this process before it has ended its database. To
+	// ignore these signals would make the database ignore them as well.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGHUP, syscall.SIGPIPE)
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
 	s, err := contenders[i].open(ctx, *dir, *workers)
@@ -129,7 +133,11 @@ func serve(args []string) error {
 	server := &http.Server{Handler: s.handler}
 	go server.Serve(l)
 	fmt.Fprintf(os.Stderr, "addr=%v\n", l.Addr())
-	io.Copy(io.Discard, os.Stdin)
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		ended <- nil
+	}()
+	<-ended
 	ctx, cancel = context.WithTimeout(context.Background(), stopTime/2)
 	defer cancel()
 	return errors.Join(server.Shutdown(ctx), s.close(ctx))
