@@ -18,8 +18,8 @@ import (
 	"holdfast/internal/proctest"
 )
 
-// An image is what deploy/Dockerfile says of the container, read as far as it goes here.
-type image struct {
+// A containerImage is what deploy/Dockerfile says of the container, read as far as it goes here.
+type containerImage struct {
 	build      string // the command that makes /holdfast
 	roots      string // where the certificates of authorities are
 	user       string
@@ -36,7 +36,7 @@ var (
 	scratchLine    = regexp.MustCompile(`(?m)^(FROM scratch)$`)
 )
 
-func readImage(t *testing.T) image {
+func readImage(t *testing.T) containerImage {
 	t.Helper()
 	text := deployed(t, "Dockerfile")
 	one := func(line *regexp.Regexp) string {
@@ -49,7 +49,7 @@ func readImage(t *testing.T) image {
 	}
 	one(scratchLine)
 	one(copyLine)
-	return image{build: one(buildLine), roots: one(rootsLine), user: one(userLine), entrypoint: one(entrypointLine)}
+	return containerImage{build: one(buildLine), roots: one(rootsLine), user: one(userLine), entrypoint: one(entrypointLine)}
 }
 
 // buildContext makes a folder with what a build of the image sees: the files of the
@@ -90,7 +90,7 @@ func buildContext(t *testing.T) string {
 }
 
 // binary builds the binary as the Dockerfile does, into a file.
-func (i image) binary(t *testing.T, arch, to string) {
+func (i containerImage) binary(t *testing.T, arch, to string) {
 	t.Helper()
 	command := strings.Replace(i.build, " -o /holdfast ", " -o "+to+" ", 1)
 	if command == i.build {
