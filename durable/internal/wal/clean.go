@@ -87,27 +87,8 @@ func (l *Log) cut(ctx context.Context, n *node, h head) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	marked := make(chan error, 1)
-	p := newPack(nil)
-	p.kind, p.cut = kindMark, h.cut
-	p.dones = []func(error){func(err error) {
-		if err == nil {
-			l.mu.Lock()
-			l.stats.Records -= h.records
-			l.mu.Unlock()
-		}
-		marked <- err
-	}}
-	l.mu.Lock()
-	if l.closing {
-		l.mu.Unlock()
-		return ErrClosed
-	}
-	l.queue = append(l.queue, p)
-	l.work.Signal()
-	l.mu.Unlock()
 	select {
-	case err := <-marked:
+	case err := <-l.mark(h):
 		if err != nil {
 			return err
 		}
@@ -124,6 +105,30 @@ func (l *Log) cut(ctx context.Context, n *node, h head) error {
 		return err
 	}
 	return l.measure(ctx, n)
+}
+
+// mark appends a mark behind the copies. Its result has room for the error.
+func (l *Log) mark(h head) <-chan error {
+	marked := make(chan error, 1)
+	p := newPack(nil)
+	p.kind, p.cut = kindMark, h.cut
+	p.dones = []func(error){func(err error) {
+		if err == nil {
+			l.mu.Lock()
+			l.stats.Records -= h.records
+			l.mu.Unlock()
+		}
+		marked <- err
+	}}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing { // the writer may have ended
+		marked <- ErrClosed
+		return marked
+	}
+	l.queue = append(l.queue, p)
+	l.work.Signal()
+	return marked
 }
 
 // measure asks the server for the size of the log.

@@ -54,17 +54,7 @@ func TestClean(t *testing.T) {
 			cleaner.Go(func() { freed = cleanUntil(t, l, k, stop) })
 			end := gosync.OnceFunc(func() { close(stop); cleaner.Wait() })
 			t.Cleanup(end)
-			random := rand.New(rand.NewPCG(1, 2))
-			for range 3000 {
-				acks := make(chan error, 1)
-				size := 1000 + random.IntN(2000)
-				if random.IntN(100) == 0 {
-					size = 100_000 // in parts
-				}
-				k.add(50, size, func(err error) { acks <- err })
-				await(t, acks)
-				awaitRoom(t, l)
-			}
+			addMany(t, k)
 			end()
 			if s := l.Stats(); freed < 5<<20 || s.Bytes > most {
 				t.Errorf("%d bytes freed, %d left in %d messages", freed, s.Bytes, s.Messages)
@@ -82,6 +72,21 @@ func TestClean(t *testing.T) {
 				t.Error("nothing was deleted")
 			}
 		})
+	}
+}
+
+// addMany appends 3000 records, of which the last 50 are needed.
+func addMany(t *testing.T, k *keeper) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		acks := make(chan error, 1)
+		size := 1000 + random.IntN(2000)
+		if random.IntN(100) == 0 {
+			size = 100_000 // in parts
+		}
+		k.add(50, size, func(err error) { acks <- err })
+		await(t, acks)
+		awaitRoom(t, k.log)
 	}
 }
 

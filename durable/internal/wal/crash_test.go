@@ -146,34 +146,26 @@ func TestPowerCut(t *testing.T) {
 func powerCuts(t *testing.T, large bool) {
 	l := open(t, t.TempDir(), true)
 	replay(t, l)
-	dir, next, acked := l.options.Dir, 0, 0
+	dir, next, acked := l.options.Dir, 0, 0 // acked is the writer's
 	random := rand.New(rand.NewPCG(3, 4))
 	one := func(done func()) {
-		r := record(next)
-		if large { // so that the copies see blocks begin
-			r = fmt.Sprint(next, " ", strings.Repeat("y", 200_000))
-		}
-		next++
-		l.Append([]byte(r), func(err error) {
+		l.Append([]byte(cutRecord(next, large)), func(err error) {
 			acked++
 			done()
 			if err != nil {
 				t.Error(err)
 			}
 		})
+		next++
 	}
-	cuts := 14
+	cuts, many := 14, 60
 	if large {
-		cuts = 6
+		cuts, many = 6, 24
 	}
 	for range cuts {
 		copies := t.TempDir()
 		lengths, promised := map[string]int64{}, 0
 		noted, copied := make(chan error, 1), make(chan error, 1)
-		many := 60
-		if large {
-			many = 24
-		}
 		for range random.IntN(many) {
 			one(func() {})
 		}
@@ -191,6 +183,14 @@ func powerCuts(t *testing.T, large bool) {
 	}
 }
 
+// cutRecord returns the i-th record. With large, the copies see how blocks begin.
+func cutRecord(i int, large bool) string {
+	if large {
+		return fmt.Sprint(i, " ", strings.Repeat("y", 200_000))
+	}
+	return record(i)
+}
+
 func checkCut(t *testing.T, dir string, promised int, large bool) {
 	t.Helper()
 	l := open(t, dir, true)
@@ -199,7 +199,7 @@ func checkCut(t *testing.T, dir string, promised int, large bool) {
 		t.Fatalf("%d records; %d were acknowledged", len(records), promised)
 	}
 	for i, r := range records {
-		if !large && r != record(i) || large && !strings.HasPrefix(r, fmt.Sprint(i, " y")) {
+		if r != cutRecord(i, large) {
 			t.Fatalf("%.20q is in the place of record %d", r, i)
 		}
 	}

@@ -79,27 +79,31 @@ func TestBadMessage(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			dir := logOf(t, "first")
-			raw(t, dir, test.message, sealed(header{kind: kindPack, synced: true, prev: 2, count: 1, size: 5}, "\x04last"))
-			l := open(t, dir, true)
-			var records []string
-			err := l.Replay(t.Context(), func(r []byte) error { records = append(records, string(r)); return nil })
-			if err == nil || !strings.Contains(err.Error(), dir+": message 2 "+test.want) {
-				t.Errorf("Replay: %v; want %q", err, test.want)
-			}
-			if len(records) == 0 || records[0] != "first" || slices.Contains(records, "last") {
-				t.Errorf("Replay has read %q", records)
-			}
-			closeLog(t, l)
-			records = nil
-			s, err := Check(t.Context(), dir, func(r []byte) error { records = append(records, string(r)); return nil })
-			if err != nil || len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "message 2 "+test.want) {
-				t.Errorf("Check: %v, %q; want %q", err, s.Problems, test.want)
-			}
-			if len(records) < 2 || records[0] != "first" || records[len(records)-1] != "last" {
-				t.Errorf("Check has read %q", records)
-			}
+			badMessageIn(t, test.message, "message 2 "+test.want)
 		})
+	}
+}
+
+func badMessageIn(t *testing.T, message []byte, want string) {
+	dir := logOf(t, "first")
+	raw(t, dir, message, sealed(header{kind: kindPack, synced: true, prev: 2, count: 1, size: 5}, "\x04last"))
+	l := open(t, dir, true)
+	var records []string
+	err := l.Replay(t.Context(), func(r []byte) error { records = append(records, string(r)); return nil })
+	if err == nil || !strings.Contains(err.Error(), dir+": "+want) {
+		t.Errorf("Replay: %v; want %q", err, want)
+	}
+	if len(records) == 0 || records[0] != "first" || slices.Contains(records, "last") {
+		t.Errorf("Replay has read %q", records)
+	}
+	closeLog(t, l)
+	records = nil
+	s, err := Check(t.Context(), dir, func(r []byte) error { records = append(records, string(r)); return nil })
+	if err != nil || len(s.Problems) != 1 || !strings.Contains(s.Problems[0], want) {
+		t.Errorf("Check: %v, %q; want %q", err, s.Problems, want)
+	}
+	if len(records) < 2 || records[0] != "first" || records[len(records)-1] != "last" {
+		t.Errorf("Check has read %q", records)
 	}
 }
 

@@ -97,53 +97,60 @@ func unwritten(dir string) (uint64, error) {
 }
 
 // While the disk takes nothing, Err says so and records wait; when there is room again
-// they get through, in order and once, without a new start.
+// they get through, in order and once, without a new start. Here the disk is full for
+// files that exceed a length.
 func TestFullDisk(t *testing.T) {
-	t.Run("file size", func(t *testing.T) {
-		dir, ok := childOf(t)
-		if !ok {
-			run(t, t.TempDir(), nil)
-			return
+	dir, ok := childOf(t)
+	if !ok {
+		run(t, t.TempDir(), nil)
+		return
+	}
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		t.Fatal(err)
+	}
+	fullDisk(t, dir, syscall.EFBIG, func() { limitFiles(t, 700_000) }, func() { limitFiles(t, before.Cur) })
+}
+
+// limitFiles limits how long the files of this process may become.
+func limitFiles(t *testing.T, length uint64) {
+	t.Helper()
+	signal.Ignore(syscall.SIGXFSZ) // so that the write fails
+	var size syscall.Rlimit
+	err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &size)
+	size.Cur = length
+	if err = errors.Join(err, syscall.Setrlimit(syscall.RLIMIT_FSIZE, &size)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The same on a small file system.
+func TestFullFileSystem(t *testing.T) {
+	dir, ok := childOf(t)
+	if !ok {
+		if os.Getuid() != 0 {
+			t.Skip("only root can mount a file system; TestFullDisk is the same with another error")
 		}
-		signal.Ignore(syscall.SIGXFSZ)
-		var before syscall.Rlimit
-		if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		run(t, t.TempDir(), &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}) // the mount ends with the process
+		return
+	}
+	if err := errors.Join(
+		syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
+		syscall.Mount("none", dir, "tmpfs", 0, "size=12m")); err != nil {
+		fmt.Println("SKIP-CHILD: no file system can be mounted:", err)
+		return
+	}
+	filler := filepath.Join(dir, "filler")
+	fill := func() {
+		if err := os.WriteFile(filler, make([]byte, 11<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		set := func(l syscall.Rlimit) {
-			if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &l); err != nil {
-				t.Fatal(err)
-			}
+		_, err := Open(t.Context(), options(t, filepath.Join(dir, "other"), true))
+		if !errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("Open on a full disk: %v", err)
 		}
-		fullDisk(t, dir, syscall.EFBIG, func() { set(syscall.Rlimit{Cur: 700_000, Max: before.Max}) }, func() { set(before) })
-	})
-	t.Run("tmpfs", func(t *testing.T) {
-		dir, ok := childOf(t)
-		if !ok {
-			if os.Getuid() != 0 {
-				t.Skip("only root can mount a file system; TestFullDisk/file_size is the same with another error")
-			}
-			run(t, t.TempDir(), &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}) // the mount ends with the process
-			return
-		}
-		if err := errors.Join(
-			syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
-			syscall.Mount("none", dir, "tmpfs", 0, "size=12m")); err != nil {
-			fmt.Println("SKIP-CHILD: no file system can be mounted:", err)
-			return
-		}
-		filler := filepath.Join(dir, "filler")
-		full := func() {
-			if err := os.WriteFile(filler, make([]byte, 11<<20), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			_, err := Open(t.Context(), options(t, filepath.Join(dir, "other"), true))
-			if !errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("Open on a full disk: %v", err)
-			}
-		}
-		fullDisk(t, dir, syscall.ENOSPC, full, func() { os.Remove(filler) })
-	})
+	}
+	fullDisk(t, dir, syscall.ENOSPC, fill, func() { os.Remove(filler) })
 }
 
 func fullDisk(t *testing.T, dir string, want error, fill, free func()) {
@@ -163,23 +170,26 @@ func fullDisk(t *testing.T, dir string, want error, fill, free func()) {
 		}
 		more()
 	}
+	for range 100 {
+		more()
+	}
+	time.Sleep(300 * time.Millisecond) // some attempts; nothing depends on how many
 	if err := l.Err(); !errors.Is(err, want) {
 		t.Errorf("Err: %v; want %v", err, want)
 	}
 	if _, err := l.Clean(t.Context(), 1000, func([]byte) {}); !errors.Is(err, want) {
 		t.Errorf("Clean: %v; want %v", err, want)
 	}
-	for range 100 {
-		more()
-	}
-	time.Sleep(300 * time.Millisecond) // some attempts, not a proof
-	if err := l.Err(); !errors.Is(err, want) {
-		t.Errorf("Err: %v; want %v", err, want)
-	}
 	free()
 	for range next - 1 {
 		await(t, acks)
 	}
+	recovered(t, l, next)
+}
+
+// recovered checks a log that takes records again.
+func recovered(t *testing.T, l *Log, records int) {
+	t.Helper()
 	if err := l.Err(); err != nil {
 		t.Errorf("Err with room: %v", err)
 	}
@@ -188,8 +198,8 @@ func fullDisk(t *testing.T, dir string, want error, fill, free func()) {
 	}
 	closeLog(t, l)
 	l = open(t, l.options.Dir, true)
-	if n := numbers(t, l); n != next {
-		t.Errorf("%d records; want %d", n, next)
+	if n := numbers(t, l); n != records {
+		t.Errorf("%d records; want %d", n, records)
 	}
 }
 
@@ -200,18 +210,10 @@ func TestCloseOnFullDisk(t *testing.T) {
 		run(t, t.TempDir(), nil)
 		return
 	}
-	signal.Ignore(syscall.SIGXFSZ)
 	l := open(t, dir, true)
 	replay(t, l)
 	write(t, l, "kept")
-	var size syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &size); err != nil {
-		t.Fatal(err)
-	}
-	size.Cur = 100_000
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &size); err != nil {
-		t.Fatal(err)
-	}
+	limitFiles(t, 100_000)
 	acks := make(chan error, 1)
 	l.Append(make([]byte, 200_000), func(err error) { acks <- err })
 	for late := time.Now().Add(limit); l.Err() == nil; time.Sleep(time.Millisecond) {

@@ -374,54 +374,54 @@ func TestServerFails(t *testing.T) {
 	}
 }
 
-// Close writes what waits; what it gives up is told so; nothing is taken after it.
+// Close writes what waits, and nothing is taken after it.
 func TestClose(t *testing.T) {
-	t.Run("whole", func(t *testing.T) {
-		l := open(t, t.TempDir(), true)
-		replay(t, l)
-		for _, r := range numbered(2000) {
-			l.Append([]byte(r), nil)
-		}
-		same(t, reopened(t, l), numbered(2000))
-		acks := make(chan error, 1)
-		l.Append([]byte("late"), func(err error) { acks <- err })
+	l := open(t, t.TempDir(), true)
+	replay(t, l)
+	for _, r := range numbered(2000) {
+		l.Append([]byte(r), nil)
+	}
+	same(t, reopened(t, l), numbered(2000))
+	acks := make(chan error, 1)
+	l.Append([]byte("late"), func(err error) { acks <- err })
+	if err := <-acks; err != ErrClosed {
+		t.Errorf("an append after Close: %v; want ErrClosed", err)
+	}
+	if err := l.Err(); err != ErrClosed {
+		t.Errorf("Err: %v; want ErrClosed", err)
+	}
+	if err := l.Close(t.Context()); err != nil {
+		t.Errorf("a second Close: %v", err)
+	}
+}
+
+// When its time is up, Close gives up what waits and says so.
+func TestCloseGivesUp(t *testing.T) {
+	l := open(t, t.TempDir(), true)
+	replay(t, l)
+	ctx, cancel := withCancel(t)
+	begun, release := make(chan struct{}), make(chan struct{})
+	l.Append([]byte("written"), func(error) { close(begun); <-release })
+	<-begun
+	acks := make(chan error, 3)
+	for range 3 {
+		l.Append([]byte("left"), func(err error) { acks <- err })
+	}
+	closed := make(chan error)
+	go func() { closed <- l.Close(ctx) }()
+	cancel()
+	<-l.abort
+	close(release)
+	if err := <-closed; err == nil || !strings.Contains(err.Error(), "3 records were not written") {
+		t.Errorf("Close: %v", err)
+	}
+	for range 3 {
 		if err := <-acks; err != ErrClosed {
-			t.Errorf("an append after Close: %v; want ErrClosed", err)
+			t.Errorf("%v; want ErrClosed", err)
 		}
-		if err := l.Err(); err != ErrClosed {
-			t.Errorf("Err: %v; want ErrClosed", err)
-		}
-		if err := l.Close(t.Context()); err != nil {
-			t.Errorf("a second Close: %v", err)
-		}
-	})
-	t.Run("given up", func(t *testing.T) {
-		l := open(t, t.TempDir(), true)
-		replay(t, l)
-		ctx, cancel := context.WithCancel(t.Context())
-		begun, release := make(chan struct{}), make(chan struct{})
-		l.Append([]byte("written"), func(error) { close(begun); <-release })
-		<-begun
-		acks := make(chan error, 3)
-		for range 3 {
-			l.Append([]byte("left"), func(err error) { acks <- err })
-		}
-		closed := make(chan error)
-		go func() { closed <- l.Close(ctx) }()
-		cancel()
-		<-l.abort
-		close(release)
-		if err := <-closed; err == nil || !strings.Contains(err.Error(), "3 records were not written") {
-			t.Errorf("Close: %v", err)
-		}
-		for range 3 {
-			if err := <-acks; err != ErrClosed {
-				t.Errorf("%v; want ErrClosed", err)
-			}
-		}
-		again := open(t, l.options.Dir, true)
-		same(t, replay(t, again), []string{"written"})
-	})
+	}
+	again := open(t, l.options.Dir, true)
+	same(t, replay(t, again), []string{"written"})
 }
 
 func TestReplayEndsWithTheError(t *testing.T) {

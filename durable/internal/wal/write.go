@@ -97,8 +97,6 @@ func (l *Log) pause(wait time.Duration) error {
 	if lost != nil {
 		return lost
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
 	select {
 	case <-l.abort:
 		return ErrClosed
@@ -110,7 +108,7 @@ func (l *Log) pause(wait time.Duration) error {
 	select {
 	case <-l.abort:
 		return ErrClosed
-	case <-timer.C:
+	case <-time.After(wait):
 		return nil
 	}
 }
@@ -142,6 +140,7 @@ func (l *Log) running(need int) (*node, error) {
 	if !n.broken {
 		return n, nil
 	}
+	n.stop() // the last write ends, or fails
 	if l.options.Sync && n.log.unsynced() {
 		// What the failed fsync should have written is gone from the cache or looks as
 		// if it were written: reading it back proves nothing.
@@ -150,7 +149,6 @@ func (l *Log) running(need int) (*node, error) {
 	if err := l.folder.probe(need); err != nil {
 		return nil, err
 	}
-	n.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	n, err := start(ctx, l.folder, l.options, false)
