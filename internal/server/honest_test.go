@@ -58,9 +58,7 @@ func (r *record) check(t *testing.T) {
 }
 
 // An honest client is net/http's own, with the connections that it keeps. It comes again
-// after what Retry-After says, and takes each of its jobs to its response. Where memory is
-// short a response that is kept gives way before others are refused, and is 404 for whoever
-// comes for it late; then the client sends the same request again.
+// after what Retry-After says, and takes each of its jobs to its response.
 //
 // Its POSTs have an Idempotency-Key. That is what lets net/http send one again if the
 // connection that it had kept was closed at the same moment: a server may close an idle
@@ -102,9 +100,6 @@ func (h *honest) run(t *testing.T) {
 	}
 }
 
-// forgotten counts the jobs whose response had given way.
-const forgotten = "job: 404, sent again"
-
 func (h *honest) sync(body, key string) {
 	began := time.Now()
 	if a, ok := h.ask("POST", "/sync/echo", body, key); ok {
@@ -114,16 +109,8 @@ func (h *honest) sync(body, key string) {
 
 func (h *honest) async(body, key string) {
 	began := time.Now()
-	for {
-		a, ok := h.job(body, key)
-		if !ok {
-			return
-		}
-		if a.status != http.StatusNotFound || time.Since(h.until) > patience {
-			h.result("job", began, a, body)
-			return
-		}
-		h.count(forgotten)
+	if a, ok := h.job(body, key); ok {
+		h.result("job", began, a, body)
 	}
 }
 
