@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/http"
+	"time"
 )
 
 // A Key is what a client calls a request, together with what the client proves
@@ -72,20 +74,54 @@ func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, 
 		case c.print != print:
 			return nil, nil, ErrOtherRequest
 		}
-		select {
-		case <-c.decided:
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+		if err := s.await(ctx, c, c.decided); err != nil {
+			return nil, nil, err
 		}
 		s.mu.Lock()
 		var j *Job
+		var free <-chan struct{}
 		if s.claims[key] == c { // neither released, nor evicted with its job, nor freed by it
 			j, _ = s.lookupLocked(c.job)
+			if j != nil && j.started == 0 && j.trace != nil && j.trace.ending {
+				free = j.changedLocked() // it never runs, and frees the key when that is on disk
+			}
 		}
 		s.mu.Unlock()
-		if j != nil {
+		switch {
+		case free != nil:
+			if err := s.await(ctx, c, free); err != nil {
+				return nil, nil, err
+			}
+		case j != nil:
 			return j, nil, nil
 		}
+	}
+}
+
+// await waits until a channel is closed or ctx ends; but once the job of c was accepted, no
+// longer for the disk than its own client does.
+func (s *Store) await(ctx context.Context, c *Claim, closed <-chan struct{}) error {
+	var again <-chan time.Time
+	if s.journal != nil {
+		t := time.NewTicker(storeTimeout)
+		defer t.Stop()
+		again = t.C
+	}
+	for waits := false; ; {
+		select {
+		case <-closed:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-again:
+		}
+		s.mu.Lock()
+		accepted := c.job != (ID{})
+		s.mu.Unlock()
+		if accepted && waits {
+			return fmt.Errorf("%w in %v", ErrNotStored, storeTimeout)
+		}
+		waits = accepted
 	}
 }
 

@@ -138,6 +138,10 @@ func (s *Store) awaitWritten(j *Job) error {
 // the process runs once more, as one whose start is not.
 func (s *Store) journalStartLocked(j *Job) {
 	j.trace.starts++
+	s.appendStartLocked(j)
+}
+
+func (s *Store) appendStartLocked(j *Job) {
 	b := append(make([]byte, 0, startSize), kindStart)
 	b = append(b, j.ID[:]...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.wall(j.started)))
@@ -271,7 +275,7 @@ func (s *Store) replayAcceptLocked(id ID, b []byte) {
 	}
 	j := &Job{ID: id, request: Request{text(lengths[0]), text(lengths[1]), text(lengths[2])}, accepted: s.clock(accepted), outcome: Outcome{State: Queued}}
 	j.trace = &trace{record: slices.Clone(rest), size: len(b), order: order, written: closed}
-	if claimed {
+	if claimed { // whatever job had the key before was forgotten, or there would not be this one
 		j.claim = s.reclaimLocked(id, key, print)
 	}
 	s.open[id] = j
@@ -291,6 +295,20 @@ func (s *Store) reclaimLocked(id ID, key Key, print Print) *Claim {
 	return c
 }
 
+// claimedAnewLocked reports whether the key of a job that has ended leads to a later one: it
+// had been forgotten when that was accepted, and is there again since a restart keeps more.
+func (s *Store) claimedAnewLocked(j *Job, key Key) bool {
+	c, taken := s.claims[key]
+	if !taken || c.job == j.ID {
+		return false
+	}
+	if _, open := s.open[c.job]; open {
+		return true
+	}
+	later, ok := s.kept.find(c.job)
+	return ok && later.accepted > j.accepted
+}
+
 func (s *Store) replayEndLocked(id ID, b []byte) {
 	if s.kept.has(id) {
 		return // a copy
@@ -305,7 +323,7 @@ func (s *Store) replayEndLocked(id ID, b []byte) {
 	if j.outcome.State == Done && j.outcome.Response.Size() > largeSize { // a smaller one is copied by the log
 		j.outcome.Response = j.outcome.Response.Clone(s.bounds.Memory)
 	}
-	if r.claimed {
+	if r.claimed && !s.claimedAnewLocked(j, r.key) {
 		j.claim = s.reclaimLocked(id, r.key, Print(b[headSize:]))
 	}
 	s.keepLocked(j)
@@ -351,12 +369,16 @@ func (s *Store) CopyIfAlive(b []byte) {
 	id := ID(b[1:headSize])
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	j, alive := s.open[id]
-	if alive = alive && !j.trace.ending; b[0] == kindEnd {
-		alive = s.kept.has(id)
-	}
-	if alive {
+	switch j, open := s.open[id]; {
+	case b[0] == kindEnd && s.kept.has(id):
 		s.journal.Append(b, nil)
+	case b[0] == kindAccept && open && !j.trace.ending:
+		s.journal.Append(b, nil)
+		// The starts may lie between here and the copy, where Replay does not know the job
+		// yet. So each copy of an acceptance brings them along, and they are never copied.
+		if j.trace.starts > 0 {
+			s.appendStartLocked(j)
+		}
 	}
 }
 

@@ -364,3 +364,138 @@ func TestReplayRefuses(t *testing.T) {
 		}
 	}
 }
+
+// Without it a restart frees the key of a job that waits, since an older job, which the key
+// had led to before it was forgotten, is forgotten once more.
+func TestReplayOfAKeyThatWasUsedAgain(t *testing.T) {
+	s, p := journaled(Bounds{Jobs: 1, Bytes: 1 << 30, Age: time.Hour})
+	run := func(key string) *Job {
+		j := captured(key)
+		s.Add(j, claimOf(t, s, key))
+		s.Start(j)
+		s.End(j, Outcome{State: Failed, Status: 500})
+		p.write(-1)
+		return j
+	}
+	old := run("k")
+	run("other") // the first one is forgotten
+	open := captured("open")
+	s.Add(open, claimOf(t, s, "k"))
+	go s.Accept(open)
+	waitRecords(t, s, p, open)
+	p.write(-1)
+	copied := replayed(t, wide, p) // which keeps more, so all is there again
+	more := new(tape)
+	copied.journal = more
+	for _, b := range p.records {
+		copied.CopyIfAlive(b)
+	}
+	for name, records := range map[string][][]byte{
+		"replayed": p.records, "copied": append(slices.Clone(p.records), more.records...),
+		"copied and cut": append(slices.Clone(p.records[6:]), more.records...),
+		"ends last":      append(slices.Clone(p.records[6:]), more.records[0:2]...),
+	} {
+		for kept, b := range map[string]Bounds{"all": wide, "one": {Jobs: 1, Bytes: 1 << 30, Age: time.Hour}} {
+			again := replayed(t, b, &tape{records: records})
+			again.Restored()
+			c := again.claims[keyOf("k")]
+			if c == nil || c.job != open.ID {
+				t.Errorf("%s, %s kept: the key leads to %v, want the open job and not %s", name, kept, c, old.ID.Short())
+			}
+		}
+	}
+}
+
+// Likewise, where the older job became too old.
+func TestReplayOfAKeyThatExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := journaled(wide)
+		old, open := captured("old"), captured("open")
+		s.Add(old, claimOf(t, s, "k"))
+		s.Start(old)
+		s.End(old, Outcome{State: Failed, Status: 500})
+		p.write(-1)
+		time.Sleep(wide.Age + time.Second)
+		s.Add(open, claimOf(t, s, "k"))
+		s.Start(open)
+		p.write(-1)
+		again := replayed(t, wide, p)
+		again.Restored()
+		if j, _, err := again.Claim(t.Context(), keyOf("k"), Print{}); err != nil || j == nil || j.ID != open.ID {
+			t.Errorf("the key leads to %v, %v, want the open job", j, err)
+		}
+	})
+}
+
+// Without it a job whose acceptance was copied counts its starts from 1 again after a
+// restart, once its start lies before the copy.
+func TestCopyKeepsStarts(t *testing.T) {
+	s, p := journaled(wide)
+	j := captured("a")
+	s.Add(j, nil)
+	s.Start(j)
+	p.write(-1)
+	old := p.records
+	p.records = nil
+	s.CopyIfAlive(old[0]) // the part that goes ends between the two
+	p.records = append(old[1:], p.records...)
+	if r := replayed(t, wide, p).Restored(); len(r) != 1 || r[0].Starts != 1 {
+		t.Errorf("open after the copy: %+v, want one job that was started once", r)
+	}
+}
+
+// Without it the repeat of a request is answered with the job of the first, whose client
+// was told that it could not be stored, and which comes to nothing.
+func TestClaimOfAJobThatWasGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := journaled(wide)
+		j := captured("a")
+		s.Add(j, claimOf(t, s, "k"))
+		if err := s.Accept(j); !errors.Is(err, ErrNotStored) {
+			t.Fatalf("Accept returned %v, want ErrNotStored", err)
+		}
+		s.End(j, Outcome{State: Canceled, Status: 410})
+		got := make(chan *Job, 1)
+		go func() {
+			again, _, err := s.Claim(t.Context(), keyOf("k"), Print{})
+			if err != nil {
+				t.Error(err)
+			}
+			got <- again
+		}()
+		synctest.Wait()
+		p.write(1) // the acceptance, and not the end yet
+		synctest.Wait()
+		p.write(1)
+		if again := <-got; again != nil {
+			t.Errorf("the repeat got the job that was given up, %s; want a claim", s.State(again))
+		}
+	})
+}
+
+// Without it who repeats a request while the disk stands still waits for ever.
+func TestClaimGivesUpOnTheJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := journaled(wide)
+		j := captured("a")
+		s.Add(j, claimOf(t, s, "k"))
+		accepted := make(chan error, 1)
+		repeated := make(chan error, 1)
+		go func() {
+			_, _, err := s.Claim(t.Context(), keyOf("k"), Print{})
+			repeated <- err
+		}()
+		time.Sleep(time.Minute) // it has no place
+		go func() { accepted <- s.Accept(j) }()
+		time.Sleep(2*storeTimeout + time.Second)
+		select {
+		case err := <-repeated:
+			if !errors.Is(err, ErrNotStored) {
+				t.Errorf("Claim returned %v, want ErrNotStored", err)
+			}
+		default:
+			t.Error("Claim still waits")
+		}
+		<-accepted
+	})
+}

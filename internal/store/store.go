@@ -400,6 +400,10 @@ func (s *Store) viewLocked(j *Job) View {
 func (s *Store) Changed(j *Job) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return j.changedLocked()
+}
+
+func (j *Job) changedLocked() <-chan struct{} {
 	if j.changed == nil {
 		j.changed = make(chan struct{})
 	}
@@ -504,7 +508,8 @@ func (s *Store) evictLocked(now time.Duration) {
 
 func (s *Store) forgottenLocked(r header) {
 	s.lastEvicted = max(s.lastEvicted, r.ended)
-	if r.claimed {
+	// After a restart the key may lead to a later job.
+	if c, taken := s.claims[r.key]; r.claimed && taken && c.job == r.id {
 		delete(s.claims, r.key)
 	}
 }
