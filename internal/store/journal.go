@@ -150,12 +150,15 @@ func (s *Store) appendStartLocked(j *Job) {
 
 // journalEndLocked appends the end of j, and publishes it when it is on disk. Until then
 // the job is running for its clients: a restart could take back whatever else they were
-// told.
-func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) {
+// told. It returns the outcome, whose response is not its maker's.
+func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) Outcome {
 	j.trace.ending = true
 	kept := *j
 	kept.ended, kept.outcome = ended, o
 	b := kept.endRecord(s)
+	if o.State == Done && o.Response.Held() == nil { // its maker has its memory back
+		o.Response = exchange.Cut(b[len(b)-4-o.Response.Size():], nil)
+	}
 	s.journal.Append(b, func(err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -163,11 +166,9 @@ func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) {
 			o.Response.Held().Release()
 			return
 		}
-		if o.State == Done && o.Response.Held() == nil { // its maker has its memory back
-			o.Response = exchange.Cut(b[len(b)-4-o.Response.Size():], nil)
-		}
 		s.publishLocked(j, o, ended)
 	})
+	return o
 }
 
 // endRecord returns the record of the end of a job.

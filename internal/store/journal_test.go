@@ -165,13 +165,17 @@ func TestEndCopiesTheResponse(t *testing.T) {
 		if err := x.Serve(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		s.End(j, Outcome{State: Done, Response: x.Keep()})
+		ended := s.End(j, Outcome{State: Done, Response: x.Keep()})
 		x.Release()
 		// Others get the memory.
 		var y exchange.Exchange
 		y.Capture(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write([]byte(strings.Repeat("y", size))) }), httptest.NewRequest("POST", "/", nil), nil, 8<<20)
 		if err := y.Serve(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		if ended.Response.Write(w, "POST"); w.Body.String() != body {
+			t.Errorf("%d bytes: what End returned has another body", size)
 		}
 		p.write(-1)
 		for name, s := range map[string]*Store{"memory": s, "replayed": replayed(t, wide, p)} {

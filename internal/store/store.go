@@ -321,9 +321,8 @@ func (s *Store) End(j *Job, o Outcome) View {
 		s.publishLocked(j, o, now)
 		return s.viewLocked(j)
 	}
-	s.journalEndLocked(j, o, now)
 	ended := *j
-	ended.outcome, ended.ended = o, now
+	ended.outcome, ended.ended = s.journalEndLocked(j, o, now), now
 	return s.viewLocked(&ended)
 }
 
