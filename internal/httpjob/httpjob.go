@@ -311,6 +311,12 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 			return nil, err
 		}
 	}
+	var captured budget.Hold // what the journal gets is a copy of the request until Accept has returned
+	captured.Open(j.Memory, 0)
+	defer captured.Close()
+	if j.Store.Durable() && !captured.Reserve(int64(len(body))+budget.Copy(r.Header)) {
+		return nil, problem.ErrNoMemory
+	}
 	x := &execution{jobs: j, route: t.route}
 	if !j.hold(&x.exchange, r) {
 		return nil, problem.ErrNoMemory
@@ -333,7 +339,11 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 		return nil, t.refused(ctx, err)
 	}
 	if err := j.Store.Accept(x.record); err != nil {
-		x.job.Cancel() // unless it runs already, it comes to nothing, as its client is told
+		// It comes to nothing, as its client is told. But if it runs, the repeat of a request
+		// under a key gets what becomes of it.
+		if claim == nil || j.Store.State(x.record) == store.Queued {
+			x.job.Cancel()
+		}
 		return nil, err
 	}
 	return x.record, nil
@@ -391,6 +401,9 @@ type execution struct {
 	record   *store.Job
 	exchange exchange.Exchange
 
+	cut    bool        // a shutdown has ended its context while it ran; set when run returns
+	stored atomic.Bool // it has ended for this process, and is for the next one to run
+
 	// Of a job from before a restart: what its wait for a place ends with.
 	resubmitting context.Context
 	stop         context.CancelFunc
@@ -404,17 +417,24 @@ func (x *execution) Cancel() bool {
 	return x.job.Cancel()
 }
 
-var errEnded = errors.New("the request's job has ended, and its clients know that")
+var (
+	errEnded  = errors.New("the request's job has ended, and its clients know that")
+	errStored = errors.New("the request's job is stored, and runs after a restart")
+)
 
 // run is what the worker calls. A program may call it too, if a shutdown has returned
 // it as never started.
 func (x *execution) run(ctx context.Context) error {
+	if x.stored.Load() {
+		return errStored
+	}
 	attempt := x.jobs.Store.Start(x.record)
 	if attempt == 0 {
 		return errEnded
 	}
 	if x.jobs.Store.Durable() {
 		x.exchange.SetHeader("Job-Attempt", strconv.Itoa(attempt))
+		defer func() { x.cut = errors.Is(context.Cause(ctx), x.jobs.Refusals.Closed) }()
 	}
 	if !x.jobs.predicts.Load() {
 		return x.exchange.Serve(ctx)
@@ -423,9 +443,12 @@ func (x *execution) run(ctx context.Context) error {
 }
 
 // ended tells the store how the job has ended. What a shutdown has cut off beside a
-// journal has not: it is submitted again after the restart.
+// journal has not: it is submitted again after the restart. That holds also where the
+// handler panics when its context ends, as a ReverseProxy does.
 func (x *execution) ended(end End, err error) {
-	if x.jobs.Store.Durable() && (end == Abandoned || end == Stopped) {
+	cut := end == Abandoned || end == Stopped || x.cut && (end == Aborted || end == Panicked)
+	if cut && x.jobs.Store.Durable() {
+		x.stored.Store(true)
 		x.exchange.Release()
 		return
 	}
@@ -435,8 +458,12 @@ func (x *execution) ended(end End, err error) {
 	}
 	v := x.jobs.Store.End(x.record, o)
 	x.exchange.Release()
-	if x.jobs.OnEnd != nil {
-		x.jobs.OnEnd(x.record.ID.String(), v)
+	x.jobs.tell(x.record, v)
+}
+
+func (j *Jobs) tell(record *store.Job, v store.View) {
+	if j.OnEnd != nil {
+		j.OnEnd(record.ID.String(), v)
 	}
 }
 

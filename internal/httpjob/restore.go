@@ -79,7 +79,7 @@ func (j *Jobs) Restore(h http.Handler, attempts int) error {
 	var again []*execution
 	for _, r := range j.Store.Restored() {
 		if r.Starts >= attempts {
-			j.Store.End(r.Job, store.Outcome{State: store.Failed, Status: http.StatusInternalServerError, Detail: fmt.Sprintf("the server ended %d times while the job ran", r.Starts)})
+			j.tell(r.Job, j.Store.End(r.Job, store.Outcome{State: store.Failed, Status: http.StatusInternalServerError, Detail: fmt.Sprintf("the server ended %d times while the job ran", r.Starts)}))
 			continue
 		}
 		x := &execution{jobs: j, route: rt}
@@ -105,7 +105,11 @@ func (j *Jobs) Restore(h http.Handler, attempts int) error {
 func (x *execution) resubmit(full func()) {
 	ctx, stop := x.resubmitting, x.stop
 	defer stop()
-	if err := x.job.Resubmit(ctx, full); err != nil && ctx.Err() != nil {
+	switch err := x.job.Resubmit(ctx, full); {
+	case ctx.Err() == nil:
+	case err != nil:
 		x.ended(Canceled, err) // by its client
+	default:
+		x.job.Cancel() // whose cancel came in between, when there was no job yet
 	}
 }
