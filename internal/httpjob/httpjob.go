@@ -411,6 +411,10 @@ type execution struct {
 
 // Cancel implements store.Work.
 func (x *execution) Cancel() bool {
+	if x.stored.CompareAndSwap(true, false) { // or the next process would run it
+		x.ended(Canceled, context.Canceled)
+		return true
+	}
 	if x.stop != nil {
 		x.stop()
 	}

@@ -233,3 +233,61 @@ func TestRecordIsCounted(t *testing.T) {
 		}
 	})
 }
+
+// A client that cancels what a shutdown has cut off does so for the next process.
+func TestCancelOfWhatAShutdownCutsOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(tape)
+		hang := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		var told []string
+		f := beside(t, p, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{OnEnd: func(i holdfast.JobInfo) { told = append(told, i.State) }}, hang)
+		_, running := f.post("/", "")
+		synctest.Wait()
+		_, queued := f.post("/", "")
+		f.cutOff()
+		synctest.Wait()
+		for _, id := range []holdfast.ID{running, queued} {
+			for range 2 {
+				w := httptest.NewRecorder()
+				if f.jobs.ServeHTTP(w, httptest.NewRequest("DELETE", "/jobs/"+string(id), nil)); w.Code != http.StatusOK {
+					t.Errorf("DELETE: %d %s, want 200", w.Code, w.Body)
+				}
+			}
+		}
+		if !slices.Equal(told, []string{"canceled", "canceled"}) {
+			t.Errorf("OnEnd was told %v, want each job once", told)
+		}
+		f = beside(t, p, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{}, hang)
+		for _, id := range []holdfast.ID{running, queued} {
+			if got, _ := f.jobs.Lookup(id); got.State != "canceled" {
+				t.Errorf("a canceled job is %s after the restart", got.State)
+			}
+		}
+		f.cutOff()
+		synctest.Wait()
+	})
+}
+
+// A server that lingers waits for the clients of a job whose end is on the way to the disk.
+func TestUnreadBeforeItIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(tape)
+		f := beside(t, p, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{}, http.NotFoundHandler())
+		release := make(chan bool)
+		h := f.jobs.Async(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-release }))
+		f.Handler = h
+		f.post("/", "")
+		p.stuck.Store(true)
+		close(release)
+		synctest.Wait()
+		if n := f.jobs.Stats().Unread; n != 1 {
+			t.Errorf("%d jobs are unread before the end is written, want 1", n)
+		}
+		p.write()
+		if n := f.jobs.Stats().Unread; n != 1 {
+			t.Errorf("%d jobs are unread when the end is written, want 1", n)
+		}
+		f.cutOff()
+		synctest.Wait()
+	})
+}

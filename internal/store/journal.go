@@ -153,6 +153,7 @@ func (s *Store) appendStartLocked(j *Job) {
 // told. It returns the outcome, whose response is not its maker's.
 func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) Outcome {
 	j.trace.ending = true
+	s.ending++
 	kept := *j
 	kept.ended, kept.outcome = ended, o
 	b := kept.endRecord(s)
@@ -162,6 +163,7 @@ func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) Outcome
 	s.journal.Append(b, func(err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		s.ending--
 		if err != nil {
 			o.Response.Held().Release()
 			return

@@ -88,6 +88,7 @@ type Store struct {
 	journal   Journal // written once, before the store is used; nil: the memory is all there is
 	order     uint64  // jobs that were accepted beside a journal
 	openBytes int64   // of the journal, that are needed for open jobs
+	ending    int     // jobs whose end is on the way to the disk
 
 	byAge, byJobs, byBytes uint64        // evicted
 	lastEvicted            time.Duration // when the last of those had ended; 0: none was
@@ -559,7 +560,7 @@ type Stats struct {
 	Open                   int // accepted and not ended
 	Kept                   int
 	Bytes                  int64
-	Unread                 int           // of those that are kept
+	Unread                 int           // of those that are kept, and those that will be when their ends are on disk
 	ByAge, ByJobs, ByBytes uint64        // evicted
 	Reach                  time.Duration // what ended less long ago than that is still there
 }
@@ -571,7 +572,7 @@ func (s *Store) Stats() Stats {
 	defer s.mu.Unlock()
 	s.evictLocked(now)
 	st := Stats{
-		Open: len(s.open) - s.pending, Kept: len(s.kept.index), Bytes: s.kept.bytes, Unread: s.kept.unread,
+		Open: len(s.open) - s.pending, Kept: len(s.kept.index), Bytes: s.kept.bytes, Unread: s.kept.unread + s.ending,
 		ByAge: s.byAge, ByJobs: s.byJobs, ByBytes: s.byBytes,
 		Reach: s.bounds.Age,
 	}
