@@ -39,7 +39,7 @@ type Config struct {
 	Dispatcher *holdfast.Dispatcher
 
 	// Jobs is as for [holdfast.NewJobs]. Retain, RetainJobs and RetainBytes bound what is
-	// kept across a restart, too.
+	// kept across a restart, too. MaxBody and MaxResponse may be up to 60 MiB.
 	Jobs holdfast.JobsConfig
 
 	// Handler serves the requests that were stored before a restart. It gets them as the
@@ -69,6 +69,11 @@ type Jobs struct {
 	done chan struct{} // closed when clean has returned
 }
 
+// maxContent leaves room in a record for what there is beside a body or a response: a
+// header, which is mostly 1 MiB at most. The end of a job that no record can hold would
+// never be told.
+const maxContent = wal.MaxRecord - 4<<20
+
 // Open opens the log, or creates it, and submits the jobs again that had not ended, in the
 // order in which they were accepted. It returns when they have their places in the queue,
 // or the queue is full; the others wait for theirs. The listener should not be open before.
@@ -81,6 +86,8 @@ func Open(ctx context.Context, c Config) (*Jobs, error) {
 		return nil, errors.New("durable: Config.Dir is empty; want a folder")
 	case c.Dispatcher == nil || c.Handler == nil:
 		return nil, errors.New("durable: Config.Dispatcher or Config.Handler is nil; want what runs the jobs")
+	case c.Jobs.MaxBody > maxContent || c.Jobs.MaxResponse > maxContent:
+		return nil, fmt.Errorf("durable: Config.Jobs has MaxBody %d and MaxResponse %d; want at most %d, which a record of the log can hold", c.Jobs.MaxBody, c.Jobs.MaxResponse, maxContent)
 	case c.Attempts < 0:
 		return nil, fmt.Errorf("durable: Config.Attempts is %d; want 0 (the default) or more", c.Attempts)
 	}

@@ -271,6 +271,24 @@ func TestRestartWithFewerPlaces(t *testing.T) {
 	l.await(urls[49], "canceled")
 }
 
+// Without it a job that no record of the log can hold is never shown as ended, and runs again
+// after each restart.
+func TestContentThatNoRecordHolds(t *testing.T) {
+	d, err := holdfast.New(holdfast.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, jobs := range []holdfast.JobsConfig{{MaxBody: 64 << 20}, {MaxResponse: 64 << 20}} {
+		dir := filepath.Join(t.TempDir(), "data")
+		if _, err := Open(t.Context(), Config{Dir: dir, Dispatcher: d, Handler: http.NotFoundHandler(), Jobs: jobs}); err == nil {
+			t.Errorf("Open took %+v", jobs)
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("Open has created the folder all the same")
+		}
+	}
+}
+
 // The folder belongs to one process at a time.
 func TestFolderIsOwned(t *testing.T) {
 	dir := t.TempDir()

@@ -98,7 +98,7 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 		jobsConfig.OnEnd = server.LogJob(log)
 	}
 	upstream := newGateway(config, log)
-	opened, err := open(d, jobsConfig, again(upstream, config), config, log)
+	opened, err := open(d, jobsConfig, again(upstream), config, log)
 	if err != nil {
 		return err
 	}
@@ -161,12 +161,12 @@ func newGateway(config server.Config, log *slog.Logger) *gateway.Gateway {
 }
 
 // again returns the handler of requests that were queued before a restart.
-func again(g *gateway.Gateway, config server.Config) http.Handler {
+func again(g *gateway.Gateway) http.Handler {
 	upstream := http.NotFoundHandler()
 	if g != nil {
 		upstream = g.Again()
 	}
-	return server.Again(config.MaxBody, upstream)
+	return server.Again(upstream)
 }
 
 // routes adds the public routes, and returns how to change the number of workers and

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -39,9 +40,10 @@ func Sleep(maxBody int64, wrap func(http.Handler) http.Handler) http.Handler {
 }
 
 // Again returns the handler of requests that were queued before a restart: of the demo, or
-// of the gateway, whose requests have matched no pattern.
-func Again(maxBody int64, gateway http.Handler) http.Handler {
-	demo := Sleep(maxBody, func(h http.Handler) http.Handler { return h })
+// of the gateway, whose requests have matched no pattern. What was accepted is not refused
+// since the server has smaller limits than before.
+func Again(gateway http.Handler) http.Handler {
+	demo := Sleep(math.MaxInt64, func(h http.Handler) http.Handler { return h })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.Pattern {
 		case "POST /aaa", "POST /bbb":

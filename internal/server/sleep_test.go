@@ -274,3 +274,15 @@ func FuzzParseSleep(f *testing.F) {
 		}
 	})
 }
+
+// A request that was accepted when the limit was larger is served.
+func TestAgainHasNoLimit(t *testing.T) {
+	body := strings.Repeat(" ", 2<<20) + `{"sleep_time":0}`
+	r := httptest.NewRequest("POST", "/bbb", strings.NewReader(body))
+	r.Pattern = "POST /bbb"
+	w := httptest.NewRecorder()
+	Again(http.NotFoundHandler()).ServeHTTP(w, r)
+	if w.Code != http.StatusOK {
+		t.Errorf("%d %s, want 200", w.Code, w.Body)
+	}
+}
