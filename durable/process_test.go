@@ -3,7 +3,13 @@
 package durable
 
 import (
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"strings"
 	"testing"
+	"time"
 
 	"holdfast/conformance"
 	"holdfast/internal/proctest"
@@ -20,4 +26,48 @@ func launch(t *testing.T, dir string, args ...string) *proctest.Process {
 // The HTTP contract is the same, whether jobs outlive the process or not.
 func TestConformance(t *testing.T) {
 	conformance.Run(t, "http://"+launch(t, t.TempDir()).Addr())
+}
+
+// A server that cannot listen starts no job: a supervisor would start it until the jobs had
+// been started too often.
+func TestServerThatCannotListen(t *testing.T) {
+	dir := t.TempDir()
+	p := launch(t, dir, "-workers", "1")
+	resp, err := http.Post("http://"+p.Addr()+"/bbb", "application/json", strings.NewReader(`{"sleep_time":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	url := resp.Header.Get("Location")
+	p.Cmd.Process.Kill()
+	<-p.Ended
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for range 3 {
+		p := launch(t, dir, "-addr", taken.Addr().String())
+		<-p.Ended
+		if code := p.Cmd.ProcessState.ExitCode(); code != 1 {
+			t.Errorf("exit status %d, want 1", code)
+		}
+	}
+	p = launch(t, dir, "-workers", "1")
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		resp, err := http.Get("http://" + p.Addr() + url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		var job struct{ State string }
+		json.Unmarshal(body, &job)
+		if job.State == "done" {
+			break
+		}
+		if job.State == "failed" || time.Now().After(end) {
+			t.Fatalf("the job is %s", body)
+		}
+	}
 }

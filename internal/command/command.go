@@ -93,14 +93,16 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	if err != nil {
 		return err
 	}
-	jobsConfig := config.Jobs()
-	if config.LogJobs {
-		jobsConfig.OnEnd = server.LogJob(log)
-	}
-	upstream := newGateway(config, log)
-	opened, err := open(d, jobsConfig, again(upstream), config, log)
+	// What was stored before a restart runs as soon as it is opened, and each start counts.
+	// So a server that cannot listen does not come so far.
+	public, private, err := listen(config, log)
 	if err != nil {
 		return err
+	}
+	upstream := newGateway(config, log)
+	opened, err := open(d, jobsOf(config, log), again(upstream), config, log)
+	if err != nil {
+		return err // the process ends, and the listeners with it
 	}
 	defer func() { err = errors.Join(err, opened.Close()) }()
 	jobs := opened.Jobs
@@ -118,10 +120,7 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	})
 	s.Admin(operator)
 
-	public, private, err := listen(config, version, log)
-	if err != nil {
-		return err
-	}
+	announce(public, private, config, version, log)
 	ctx := untilSignal()
 	context.AfterFunc(ctx, release)
 	if private != nil {
@@ -132,20 +131,32 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	return s.Run(ctx, public, private, config.Drain)
 }
 
-// listen returns the listeners, of which the operator's may be nil, and logs where they
-// are.
-func listen(config server.Config, version string, log *slog.Logger) (public, private net.Listener, err error) {
+func jobsOf(config server.Config, log *slog.Logger) holdfast.JobsConfig {
+	jobs := config.Jobs()
+	if config.LogJobs {
+		jobs.OnEnd = server.LogJob(log)
+	}
+	return jobs
+}
+
+// listen returns the listeners, of which the operator's may be nil. Clients wait until they
+// are served.
+func listen(config server.Config, log *slog.Logger) (public, private net.Listener, err error) {
 	if public, err = server.Listen(config.Addr); err != nil {
 		return nil, nil, err
 	}
 	if private, err = config.ListenAdmin(log); err != nil {
 		return nil, nil, err
 	}
+	return public, private, nil
+}
+
+// announce logs where the listeners are.
+func announce(public, private net.Listener, config server.Config, version string, log *slog.Logger) {
 	log.Info("holdfast "+version, "addr", public.Addr().String(), "workers", config.Workers, "queue", config.Queue, "overflow", config.Overflow)
 	if private != nil {
 		log.Info("dashboard", "url", "http://"+private.Addr().String()+"/")
 	}
-	return public, private, nil
 }
 
 // newGateway returns the gateway, or nil if there is none.
