@@ -258,8 +258,11 @@ func TestRestartWithFewerPlaces(t *testing.T) {
 	l.end()
 	l = begin(t, dir, holdfast.Config{Queue: 2, Overflow: holdfast.DropOldest, ClientPlaces: 1}, h)
 	r, _ := http.NewRequest("DELETE", l.http.URL+urls[49], nil)
-	if resp, err := http.DefaultClient.Do(r); err != nil || resp.StatusCode != http.StatusAccepted {
+	if resp, err := http.DefaultClient.Do(r); err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("DELETE of a job that has no place yet: %v, %v", resp, err)
+	}
+	if got := l.state(urls[49]); got != "canceled" {
+		t.Errorf("the job is %s after the DELETE, want canceled", got)
 	}
 	l.d.Resize(2)
 	for i, url := range urls[:49] {

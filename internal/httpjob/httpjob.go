@@ -404,7 +404,9 @@ type execution struct {
 	cut    bool        // a shutdown has ended its context while it ran; set when run returns
 	stored atomic.Bool // it has ended for this process, and is for the next one to run
 
-	// Of a job from before a restart: what its wait for a place ends with.
+	// Of a job from before a restart: whether its turn to be submitted has come, or it was
+	// canceled before; and what its wait for a place ends with.
+	taken        atomic.Bool
 	resubmitting context.Context
 	stop         context.CancelFunc
 }
@@ -417,6 +419,10 @@ func (x *execution) Cancel() bool {
 	}
 	if x.stop != nil {
 		x.stop()
+		if x.taken.CompareAndSwap(false, true) {
+			x.ended(Canceled, context.Canceled)
+			return true
+		}
 	}
 	return x.job.Cancel()
 }

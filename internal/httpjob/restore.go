@@ -105,6 +105,9 @@ func (j *Jobs) Restore(h http.Handler, attempts int) error {
 func (x *execution) resubmit(full func()) {
 	ctx, stop := x.resubmitting, x.stop
 	defer stop()
+	if !x.taken.CompareAndSwap(false, true) {
+		return
+	}
 	switch err := x.job.Resubmit(ctx, full); {
 	case ctx.Err() == nil:
 	case err != nil:
