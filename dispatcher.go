@@ -183,7 +183,6 @@ func New(cfg Config) (*Dispatcher, error) {
 type Submitter struct {
 	d        *Dispatcher
 	own      bool // it has a policy of its own
-	promised bool // its jobs were accepted before a restart, so no client has too many
 	overflow Overflow
 	class    *line.Class // nil: an urgency of 0, no client and no end of patience
 }
@@ -276,7 +275,7 @@ func (s Submitter) submit(ctx context.Context, e entry) (err error) {
 		err = gone
 	case d.closed:
 		err = d.refuseLocked(&e, ErrClosed)
-	case !s.promised && d.sharedOutLocked(class):
+	case d.sharedOutLocked(class):
 		err = d.refuseLocked(&e, ErrShare)
 	case class.Patience > 0 && d.loadLocked(class).MeanWait() > class.Patience:
 		err = d.refuseLocked(&e, ErrLate)
@@ -298,6 +297,23 @@ func (s Submitter) submit(ctx context.Context, e entry) (err error) {
 		return d.wait(ctx, waiting)
 	}
 	return err
+}
+
+// resubmit accepts a job that was accepted before a restart. It has a place whatever the
+// bound, as if the queue had been longer until just now.
+func (d *Dispatcher) resubmit(e entry) error {
+	now := d.now()
+	d.lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return d.refuseLocked(&e, ErrClosed)
+	}
+	if d.freeLocked() <= 0 && d.line == nil {
+		d.lineUpLocked() // which has room for more than the channel
+	}
+	d.acceptLocked(e, now)
+	d.dispatchLocked(now)
+	return nil
 }
 
 // lock locks d.mu. It tries some times before it parks the goroutine, which costs more

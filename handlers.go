@@ -227,16 +227,7 @@ type requestJob Job
 
 func (j *requestJob) Submit(ctx context.Context) error { return j.d.submit(ctx, entry{job: (*Job)(j)}) }
 
-func (j *requestJob) Resubmit(ctx context.Context, full func()) error {
-	j.d.lock()
-	free := j.d.freeLocked()
-	j.d.mu.Unlock()
-	if free <= 0 {
-		full()
-	}
-	again := Submitter{d: j.d, own: true, overflow: Block, promised: true}
-	return again.submit(ctx, entry{job: (*Job)(j)})
-}
+func (j *requestJob) Resubmit() error { return j.d.resubmit(entry{job: (*Job)(j)}) }
 
 func (j *requestJob) Cancel() bool {
 	(*Job)(j).Cancel()

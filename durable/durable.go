@@ -76,7 +76,7 @@ const maxContent = wal.MaxRecord - 4<<20
 
 // Open opens the log, or creates it, and submits the jobs again that had not ended, in the
 // order in which they were accepted. It returns when they have their places in the queue,
-// or the queue is full; the others wait for theirs. The listener should not be open before.
+// also if that is shorter than it was. The listener should not be open before.
 // ctx ends the reading of the log.
 //
 // If the folder cannot be used, the error says why, and nothing was changed.

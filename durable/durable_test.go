@@ -274,6 +274,48 @@ func TestRestartWithFewerPlaces(t *testing.T) {
 	l.await(urls[49], "canceled")
 }
 
+// A queue that has become smaller keeps its order, and nobody overtakes it.
+func TestOrderWithFewerPlaces(t *testing.T) {
+	var mu sync.Mutex
+	var seen []string
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.URL.Path)
+	})
+	for _, urgent := range []string{"u=0", ""} {
+		seen = nil
+		dir := t.TempDir()
+		l := begin(t, dir, holdfast.Config{Queue: 50}, h)
+		var urls, want []string
+		for i := range 10 {
+			urls = append(urls, l.post(fmt.Sprint("/", i), ""))
+			want = append(want, fmt.Sprint("/", i))
+		}
+		urls = append(urls, l.post("/last", "", "Priority", urgent))
+		if urgent == "" {
+			want = append(want, "/last")
+		} else {
+			want = append([]string{"/last"}, want...)
+		}
+		l.end()
+		l = begin(t, dir, holdfast.Config{Queue: 2, Overflow: holdfast.Block}, h)
+		overtaking := make(chan string)
+		go func() { overtaking <- l.post("/new", "") }()
+		for l.d.Stats().Blocked == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		l.d.Resize(1)
+		urls, want = append(urls, <-overtaking), append(want, "/new")
+		for _, url := range urls {
+			l.await(url, "done")
+		}
+		if !slices.Equal(seen, want) {
+			t.Errorf("last with %q: the handler saw %v, want %v", urgent, seen, want)
+		}
+	}
+}
+
 // Without it a job that no record of the log can hold is never shown as ended, and runs again
 // after each restart.
 func TestContentThatNoRecordHolds(t *testing.T) {

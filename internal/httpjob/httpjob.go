@@ -82,9 +82,10 @@ type Job interface {
 	// Submit blocks until the job is accepted, or returns an error. ctx bounds the wait.
 	Submit(ctx context.Context) error
 
-	// Resubmit is Submit for a job that was accepted before a restart: it waits for a
-	// place whatever the policy and whatever its client has, and calls full before.
-	Resubmit(ctx context.Context, full func()) error
+	// Resubmit is Submit for a job that was accepted before a restart: it has a place
+	// whatever the bound and whatever its client has, as if the queue had been longer until
+	// just now. It does not block. An error means that the queue is closed.
+	Resubmit() error
 
 	// Cancel cancels the job, and reports whether it has ended by that. It may come
 	// before Submit has returned.
@@ -403,12 +404,6 @@ type execution struct {
 
 	cut    bool        // a shutdown has ended its context while it ran; set when run returns
 	stored atomic.Bool // it has ended for this process, and is for the next one to run
-
-	// Of a job from before a restart: whether its turn to be submitted has come, or it was
-	// canceled before; and what its wait for a place ends with.
-	taken        atomic.Bool
-	resubmitting context.Context
-	stop         context.CancelFunc
 }
 
 // Cancel implements store.Work.
@@ -416,13 +411,6 @@ func (x *execution) Cancel() bool {
 	if x.stored.CompareAndSwap(true, false) { // or the next process would run it
 		x.ended(Canceled, context.Canceled)
 		return true
-	}
-	if x.stop != nil {
-		x.stop()
-		if x.taken.CompareAndSwap(false, true) {
-			x.ended(Canceled, context.Canceled)
-			return true
-		}
 	}
 	return x.job.Cancel()
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"net/http"
-	"sync"
 	"time"
 
 	"holdfast/internal/budget"
@@ -64,16 +63,15 @@ func (x *execution) restored(r store.Restored) error {
 	}
 	x.record = r.Job
 	x.job = x.jobs.Queue.NewJob(withAbout{context.Background(), about}, of, limit, x.run, x.ended)
-	x.resubmitting, x.stop = context.WithCancel(context.Background())
 	x.jobs.Store.Resume(r.Job, x)
 	return nil
 }
 
 // Restore submits the jobs again that had not ended before a restart, in the order in
 // which they were accepted; h serves their requests. A job that has been started attempts
-// times fails: it may be what has ended the process. Restore returns when all have a place,
-// or there is none left; the others then wait for theirs. Beside it no other request may
-// come.
+// times fails: it may be what has ended the process. All others have a place when
+// Restore returns, also if there are fewer places than before. Beside it no other request
+// may come.
 func (j *Jobs) Restore(h http.Handler, attempts int) error {
 	rt := j.newRoute(h, Limits{})
 	var again []*execution
@@ -88,31 +86,8 @@ func (j *Jobs) Restore(h http.Handler, attempts int) error {
 		}
 		again = append(again, x)
 	}
-	placed := make(chan struct{})
-	done := sync.OnceFunc(func() { close(placed) })
-	go func() {
-		defer done()
-		for _, x := range again {
-			x.resubmit(done)
-		}
-	}()
-	<-placed
+	for _, x := range again {
+		x.job.Resubmit() // unless it is shut down already, and then it is for the next process
+	}
 	return nil
-}
-
-// resubmit submits a restored job. It blocks until there is a place, and calls full before
-// it does.
-func (x *execution) resubmit(full func()) {
-	ctx, stop := x.resubmitting, x.stop
-	defer stop()
-	if !x.taken.CompareAndSwap(false, true) {
-		return
-	}
-	switch err := x.job.Resubmit(ctx, full); {
-	case ctx.Err() == nil:
-	case err != nil:
-		x.ended(Canceled, err) // by its client
-	default:
-		x.job.Cancel() // whose cancel came in between, when there was no job yet
-	}
 }
