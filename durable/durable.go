@@ -52,11 +52,13 @@ type Config struct {
 	// nothing, a power failure the jobs of the last minutes.
 	NoSync bool
 
-	// Attempts is how often a job may have been running when the process ended. One more
-	// start could end it once more, so the job fails then. If zero, 3 is used.
+	// Attempts is how often the process may have died while a job ran: one more start could
+	// kill it once more, so the job fails then. A shutdown that cuts the job off is no
+	// death. If zero, 3 is used.
 	Attempts int
 
-	// Logger gets what is wrong with the log. If nil, slog.Default() is used.
+	// Logger gets a record of the jobs that are back after a restart, and what is wrong with
+	// the log. If nil, slog.Default() is used.
 	Logger *slog.Logger
 }
 
@@ -95,7 +97,8 @@ func Open(ctx context.Context, c Config) (*Jobs, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := wal.Open(ctx, wal.Options{Dir: c.Dir, Sync: !c.NoSync, Logger: cmp.Or(c.Logger, slog.Default())})
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	log, err := wal.Open(ctx, wal.Options{Dir: c.Dir, Sync: !c.NoSync, Logger: c.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +119,11 @@ func (j *Jobs) restore(ctx context.Context, c Config) error {
 	if err := j.log.Replay(ctx, core.Store.Replay); err != nil {
 		return fmt.Errorf("durable: reading %s: %w", c.Dir, err)
 	}
-	return core.Restore(c.Handler, cmp.Or(c.Attempts, 3))
+	n, err := core.Restore(c.Handler, cmp.Or(c.Attempts, 3))
+	if kept := j.Stats().Kept; n+kept > 0 {
+		c.Logger.Info("stored jobs are back", "to_run", n, "ended", kept, "dir", c.Dir)
+	}
+	return err
 }
 
 // Close writes what is yet to be written and closes the log. Call it after the dispatcher's
@@ -127,6 +134,7 @@ func (j *Jobs) restore(ctx context.Context, c Config) error {
 func (j *Jobs) Close(ctx context.Context) error {
 	j.stop()
 	<-j.done
+	httpjob.Of(j.Async(http.NotFoundHandler())).Store.CutOff()
 	return j.log.Close(ctx)
 }
 

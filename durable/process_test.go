@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,48 @@ func launch(t *testing.T, dir string, args ...string) *proctest.Process {
 // The HTTP contract is the same, whether jobs outlive the process or not.
 func TestConformance(t *testing.T) {
 	conformance.Run(t, "http://"+launch(t, t.TempDir()).Addr())
+}
+
+// A job that was running each time when the process died fails in the end: it may be what
+// kills it.
+func TestDeaths(t *testing.T) {
+	dir := t.TempDir()
+	started := make(chan bool, 10)
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		started <- true
+		<-r.Context().Done()
+	}))
+	defer upstream.Close()
+	args := []string{"-upstream", upstream.URL, "-workers", "1", "-abandon"}
+	p := launch(t, dir, args...)
+	resp, err := http.Post("http://"+p.Addr()+"/async/", "text/plain", nil)
+	if err != nil || resp.StatusCode != http.StatusAccepted {
+		t.Fatalf("POST: %v, %v", resp, err)
+	}
+	resp.Body.Close()
+	for range 3 {
+		select {
+		case <-started:
+		case <-time.After(patience):
+			t.Fatal("the job was not started")
+		}
+		time.Sleep(100 * time.Millisecond) // nobody waits for the record of a start
+		p.Cmd.Process.Kill()
+		<-p.Ended
+		p = launch(t, dir, args...)
+		p.Addr()
+	}
+	gone, err := http.Get("http://" + p.Addr() + resp.Header.Get("Location") + "/response")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone.Body.Close()
+	if text, _ := io.ReadAll(gone.Body); gone.StatusCode != http.StatusGone || !strings.Contains(string(text), "3 times") {
+		t.Errorf("%d %s, want 410 that says why", gone.StatusCode, text)
+	}
+	if len(started) > 0 {
+		t.Error("the job was started once more")
+	}
 }
 
 // A server that cannot listen starts no job: a supervisor would start it until the jobs had

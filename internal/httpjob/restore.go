@@ -68,26 +68,26 @@ func (x *execution) restored(r store.Restored) error {
 }
 
 // Restore submits the jobs again that had not ended before a restart, in the order in
-// which they were accepted; h serves their requests. A job that has been started attempts
-// times fails: it may be what has ended the process. All others have a place when
+// which they were accepted; h serves their requests. A job that was running
+// attempts times when the process died fails: it may be what has ended it. All others have a place when
 // Restore returns, also if there are fewer places than before. Beside it no other request
-// may come.
-func (j *Jobs) Restore(h http.Handler, attempts int) error {
+// may come. Restore returns how many jobs those are.
+func (j *Jobs) Restore(h http.Handler, attempts int) (int, error) {
 	rt := j.newRoute(h, Limits{})
 	var again []*execution
 	for _, r := range j.Store.Restored() {
-		if r.Starts >= attempts {
-			j.tell(r.Job, j.Store.End(r.Job, store.Outcome{State: store.Failed, Status: http.StatusInternalServerError, Detail: fmt.Sprintf("the server ended %d times while the job ran", r.Starts)}))
+		if r.Deaths >= attempts {
+			j.tell(r.Job, j.Store.End(r.Job, store.Outcome{State: store.Failed, Status: http.StatusInternalServerError, Detail: fmt.Sprintf("the server ended %d times while the job ran", r.Deaths)}))
 			continue
 		}
 		x := &execution{jobs: j, route: rt}
 		if err := x.restored(r); err != nil {
-			return fmt.Errorf("the request of job %s: %w", r.ID.Short(), err)
+			return 0, fmt.Errorf("the request of job %s: %w", r.ID.Short(), err)
 		}
 		again = append(again, x)
 	}
 	for _, x := range again {
 		x.job.Resubmit() // unless it is shut down already, and then it is for the next process
 	}
-	return nil
+	return len(again), nil
 }

@@ -66,7 +66,7 @@ type Config struct {
 
 	Data     string // the folder of a command whose jobs outlive the process
 	Sync     bool   // there, wait for the disk before a job is accepted
-	Attempts int    // there, how often a job may have been running when the process ended
+	Attempts int    // there, how often the process may die while a job runs
 }
 
 // Proxies returns the networks of the proxies whose X-Forwarded-* are believed.
@@ -139,7 +139,7 @@ func (c *Config) durableOptions() []option {
 	return []option{
 		{"data", "DATA", (*folder)(&c.Data), "data", "store jobs in `folder`, which one process may own"},
 		{"sync", "SYNC", (*flags.Boolean)(&c.Sync), "true", "answer 202 when the job is on disk; without it a power failure loses the last jobs that were accepted, and a crash of the process still none"},
-		{"attempts", "ATTEMPTS", &number{&c.Attempts, 1, 1000}, "3", "let a job fail that was running `n` times when the process ended"},
+		{"attempts", "ATTEMPTS", &number{&c.Attempts, 1, 1000}, "3", "fail a job once the process has died `n` times while it ran"},
 	}
 }
 

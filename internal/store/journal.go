@@ -37,6 +37,7 @@ type trace struct {
 	size    int           // of that
 	order   uint64        // its place among all that were accepted
 	starts  int           // how often it has been started
+	cuts    int           // and cut off by a shutdown
 	ending  bool          // its end is on the way to the disk
 	written chan struct{} // closed when its acceptance is on disk, or lost
 	err     error         // set before that, if it is lost
@@ -46,14 +47,14 @@ type trace struct {
 // nanoseconds since 1970.
 const (
 	kindAccept = 1 + iota // order, time, claim, request, and what the HTTP layer captured
-	kindStart             // time and how many starts that makes
+	kindStart             // time, how many starts that makes, and how many were cut off
 	kindEnd               // print and the record as it is kept, with the response
 )
 
 const (
 	headSize   = 1 + len(ID{})
 	acceptSize = headSize + 2*8 + 1 + len(Key{}) + len(Print{}) + 3
-	startSize  = headSize + 2*8
+	startSize  = headSize + 3*8
 	endSize    = headSize + len(Print{}) + fixedSize
 )
 
@@ -145,7 +146,21 @@ func (s *Store) appendStartLocked(j *Job) {
 	b := append(make([]byte, 0, startSize), kindStart)
 	b = append(b, j.ID[:]...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.wall(j.started)))
-	s.journal.Append(binary.LittleEndian.AppendUint64(b, uint64(j.trace.starts)), nil)
+	b = binary.LittleEndian.AppendUint64(b, uint64(j.trace.starts))
+	s.journal.Append(binary.LittleEndian.AppendUint64(b, uint64(j.trace.cuts)), nil)
+}
+
+// CutOff says that the process ends in order, and cuts off what runs. These jobs are
+// started again after a restart, and have not killed the process.
+func (s *Store) CutOff() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.open {
+		if j.outcome.State == Running && !j.trace.ending {
+			j.trace.cuts++
+			s.appendStartLocked(j)
+		}
+	}
 }
 
 // journalEndLocked appends the end of j, and publishes it when it is on disk. Until then
@@ -157,6 +172,7 @@ func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) Outcome
 	kept := *j
 	kept.ended, kept.outcome = ended, o
 	b := kept.endRecord(s)
+	s.bounds.Memory.Add(int64(len(b)))               // the worker is free, whatever the disk does
 	if o.State == Done && o.Response.Held() == nil { // its maker has its memory back
 		o.Response = exchange.Cut(b[len(b)-4-o.Response.Size():], nil)
 	}
@@ -164,6 +180,7 @@ func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) Outcome
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.ending--
+		s.bounds.Memory.Add(-int64(len(b)))
 		if err != nil {
 			o.Response.Held().Release()
 			return
@@ -256,6 +273,7 @@ func (s *Store) Replay(b []byte) error {
 		if j, open := s.open[id]; open {
 			j.started = s.clock(time.Duration(binary.LittleEndian.Uint64(b[headSize:])))
 			j.trace.starts = max(j.trace.starts, int(binary.LittleEndian.Uint64(b[headSize+8:])))
+			j.trace.cuts = max(j.trace.cuts, int(binary.LittleEndian.Uint64(b[headSize+16:])))
 		}
 	case Ended:
 		s.replayEndLocked(id, b)
@@ -329,29 +347,37 @@ func (s *Store) replayEndLocked(id ID, b []byte) {
 	if r.claimed && !s.claimedAnewLocked(j, r.key) {
 		j.claim = s.reclaimLocked(id, r.key, Print(b[headSize:]))
 	}
-	s.keepLocked(j)
+	// A copy of an end lies behind ends that came later. The bounds must not forget those
+	// in its place, so they have to wait for the whole.
+	s.unsorted = s.unsorted || j.ended < s.lastEnd
+	s.lastEnd = max(s.lastEnd, j.ended)
+	s.takeLocked(j)
 }
 
 // A Restored is a job that was accepted before a restart and had not ended.
 type Restored struct {
 	*Job
 	Captured []byte // what Capture was given
-	Starts   int    // how often it has been started
+	Deaths   int    // how often the process has ended, and not by a shutdown, while it ran
 }
 
 // Restored returns these jobs in the order in which they were accepted. They are queued,
-// and End them or Resume them is all that may be done.
+// and End them or Resume them is all that may be done. It ends the replay: of the jobs that
+// have ended, what exceeds the bounds is forgotten.
 func (s *Store) Restored() []Restored {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.unsorted {
+		s.kept, s.unsorted = s.kept.sorted(), false
+	}
+	s.boundLocked(s.now())
 	var all []Restored
 	for _, j := range s.open {
 		j.started = 0
-		all = append(all, Restored{j, j.trace.record, j.trace.starts})
+		all = append(all, Restored{j, j.trace.record, j.trace.starts - j.trace.cuts})
 		j.trace.record = nil
 	}
 	slices.SortFunc(all, func(a, b Restored) int { return cmp.Compare(a.trace.order, b.trace.order) })
-	s.evictLocked(s.now())
 	return all
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 )
 
@@ -253,8 +254,8 @@ func TestReplay(t *testing.T) {
 		if i == 2 {
 			starts = 1
 		}
-		if r.ID != open[i].ID || string(r.Captured) != fmt.Sprint("captured open", i) || r.Starts != starts || again.State(r.Job) != Queued {
-			t.Errorf("job %d is %s with %q, started %d times and %s", i, r.ID.Short(), r.Captured, r.Starts, again.State(r.Job))
+		if r.ID != open[i].ID || string(r.Captured) != fmt.Sprint("captured open", i) || r.Deaths != starts || again.State(r.Job) != Queued {
+			t.Errorf("job %d is %s with %q, started %d times and %s", i, r.ID.Short(), r.Captured, r.Deaths, again.State(r.Job))
 		}
 	}
 	for key, want := range map[string]*Job{"k1": done, "open3": open[3]} {
@@ -341,7 +342,7 @@ func TestCopyIfAlive(t *testing.T) {
 	// Both copies there, as after a crash in the middle.
 	p.records = append(old, p.records...)
 	again := replayed(t, wide, p)
-	if r := again.Restored(); len(r) != 1 || r[0].ID != open.ID || r[0].Starts != 1 {
+	if r := again.Restored(); len(r) != 1 || r[0].ID != open.ID || r[0].Deaths != 1 {
 		t.Errorf("open after the copy: %v", r)
 	}
 }
@@ -443,7 +444,7 @@ func TestCopyKeepsStarts(t *testing.T) {
 	p.records = nil
 	s.CopyIfAlive(old[0]) // the part that goes ends between the two
 	p.records = append(old[1:], p.records...)
-	if r := replayed(t, wide, p).Restored(); len(r) != 1 || r[0].Starts != 1 {
+	if r := replayed(t, wide, p).Restored(); len(r) != 1 || r[0].Deaths != 1 {
 		t.Errorf("open after the copy: %+v, want one job that was started once", r)
 	}
 }
@@ -502,4 +503,64 @@ func TestClaimGivesUpOnTheJournal(t *testing.T) {
 		}
 		<-accepted
 	})
+}
+
+// The bounds on what is kept are of the order of the ends, also where copies of old ends lie
+// behind newer ones.
+func TestReplaySortsCopies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := journaled(wide)
+		var jobs []*Job
+		var ends [][]byte
+		for i := range 4 {
+			j := captured(fmt.Sprint(i))
+			s.Add(j, nil)
+			s.Start(j)
+			p.write(-1)
+			body := strings.Repeat("x", (i%2)*(largeSize+1))
+			s.End(j, Outcome{State: Done, Response: respondWith(t, body)})
+			p.write(-1)
+			jobs, ends = append(jobs, j), append(ends, p.records[len(p.records)-1])
+			time.Sleep(time.Minute)
+		}
+		p.records = [][]byte{ends[2], ends[3], ends[0], ends[1]}
+		two := wide
+		two.Jobs = 2
+		two.Memory = budget.New(64<<20, nil, nil)
+		again := replayed(t, two, p)
+		again.Restored()
+		for i, j := range jobs {
+			if _, ok := again.Lookup(j.ID.String()); ok != (i >= 2) {
+				t.Errorf("job %d is there: %v", i, ok)
+			}
+		}
+		time.Sleep(wide.Age)
+		if st := again.Stats(); st.Kept != 0 || st.Bytes != 0 || two.Memory.Held() > chunkSize {
+			t.Errorf("%+v and %d bytes are held when all are too old", st, two.Memory.Held())
+		}
+	})
+}
+
+// A shutdown that cuts a job off is told apart from a process that died.
+func TestCut(t *testing.T) {
+	s, p := journaled(wide)
+	running, queued := captured("running"), captured("queued")
+	for _, j := range []*Job{running, queued} {
+		s.Add(j, nil)
+		go s.Accept(j)
+		waitRecords(t, s, p, j)
+	}
+	s.Start(running)
+	s.CutOff()
+	for _, r := range replayed(t, wide, p).Restored() {
+		if r.Deaths != 0 {
+			t.Errorf("%s: %d deaths", r.Captured, r.Deaths)
+		}
+	}
+	p.records = p.records[:3] // without the record of the cut
+	for i, r := range replayed(t, wide, p).Restored() {
+		if r.Deaths != 1-i {
+			t.Errorf("%s: %d deaths", r.Captured, r.Deaths)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"encoding/binary"
 	"slices"
 	"time"
@@ -283,6 +284,29 @@ func (l *log) there(chunk, offset int) bool {
 	}
 	at, ok := l.index[ID(c.b[offset:offset+len(ID{})])]
 	return ok && at == place{l.first + uint32(chunk), uint32(offset)}
+}
+
+// sorted returns a log with the same records in the order of their ends, to which l hands
+// over what is in it.
+func (l *log) sorted() log {
+	var all []record
+	for i := range l.chunks {
+		for offset := 0; offset < len(l.chunks[i].b); offset += lengthOf(l.chunks[i].b[offset:]) {
+			if l.there(i, offset) {
+				all = append(all, l.decode(&l.chunks[i], uint32(offset)))
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b record) int { return cmp.Compare(a.ended, b.ended) })
+	n := newLog(l.budget)
+	for _, r := range all {
+		n.add(r)
+		l.budget.Add(-indexed(r.claimed))
+	}
+	for i := range l.chunks {
+		l.empty(i)
+	}
+	return n
 }
 
 // drop forgets r, which must be the oldest.

@@ -85,10 +85,12 @@ type Store struct {
 	timer   *time.Timer // runs when the oldest of them is too old; nil if there is none
 	claims  map[Key]*Claim
 
-	journal   Journal // written once, before the store is used; nil: the memory is all there is
-	order     uint64  // jobs that were accepted beside a journal
-	openBytes int64   // of the journal, that are needed for open jobs
-	ending    int     // jobs whose end is on the way to the disk
+	journal   Journal       // written once, before the store is used; nil: the memory is all there is
+	order     uint64        // jobs that were accepted beside a journal
+	openBytes int64         // of the journal, that are needed for open jobs
+	ending    int           // jobs whose end is on the way to the disk
+	lastEnd   time.Duration // the latest that was replayed
+	unsorted  bool          // an earlier one came after it
 
 	byAge, byJobs, byBytes uint64        // evicted
 	lastEvicted            time.Duration // when the last of those had ended; 0: none was
@@ -466,6 +468,11 @@ func (s *Store) Read(j *Job) {
 // it has run: a repeat of a request that came to nothing is a new job, not the old
 // one that will never run.
 func (s *Store) keepLocked(j *Job) {
+	s.takeLocked(j)
+	s.boundLocked(j.ended)
+}
+
+func (s *Store) takeLocked(j *Job) {
 	r := record{id: j.ID, request: j.request, accepted: j.accepted, started: j.started, ended: j.ended, outcome: j.outcome}
 	switch {
 	case j.claim == nil:
@@ -476,7 +483,12 @@ func (s *Store) keepLocked(j *Job) {
 	}
 	j.claim = nil
 	j.outcome = s.kept.add(r)
-	s.evictLocked(j.ended)
+}
+
+// boundLocked forgets what is too much, and sees to it that what becomes too old is
+// forgotten.
+func (s *Store) boundLocked(now time.Duration) {
+	s.evictLocked(now)
 	if s.bounds.Memory.Over() {
 		s.yieldLocked(func() bool { return !s.bounds.Memory.Over() })
 	}
