@@ -37,13 +37,16 @@ var (
 	}{
 		{regexp.MustCompile(`^go run main\.go plan\b`), "", ""},
 		{regexp.MustCompile(`^(go run main\.go|bin/holdfast)\b`), "8099", ""},
-		{regexp.MustCompile(`^go -C durable run \./cmd/holdfast\b`), "8099", ""},
+		{regexp.MustCompile(`^(go -C durable run \./cmd/holdfast\b|bin/durable$)`), "8099", ""},
 		{regexp.MustCompile(`^go run \.$`), "8080", ""},
 		{regexp.MustCompile(`^python3 -m http\.server\b`), "8000", ""},
 		{regexp.MustCompile(`^go -C examples/payload run \.$`), "8099", " -addr 127.0.0.1:8099"},
 		{regexp.MustCompile(`^go run \./examples/flowcontrol$`), "8080", " -addr 127.0.0.1:8080"},
 		{regexp.MustCompile(`^go -C examples/flashsale run \.$`), "8080", " -addr 127.0.0.1:8080 -admin 127.0.0.1:8081"},
 	}
+
+	// killed finds a command that starts a server itself, and kills it.
+	killed = regexp.MustCompile(`^\(bin/durable &.* kill -9 \$!\)`)
 
 	jobID = regexp.MustCompile(`\b[A-Z2-7]{26}\b`)
 
@@ -239,6 +242,9 @@ func (r *reader) console(where func(int) string, dir, text string) {
 			end++
 		}
 		command = comments["console"].ReplaceAllString(command, "")
+		if killed.MatchString(command) {
+			r.stop("8099") // the page has said so
+		}
 		if r.id != "" {
 			command = jobID.ReplaceAllString(command, r.id)
 		}
