@@ -49,7 +49,7 @@ type Config struct {
 	Handler http.Handler
 
 	// NoSync answers before the job is on disk. A crash of the process then loses
-	// nothing, a power failure the jobs of the last minutes.
+	// nothing, a power failure the jobs of about the last second.
 	NoSync bool
 
 	// Attempts is how often the process may have died while a job ran: one more start could
