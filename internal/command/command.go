@@ -114,8 +114,7 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	resize, release := routes(mux, s, d, jobs, upstream, config)
 	operator := admin.New(admin.Config{
 		Dispatcher: d, Jobs: jobs, Log: opened.Log, Version: version, Logger: log,
-		Stopping: s.Stopping, Health: s.Health(),
-		Token: config.AdminToken, Host: config.AdminHost(),
+		Stopping: s.Stopping, Health: s.Health(), Token: config.AdminToken, Host: config.AdminHost(),
 		Demo: mux, Resize: resize, Admitted: s.Admitted,
 	})
 	s.Admin(operator)
@@ -123,9 +122,9 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	announce(public, private, config, version, log)
 	ctx := untilSignal()
 	context.AfterFunc(ctx, release)
+	watching, leave := context.WithCancel(context.Background())
+	defer leave()
 	if private != nil {
-		watching, leave := context.WithCancel(context.Background())
-		defer leave()
 		go operator.Run(watching)
 	}
 	return s.Run(ctx, public, private, config.Drain)

@@ -318,6 +318,15 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 	if j.Store.Durable() && !captured.Reserve(int64(len(body))+budget.Copy(r.Header)) {
 		return nil, problem.ErrNoMemory
 	}
+	x, err := j.capture(r, t, body, key)
+	if err != nil {
+		return nil, err
+	}
+	return x.record, x.accept(r, t, claim)
+}
+
+// capture returns the execution that the request becomes.
+func (j *Jobs) capture(r *http.Request, t *turn, body []byte, key string) (*execution, error) {
 	x := &execution{jobs: j, route: t.route}
 	if !j.hold(&x.exchange, r) {
 		return nil, problem.ErrNoMemory
@@ -330,24 +339,28 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 		x.journal(t, body, key)
 	}
 	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, t.class, t.route.limits.Run, x.run, x.ended)
+	return x, nil
+}
+
+// accept makes the execution a job that its client may rely on. It blocks while there is
+// no place, and until the job is stored.
+func (x *execution) accept(r *http.Request, t *turn, claim *store.Claim) error {
 	// It is known before it is accepted, so no job can have ended before it is known.
-	j.Store.Add(x.record, claim)
-	defer j.Store.Withdraw(x.record) // unless it is accepted
+	x.jobs.Store.Add(x.record, claim)
+	defer x.jobs.Store.Withdraw(x.record) // unless it is accepted
 	ctx, stop := t.place(r)
 	defer stop()
 	if err := x.job.Submit(ctx); err != nil {
 		x.exchange.Hold.Close()
-		return nil, t.refused(ctx, err)
+		return t.refused(ctx, err)
 	}
-	if err := j.Store.Accept(x.record); err != nil {
-		// It comes to nothing, as its client is told. But if it runs, the repeat of a request
-		// under a key gets what becomes of it.
-		if claim == nil || j.Store.State(x.record) == store.Queued {
-			x.job.Cancel()
-		}
-		return nil, err
+	err := x.jobs.Store.Accept(x.record)
+	// A job that is not stored comes to nothing, as its client is told. But if it runs, the
+	// repeat of a request under a key gets what becomes of it.
+	if err != nil && (claim == nil || x.jobs.Store.State(x.record) == store.Queued) {
+		x.job.Cancel()
 	}
-	return x.record, nil
+	return err
 }
 
 // withAbout is the context of a request that becomes a job.

@@ -393,12 +393,11 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, t
 	defer hurry()
 	send := func(text string) error {
 		hurry()
+		defer Unhurried(w, r)
 		if _, err := io.WriteString(w, text); err != nil {
 			return err
 		}
-		err := http.NewResponseController(w).Flush()
-		Unhurried(w, r)
-		return err
+		return http.NewResponseController(w).Flush()
 	}
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
