@@ -393,11 +393,12 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, t
 	defer hurry()
 	send := func(text string) error {
 		hurry()
-		defer Unhurried(w, r)
-		if _, err := io.WriteString(w, text); err != nil {
-			return err
+		_, err := io.WriteString(w, text)
+		if err == nil {
+			err = http.NewResponseController(w).Flush()
 		}
-		return http.NewResponseController(w).Flush()
+		Unhurried(w, r)
+		return err
 	}
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
