@@ -35,30 +35,36 @@ func TestDeaths(t *testing.T) {
 	dir := t.TempDir()
 	started := make(chan bool, 10)
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		started <- true
-		<-r.Context().Done()
+		if r.URL.Path == "/deadly" {
+			started <- true
+			<-r.Context().Done()
+		}
 	}))
 	defer upstream.Close()
 	args := []string{"-upstream", upstream.URL, "-workers", "1", "-abandon"}
 	p := launch(t, dir, args...)
-	resp, err := http.Post("http://"+p.Addr()+"/async/", "text/plain", nil)
-	if err != nil || resp.StatusCode != http.StatusAccepted {
-		t.Fatalf("POST: %v, %v", resp, err)
+	post := func(path string) string {
+		resp, err := http.Post("http://"+p.Addr()+"/async"+path, "text/plain", nil)
+		if err != nil || resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("POST: %v, %v", resp, err)
+		}
+		resp.Body.Close()
+		return resp.Header.Get("Location")
 	}
-	resp.Body.Close()
+	url := post("/deadly")
 	for range 3 {
 		select {
 		case <-started:
 		case <-time.After(patience):
 			t.Fatal("the job was not started")
 		}
-		time.Sleep(100 * time.Millisecond) // nobody waits for the record of a start
+		post("/later") // its record lies behind that of the start, and is on disk
 		p.Cmd.Process.Kill()
 		<-p.Ended
 		p = launch(t, dir, args...)
 		p.Addr()
 	}
-	gone, err := http.Get("http://" + p.Addr() + resp.Header.Get("Location") + "/response")
+	gone, err := http.Get("http://" + p.Addr() + url + "/response")
 	if err != nil {
 		t.Fatal(err)
 	}
