@@ -156,16 +156,13 @@ func (d *Dispatcher) loadLocked(c *line.Class) patience.Load {
 	switch {
 	case d.line != nil:
 		load.Queued = d.line.Ahead(*c)
+		if recent := d.line.MeanCost(); recent > 0 {
+			load.MeanRun = time.Duration(recent)
+		}
 	case c.Urgency < line.Normal: // the line begins with this job, in front of all
 		load.Queued = 0
 	case c.Urgency == line.Normal && c.Client != "": // or with the turn of a new client
 		load.Queued = min(load.Queued, 1)
-	}
-	if d.line == nil {
-		return load
-	}
-	if recent := d.line.MeanCost(); recent > 0 {
-		load.MeanRun = time.Duration(recent)
 	}
 	return load
 }

@@ -14,7 +14,8 @@ import (
 //
 // and 0 <= Queued <= Queue, 0 <= Running <= Workers. After a shrink, until the
 // surplus workers have finished what they run, Running may be up to the number of
-// workers there were.
+// workers there were. After a restart of a durable server with fewer places than before,
+// Queued may be more than Queue.
 type Stats struct {
 	Workers  int      // Workers is what New or Resize has set, and 0 once a shutdown needs none.
 	Queue    int      // Queue is the number of places for jobs that wait.

@@ -66,6 +66,7 @@ type Config struct {
 // goroutines at once.
 type Jobs struct {
 	*holdfast.Jobs
+	core *httpjob.Jobs // that Jobs is a face of
 	log  *wal.Log
 	stop context.CancelFunc
 	done chan struct{} // closed when clean has returned
@@ -102,7 +103,7 @@ func Open(ctx context.Context, c Config) (*Jobs, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Jobs{Jobs: jobs, log: log, done: make(chan struct{})}
+	j := &Jobs{Jobs: jobs, core: httpjob.Of(jobs.Async(c.Handler)), log: log, done: make(chan struct{})}
 	if err := j.restore(ctx, c); err != nil {
 		log.Close(ctx)
 		return nil, err
@@ -114,12 +115,11 @@ func Open(ctx context.Context, c Config) (*Jobs, error) {
 }
 
 func (j *Jobs) restore(ctx context.Context, c Config) error {
-	core := httpjob.Of(j.Async(http.NotFoundHandler()))
-	core.Store.Journaled(j.log)
-	if err := j.log.Replay(ctx, core.Store.Replay); err != nil {
+	j.core.Store.Journaled(j.log)
+	if err := j.log.Replay(ctx, j.core.Store.Replay); err != nil {
 		return fmt.Errorf("durable: reading %s: %w", c.Dir, err)
 	}
-	n, err := core.Restore(c.Handler, cmp.Or(c.Attempts, 3))
+	n, err := j.core.Restore(c.Handler, cmp.Or(c.Attempts, 3))
 	if kept := j.Stats().Kept; n+kept > 0 {
 		c.Logger.Info("stored jobs are back", "to_run", n, "ended", kept, "dir", c.Dir)
 	}
@@ -134,7 +134,7 @@ func (j *Jobs) restore(ctx context.Context, c Config) error {
 func (j *Jobs) Close(ctx context.Context) error {
 	j.stop()
 	<-j.done
-	httpjob.Of(j.Async(http.NotFoundHandler())).Store.CutOff()
+	j.core.Store.CutOff()
 	return j.log.Close(ctx)
 }
 
@@ -162,7 +162,7 @@ const (
 // what is still needed of it is appended once more, and the part goes.
 func (j *Jobs) clean(ctx context.Context) {
 	defer close(j.done)
-	store := httpjob.Of(j.Async(http.NotFoundHandler())).Store
+	store := j.core.Store
 	again := time.NewTicker(cleanEvery)
 	defer again.Stop()
 	for {

@@ -161,7 +161,7 @@ func TestRestart(t *testing.T) {
 		if name == "c" {
 			body = large
 		}
-		urls[name] = l.post("/work/"+name+"?q=%20", body, "X-Own", name, "Idempotency-Key", "key-"+name)
+		urls[name] = l.post("/task/"+name+"?q=%20", body, "X-Own", name, "Idempotency-Key", "key-"+name)
 	}
 	urls["urgent"] = l.post("/urgent", "u", "Priority", "u=0")
 	urls["canceled"] = l.post("/canceled", "x")
@@ -182,7 +182,7 @@ func TestRestart(t *testing.T) {
 			t.Errorf("%s is %s after the restart, want %s", name, got, want)
 		}
 	}
-	if again := l.post("/work/a?q=%20", "a", "X-Own", "a", "Idempotency-Key", "key-a"); again != urls["a"] {
+	if again := l.post("/task/a?q=%20", "a", "X-Own", "a", "Idempotency-Key", "key-a"); again != urls["a"] {
 		t.Errorf("the key leads to %s after the restart, want %s", again, urls["a"])
 	}
 	l.d.Resize(1)
@@ -198,7 +198,7 @@ func TestRestart(t *testing.T) {
 		if name == "c" {
 			n = len(large)
 		}
-		want = append(want, fmt.Sprintf("POST /work/%s?q=%%20 %s 1 key-%s %d", name, name, name, n))
+		want = append(want, fmt.Sprintf("POST /task/%s?q=%%20 %s 1 key-%s %d", name, name, name, n))
 	}
 	if !slices.Equal(seen, want) {
 		t.Errorf("the handler saw\n%s\nwant\n%s", strings.Join(seen, "\n"), strings.Join(want, "\n"))

@@ -312,11 +312,13 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 			return nil, err
 		}
 	}
-	var captured budget.Hold // what the journal gets is a copy of the request until Accept has returned
-	captured.Open(j.Memory, 0)
-	defer captured.Close()
-	if j.Store.Durable() && !captured.Reserve(int64(len(body))+budget.Copy(r.Header)) {
-		return nil, problem.ErrNoMemory
+	if j.Store.Durable() { // whose journal gets a copy of the request, until Accept has returned
+		var copied budget.Hold
+		copied.Open(j.Memory, 0)
+		defer copied.Close()
+		if !copied.Reserve(int64(len(body)) + budget.Copy(r.Header)) {
+			return nil, problem.ErrNoMemory
+		}
 	}
 	x, err := j.capture(r, t, body, key)
 	if err != nil {

@@ -564,3 +564,26 @@ func TestCut(t *testing.T) {
 		}
 	}
 }
+
+// Without it a disk that stands still lets jobs that end take any amount of memory.
+func TestWaitingEndsAreCounted(t *testing.T) {
+	b := wide
+	b.Memory = budget.New(64<<20, nil, nil)
+	s, p := journaled(b)
+	j := captured("a")
+	s.Add(j, nil)
+	s.Start(j)
+	before := b.Memory.Held()
+	s.End(j, Outcome{State: Failed, Detail: strings.Repeat("d", 1<<20)})
+	if held := b.Memory.Held() - before; held < 1<<20 {
+		t.Errorf("%d bytes are held for an end of 1 MiB that waits for the disk", held)
+	}
+	p.write(-1)
+	s.mu.Lock()
+	s.bounds.Jobs = 0
+	s.evictLocked(s.now())
+	s.mu.Unlock()
+	if held := b.Memory.Held() - before; held > chunkSize {
+		t.Errorf("%d bytes are held when the job is forgotten", held)
+	}
+}

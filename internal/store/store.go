@@ -301,9 +301,10 @@ type Outcome struct {
 }
 
 // End says how the job has ended, and returns what is known of it then; a second End
-// changes nothing. Beside a journal, others learn of it when it is on disk. A response that is held by
-// nobody is copied: its memory is the caller's again, and the next client's response may
-// lie there. Of one that is held the store becomes the holder in the caller's place.
+// changes nothing. Beside a journal, others learn of it when it is on disk. A response that
+// is held by nobody is copied: its memory is the caller's again, and the next client's
+// response may lie there. Of one that is held the store becomes the holder in the caller's
+// place.
 func (s *Store) End(j *Job, o Outcome) View {
 	switch {
 	case o.State != Done:
