@@ -64,7 +64,9 @@ func TestDeaths(t *testing.T) {
 		p = launch(t, dir, args...)
 		p.Addr()
 	}
-	gone, err := http.Get("http://" + p.Addr() + url + "/response")
+	r, _ := http.NewRequest("GET", "http://"+p.Addr()+url+"/response", nil)
+	r.Header.Set("Prefer", "wait=30") // until the end is on disk
+	gone, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
