@@ -112,4 +112,5 @@ soak: ## a million schedules, a thousand stops and kills, five million jobs kept
 	go test -run TestProcessKeepsWithinBounds -v -timeout 1h ./internal/server -kept-jobs 5000000 -kept 10000
 	go test -tags soak -run 'TestMemory|TestSoak' -v -timeout 1h ./internal/server -soak 10m
 	cd durable && go test -run TestKill -v -timeout 2h . -kills 1000
+	cd durable && go test -run 'TestStart$$' -v -timeout 1h . -start-kept 1000000 -start-queued 100000
 	$(MAKE) fuzz FUZZTIME=5m
