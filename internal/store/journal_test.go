@@ -153,6 +153,26 @@ func TestEndIsShownWhenWritten(t *testing.T) {
 	}
 }
 
+// Without it a client is told that its job runs, which the one before has been told is canceled.
+func TestCancelWaitsForAnEndOnItsWay(t *testing.T) {
+	for _, o := range []Outcome{{State: Canceled}, {State: Failed, Status: 500}} {
+		synctest.Test(t, func(t *testing.T) {
+			s, p := journaled(wide)
+			j := captured("a")
+			s.Add(j, nil)
+			p.write(-1)
+			s.End(j, o)
+			told := make(chan View, 1)
+			go func() { told <- s.Cancel(j) }()
+			synctest.Wait()
+			p.write(-1)
+			if v := <-told; v.State != o.State {
+				t.Errorf("Cancel returned %s, want %s", v.State, o.State)
+			}
+		})
+	}
+}
+
 // The response that a handler made must outlast its maker, for as long as the disk takes.
 func TestEndCopiesTheResponse(t *testing.T) {
 	for _, size := range []int{0, 10, largeSize, largeSize + 1, 1 << 20} {

@@ -438,9 +438,10 @@ func (s *Store) lookupLocked(id ID) (*Job, bool) {
 // queued, or canceled before; Running if its handler has yet to return.
 func (s *Store) Cancel(j *Job) View {
 	s.mu.Lock()
-	work := j.work
+	work, ending := j.work, j.endingLocked()
 	s.mu.Unlock()
-	if work == nil || !work.Cancel() {
+	// If its end is on the way to the disk, that decides.
+	if !ending && (work == nil || !work.Cancel()) {
 		return s.View(j)
 	}
 	late := time.NewTimer(storeTimeout)
