@@ -85,7 +85,7 @@ func beside(t *testing.T, p *tape, cfg holdfast.Config, jc holdfast.JobsConfig, 
 			t.Fatal(err)
 		}
 	}
-	if _, err := f.core.Restore(h, 3); err != nil {
+	if _, err := f.core.Restore(h, 3, nil); err != nil {
 		t.Fatal(err)
 	}
 	return f
