@@ -71,10 +71,13 @@ type Options struct {
 // A Log is an open log. It is made by Open.
 type Log struct {
 	options Options
-	folder  *folder
+	folder  *folder       // nil: it is the member's
+	lead    *lead         // nil: no other process writes
 	id      string        // begins the message ids of this process
-	abort   chan struct{} // closed by Close when its time is up
+	abort   chan struct{} // closed by Close when its time is up, and with gone
 	ended   chan struct{} // closed by the writer when it has ended
+	gone    chan struct{} // closed when lost is set
+	closed  chan struct{} // closed when Close has ended
 
 	// Of the writer alone.
 	serial uint64
@@ -92,6 +95,7 @@ type Log struct {
 	waiting      int        // records that are not written, in the queue or in flight
 	waitingBytes int64
 	trouble      error // of the last attempt
+	aborted      bool  // abort is closed
 	lost         error // wraps ErrLost; final
 	closing      bool
 	unwritten    int // records that Close has given up
@@ -178,14 +182,18 @@ func newLog(ctx context.Context, f *folder, o Options, n *node) (*Log, error) {
 	}
 	var id [8]byte
 	rand.Read(id[:])
+	return makeLog(o, f, n, s, hex.EncodeToString(id[:])), nil
+}
+
+func makeLog(o Options, f *folder, n *node, s state, id string) *Log {
 	l := &Log{
-		options: o, folder: f, id: hex.EncodeToString(id[:]),
-		abort: make(chan struct{}), ended: make(chan struct{}),
+		options: o, folder: f, id: id,
+		abort: make(chan struct{}), ended: make(chan struct{}), gone: make(chan struct{}), closed: make(chan struct{}),
 		node: n, at: s.at,
 		stats: Stats{Bytes: s.bytes, Messages: s.messages},
 	}
 	l.work.L = &l.mu
-	return l, nil
+	return l
 }
 
 // Replay calls f with each record that was there at Open, from the first to the last.
@@ -200,7 +208,7 @@ func (l *Log) Replay(ctx context.Context, f func(record []byte) error) error {
 	}
 	d := decoder{first: at.first, warn: l.warn}
 	records := int64(0)
-	err := n.scan(ctx, max(at.first, 1), at.prev, func(m message) error {
+	err := l.scan(ctx, n, max(at.first, 1), at.prev, func(m message) error {
 		return d.message(m, func(record []byte) error {
 			records++
 			return f(record)
@@ -305,10 +313,11 @@ func (l *Log) Stats() Stats {
 // stuck is how long Close waits, beyond its time, for a disk that does not answer.
 const stuck = 5 * time.Second
 
-// Close writes what waits, stops the server and unlocks the folder. When ctx ends
-// first, the records that are left get ErrClosed, and Close returns an error that
-// counts them. After Close the log cannot be used again. A second call waits for the
-// first and returns nil.
+// Close writes what waits, stops the server and unlocks the folder; a log that a Member
+// leads gives the lead up instead. When ctx ends first, the records that are left get
+// ErrClosed, and Close returns an error that counts them. When Close has returned, done
+// has been called for each record that was appended before. After Close the log cannot be
+// used again. A second call waits for the first and returns nil.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
 	first := !l.closing
@@ -316,24 +325,55 @@ func (l *Log) Close(ctx context.Context) error {
 	l.work.Broadcast()
 	l.mu.Unlock()
 	if !first {
-		return l.folder.awaitClosed(ctx)
+		return l.awaitClosed(ctx)
 	}
+	defer close(l.closed)
 	select {
 	case <-l.ended:
 	case <-ctx.Done():
-		close(l.abort)
+		l.mu.Lock()
+		l.abortLocked()
+		l.mu.Unlock()
 		select {
 		case <-l.ended:
 		case <-time.After(stuck):
 			return fmt.Errorf("wal: close %s: the disk does not answer; the folder stays locked until the process ends", l.options.Dir)
 		}
 	}
-	n, _ := l.now()
-	n.stop()
-	err := l.folder.sync() // what was written without Sync
-	l.folder.close()
+	err := l.letGo()
 	if l.unwritten > 0 { // the writer has ended
 		return fmt.Errorf("wal: close %s: %d records were not written", l.options.Dir, l.unwritten)
 	}
 	return err
+}
+
+// letGo gives up what an open log has.
+func (l *Log) letGo() error {
+	n, _ := l.now()
+	if l.lead != nil {
+		l.release(n)
+		n.stop()
+		return nil
+	}
+	n.stop()
+	defer l.folder.close()
+	return l.folder.sync() // what was written without Sync
+}
+
+// abortLocked ends the attempt to write that is under way.
+func (l *Log) abortLocked() {
+	if !l.aborted {
+		l.aborted = true
+		close(l.abort)
+	}
+}
+
+// awaitClosed waits until the first call of Close has ended, or ctx ends.
+func (l *Log) awaitClosed(ctx context.Context) error {
+	select {
+	case <-l.closed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
