@@ -194,7 +194,7 @@ func (n *Node) Members() (term uint64, all []Member) {
 // Leader returns the name of the node that leads, or "" if none is known to.
 func (n *Node) Leader() string {
 	if _, p := n.members.leads(); p != nil {
-		return p.Node
+		return p.name
 	}
 	return ""
 }
@@ -213,6 +213,11 @@ func (n *Node) Leave(ctx context.Context) (finished, returned int) {
 	finished, returned = n.runs.leave(ctx)
 	soon, cancel := context.WithTimeout(context.Background(), lastEnds)
 	defer cancel()
+	go func() { // the leader learns of what is still held by beats
+		for again := time.NewTicker(2 * leastPause); soon.Err() == nil; <-again.C {
+			n.due()
+		}
+	}()
 	n.runs.await(soon)
 	return finished, returned
 }

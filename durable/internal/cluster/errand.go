@@ -12,6 +12,7 @@ import (
 	"holdfast"
 	"holdfast/internal/exchange"
 	"holdfast/internal/httpjob"
+	"holdfast/internal/lazy"
 	"holdfast/internal/problem"
 	"holdfast/internal/store"
 )
@@ -26,8 +27,13 @@ type errand struct {
 }
 
 // ServeHTTP lets a node serve the request of a job, and answers with its response. It is
-// what the workers of the term's dispatcher call.
+// what the workers of the term's dispatcher call. Outside of a job it serves the request
+// here.
 func (t *Term) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Context().Value(lazy.AboutKey{}) == nil {
+		t.node.Handler.ServeHTTP(w, r)
+		return
+	}
 	body, ok := problem.ReadBody(w, r, maxWire)
 	if !ok {
 		return

@@ -137,7 +137,7 @@ const again = 50 * time.Millisecond
 // must when the node is gone: a node that has started the job will answer at some time.
 // errBusy means that the node has not started it, errOld that this node leads no more.
 func (n *Node) run(ctx context.Context, p *peer, o order) ([]byte, error) {
-	if p.Node == n.Node {
+	if p.name == n.Node {
 		return n.runHere(ctx, o)
 	}
 	var sent atomic.Bool
@@ -159,7 +159,7 @@ func (n *Node) run(ctx context.Context, p *peer, o order) ([]byte, error) {
 }
 
 func (n *Node) runOnce(ctx context.Context, p *peer, o order) ([]byte, error) {
-	resp, err := n.post(ctx, p.Addr, "/run", o.header(), o.request)
+	resp, err := n.post(ctx, p.addr, "/run", o.header(), o.request)
 	if err != nil {
 		return nil, err
 	}
@@ -171,11 +171,11 @@ func (n *Node) runOnce(ctx context.Context, p *peer, o order) ([]byte, error) {
 	case resp.StatusCode == http.StatusTooManyRequests:
 		return nil, errBusy
 	case resp.StatusCode == http.StatusBadRequest: // a version that speaks otherwise
-		return failureOf(http.StatusBadGateway, fmt.Sprintf("node %s could not read the job: %s", p.Node, bytes.TrimSpace(end))), nil
+		return failureOf(http.StatusBadGateway, fmt.Sprintf("node %s could not read the job: %s", p.name, bytes.TrimSpace(end))), nil
 	case err != nil:
 		return nil, err
 	case resp.StatusCode != http.StatusOK || len(end) == 0 || len(end) > maxWire:
-		return nil, fmt.Errorf("cluster: node %s has answered %s, %d bytes", p.Node, resp.Status, len(end))
+		return nil, fmt.Errorf("cluster: node %s has answered %s, %d bytes", p.name, resp.Status, len(end))
 	}
 	return end, nil
 }
@@ -199,14 +199,14 @@ func (n *Node) runHere(ctx context.Context, o order) ([]byte, error) {
 
 // cancel cancels a job at a node, and tries until ctx ends.
 func (n *Node) cancel(ctx context.Context, p *peer, o order) {
-	if p.Node == n.Node {
+	if p.name == n.Node {
 		if n.members.see(o.term) {
 			n.runs.cancel(o.id)
 		}
 		return
 	}
 	for {
-		resp, err := n.post(ctx, p.Addr, "/cancel", o.header(), nil)
+		resp, err := n.post(ctx, p.addr, "/cancel", o.header(), nil)
 		if err == nil {
 			resp.Body.Close()
 			return
@@ -221,7 +221,7 @@ func (n *Node) cancel(ctx context.Context, p *peer, o order) {
 
 // forget tells a node that ends are stored. If that is lost, its next beat names them again.
 func (n *Node) forget(ctx context.Context, p *peer, term uint64, ids []store.ID) {
-	if p.Node == n.Node {
+	if p.name == n.Node {
 		n.runs.forget(ids)
 		return
 	}
@@ -231,7 +231,7 @@ func (n *Node) forget(ctx context.Context, p *peer, term uint64, ids []store.ID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
-	resp, err := n.post(ctx, p.Addr, "/forget", http.Header{headTerm: {strconv.FormatUint(term, 10)}}, packed)
+	resp, err := n.post(ctx, p.addr, "/forget", http.Header{headTerm: {strconv.FormatUint(term, 10)}}, packed)
 	if err == nil {
 		resp.Body.Close()
 	}

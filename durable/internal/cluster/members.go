@@ -95,10 +95,12 @@ func (b *beat) encode() []byte {
 
 // A peer is one life of a node, as its beats tell of it.
 type peer struct {
-	gone chan struct{} // closed when the node is gone, or has been started again
+	name, boot, addr string
+	gone             chan struct{} // closed when the node is gone, or has been started again
 
-	beat // protected by members.mu, but for Node, Boot and Addr, which stay
-	runs map[store.ID]run
+	// members.mu protects the following fields.
+	last beat
+	runs map[store.ID]run // of that
 	seen time.Time
 }
 
@@ -130,19 +132,19 @@ func (m *members) hear(b beat, now time.Time) (news bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := m.nodes[b.Node]
-	if p != nil && p.Boot == b.Boot && b.Number <= p.Number {
+	if p != nil && p.boot == b.Boot && b.Number <= p.last.Number {
 		return false // it has been overtaken
 	}
-	if p != nil && (p.Boot != b.Boot || b.Left) {
+	if p != nil && (p.boot != b.Boot || b.Left) {
 		m.dropLocked(p)
 		p = nil
 	}
 	if !b.Left {
 		if p == nil {
-			p, news = &peer{gone: make(chan struct{})}, true
+			p, news = &peer{name: b.Node, boot: b.Boot, addr: b.Addr, gone: make(chan struct{})}, true
 			m.nodes[b.Node] = p
 		}
-		p.beat, p.runs, p.seen = b, unpack(b.Runs), now
+		p.last, p.runs, p.seen = b, unpack(b.Runs), now
 	}
 	news = m.hearTermLocked(b) || news
 	m.changedLocked()
@@ -192,9 +194,9 @@ func (m *members) expire(now time.Time) {
 		switch {
 		case stopped:
 			p.seen = p.seen.Add(late)
-		case p.Node != m.self && now.Sub(p.seen) >= silence:
+		case p.name != m.self && now.Sub(p.seen) >= silence:
 			m.dropLocked(p)
-			if m.leader == p.Node {
+			if m.leader == p.name {
 				m.leader = ""
 			}
 			m.changedLocked()
@@ -204,7 +206,7 @@ func (m *members) expire(now time.Time) {
 
 func (m *members) dropLocked(p *peer) {
 	close(p.gone)
-	delete(m.nodes, p.Node)
+	delete(m.nodes, p.name)
 }
 
 // leads returns the term, and the node that leads it, nil if there is none.
@@ -239,8 +241,8 @@ func (m *members) list(now time.Time) []Member {
 			}
 		}
 		all = append(all, Member{
-			Name: p.Node, Addr: p.Addr, Version: p.Version, Workers: p.Workers,
-			Running: len(p.runs) - held, Held: held, Silent: max(now.Sub(p.seen), 0), Leads: p.Node == m.leader,
+			Name: p.name, Addr: p.addr, Version: p.last.Version, Workers: p.last.Workers,
+			Running: len(p.runs) - held, Held: held, Silent: max(now.Sub(p.seen), 0), Leads: p.name == m.leader,
 		})
 	}
 	slices.SortFunc(all, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })

@@ -60,7 +60,7 @@ func (n *Node) Pass(w http.ResponseWriter, r *http.Request, kind Kind) {
 		return
 	}
 	_, leader := n.members.leads()
-	if leader == nil || leader.Node == n.Node {
+	if leader == nil || leader.name == n.Node {
 		noLeader(w)
 		return
 	}
@@ -76,7 +76,7 @@ func (n *Node) Pass(w http.ResponseWriter, r *http.Request, kind Kind) {
 	}()
 	var sent atomic.Bool
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
-	resp, err := n.post(traced, leader.Addr, "/pass", http.Header{headKind: {string(kind)}}, exchange.AppendRequest(nil, r, body))
+	resp, err := n.post(traced, leader.addr, "/pass", http.Header{headKind: {string(kind)}}, exchange.AppendRequest(nil, r, body))
 	switch {
 	case err != nil && sent.Load():
 		problem.Retry(w, http.StatusServiceUnavailable, "the leader has not answered; it may have done what was asked, so repeat the request under its Idempotency-Key if it has one", retrySoon)

@@ -109,7 +109,7 @@ func (t *Term) told() (all map[store.ID]int, nodes, told int, changed <-chan str
 	defer m.mu.Unlock()
 	all = make(map[store.ID]int)
 	for _, p := range m.nodes {
-		if p.Term == t.number {
+		if p.last.Term == t.number {
 			told++
 		}
 		for id, r := range p.runs {
@@ -134,7 +134,7 @@ func (n *Node) Workers() (total int, changed <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.nodes {
-		total += p.Workers
+		total += p.last.Workers
 	}
 	return total, m.changed
 }
@@ -243,15 +243,15 @@ func (t *Term) grantLocked() {
 // chooseLocked returns the node for a job: where it runs, else the least loaded, and of two
 // alike this one. It needs members.mu.
 func (t *Term) chooseLocked(id store.ID) (best *peer) {
-	free := func(p *peer) float64 { return float64(p.Workers-t.used[p]) / float64(max(p.Workers, 1)) }
+	free := func(p *peer) float64 { return float64(p.last.Workers-t.used[p]) / float64(max(p.last.Workers, 1)) }
 	for _, p := range t.node.members.nodes {
 		_, runs := p.runs[id]
 		switch {
-		case p.Number <= t.full[p]:
+		case p.last.Number <= t.full[p]:
 		case runs:
 			return p
-		case t.used[p] >= p.Workers:
-		case best == nil || free(p) > free(best) || free(p) == free(best) && p.Node == t.node.Node:
+		case t.used[p] >= p.last.Workers:
+		case best == nil || free(p) > free(best) || free(p) == free(best) && p.name == t.node.Node:
 			best = p
 		}
 	}
@@ -276,7 +276,7 @@ func (t *Term) giveLocked(p *peer) {
 func (t *Term) refused(p *peer) {
 	m := t.node.members
 	m.mu.Lock()
-	number := p.Number
+	number := p.last.Number
 	m.mu.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
