@@ -169,8 +169,8 @@ func (s *Server) Stopping() bool { return s.stopping.Load() }
 // if that is not nil, returns a reason.
 func (s *Server) Health(ready func() error) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok\n") })
-	mux.Handle("/readyz", s.Work(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok\n") })
+	mux.Handle("GET /readyz", s.Work(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if ready != nil {
 			if err := ready(); err != nil {
 				problem.Retry(w, http.StatusServiceUnavailable, err.Error(), func() int { return 1 })
@@ -179,7 +179,7 @@ func (s *Server) Health(ready func() error) http.Handler {
 		}
 		io.WriteString(w, "ready\n")
 	})))
-	return mux
+	return problem.Mux(mux)
 }
 
 // Work returns h as a route that takes on new work: while the server stops it

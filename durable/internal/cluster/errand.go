@@ -63,18 +63,24 @@ func (e *errand) over() {
 
 // run returns the end of the job. An error that is no NoResponse means that ctx has ended.
 func (e *errand) run(ctx context.Context) ([]byte, error) {
-	for {
+	for died, cut := false, false; ; {
 		p, err := e.take(ctx, e.id)
+		if err == nil && (died || cut) {
+			// Not before it has a slot: else a leader that is lost while the job waits for one
+			// would have counted a start that there was not.
+			if err := e.again(cut); err != nil {
+				e.give(p)
+				return nil, err
+			}
+			died, cut = false, false
+		}
 		var end []byte
 		if err == nil {
 			end, err = e.runAt(ctx, p)
 			e.give(p)
 		}
 		switch {
-		case err == nil && end[0] == endReturned:
-			e.refused(p)
-			err = e.again(true)
-		case err == nil:
+		case err == nil && end[0] != endReturned:
 			return end, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
@@ -82,14 +88,13 @@ func (e *errand) run(ctx context.Context) ([]byte, error) {
 			e.lost()
 			<-ctx.Done() // the dispatcher of a term that is over is shut down
 			return nil, ctx.Err()
+		case err == nil:
+			cut = true
+			e.refused(p)
 		case errors.Is(err, errBusy):
 			e.refused(p)
-			continue
 		default:
-			err = e.again(false)
-		}
-		if err != nil {
-			return nil, err
+			died = true
 		}
 	}
 }
