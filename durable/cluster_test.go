@@ -7,12 +7,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -128,21 +130,7 @@ func (f *fleet) do(i int, method, path, body string, header ...string) (int, htt
 }
 
 func (f *fleet) try(i int, method, path, body string, header ...string) (int, http.Header, string, error) {
-	r, err := http.NewRequest(method, "http://"+f.addrs[i]+path, strings.NewReader(body))
-	if err != nil {
-		return 0, nil, "", err
-	}
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	r.Host = "holdfast.test" // a key is of one host, and each node has a port of its own
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return 0, nil, "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, resp.Header, string(text), err
+	return request("http://"+f.addrs[i]+path, method, body, header...)
 }
 
 // await waits until a job is in a state, as a node says.
@@ -305,5 +293,112 @@ func TestNodesStopInOrder(t *testing.T) {
 		t.Logf("there is a leader %v after the signal", time.Since(began).Round(time.Millisecond))
 		f.start(i)
 		f.ready(i)
+	}
+}
+
+// A lookout is an upstream that sees which node each request comes from, by the name of its
+// gateway, which each process has for itself.
+type lookout struct {
+	mu      sync.Mutex
+	running map[string]int            // by node
+	most    int                       // at any node
+	runs    map[string]map[string]int // by job and node
+}
+
+func (l *lookout) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name, via := r.Header.Get("X-Job"), r.Header.Get("Via")
+	l.mu.Lock()
+	l.running[via]++
+	l.most = max(l.most, l.running[via])
+	if l.runs[name] == nil {
+		l.runs[name] = make(map[string]int)
+	}
+	l.runs[name][via]++
+	l.mu.Unlock()
+	body, _ := io.ReadAll(r.Body)
+	time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond)
+	l.mu.Lock()
+	l.running[via]--
+	l.mu.Unlock()
+	fmt.Fprintf(w, "%s:%s", name, body)
+}
+
+// One node of three is killed every 5 s, under load. Every job that a client has a 202 for
+// ends, with the response to its own request; none runs twice at one node; no node has more jobs than workers; and what clients saw at all nodes is
+// what a store in one place would have told.
+func TestNodesAreKilled(t *testing.T) {
+	const seed, workers = 14, 4
+	l := &lookout{running: make(map[string]int), runs: make(map[string]map[string]int)}
+	upstream := httptest.NewServer(l)
+	defer upstream.Close()
+	f := sail(t, "-upstream", upstream.URL, "-workers", fmt.Sprint(workers), "-queue", "1000", "-retain-jobs", "1000000", "-retain-bytes", "1GiB", "-attempts", "1000")
+	f.allReady()
+	all, book, stop := new(history), new(ledger), make(chan struct{})
+	var next atomic.Int64
+	var clients sync.WaitGroup
+	for i := range 8 {
+		clients.Go(func() {
+			c := &crew{history: all, shared: book, rng: rand.New(rand.NewPCG(seed, uint64(i)))}
+			c.ask = func(method, path, body string, header ...string) (int, http.Header, string, error) {
+				return f.try(c.rng.IntN(3), method, path, body, header...)
+			}
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					c.act(int(next.Add(1)))
+				}
+			}
+		})
+	}
+	rng := rand.New(rand.NewPCG(seed, 1000))
+	for began := time.Now(); time.Since(began) < *loss; {
+		i := rng.IntN(3)
+		time.Sleep(4 * time.Second)
+		f.kill(i)
+		time.Sleep(time.Second)
+		f.start(i)
+	}
+	close(stop)
+	clients.Wait()
+	f.allReady()
+	f.settle(book, l)
+	if found := all.faults(); len(found) > 0 {
+		t.Errorf("%d of %d operations do not fit together:\n%s", len(found), len(all.all), strings.Join(found[:min(len(found), 10)], "\n"))
+	}
+	if l.most > workers {
+		t.Errorf("up to %d jobs ran at a node, want %d", l.most, workers)
+	}
+	t.Logf("%d operations; %d jobs promised; longest time without a promise %v", len(all.all), len(book.jobs), book.gap.Round(time.Millisecond))
+}
+
+// settle waits until all that was promised has ended, and checks it.
+func (f *fleet) settle(book *ledger, l *lookout) {
+	f.t.Helper()
+	twice := 0
+	for i, e := range book.jobs {
+		for end := time.Now().Add(2 * patience); ; time.Sleep(10 * time.Millisecond) {
+			status, h, text := f.do(i%3, "GET", e.url+"/response", "")
+			if state := h.Get("Job-State"); state == "canceled" || state == "done" && text == e.name+":"+e.body {
+				break
+			} else if state == "done" || state == "failed" || status == http.StatusNotFound || time.Now().After(end) {
+				f.t.Fatalf("%s, %s is %s: %d %.60s", e.name, e.url, state, status, text)
+			}
+		}
+		l.mu.Lock()
+		for node, n := range l.runs[e.name] {
+			if n > 1 {
+				f.t.Errorf("%s ran %d times at %s", e.name, n, node)
+			}
+		}
+		if len(l.runs[e.name]) > 1 {
+			twice++
+		}
+		l.mu.Unlock()
+	}
+	f.t.Logf("%d of %d jobs ran at more than one node", twice, len(book.jobs))
+	if len(book.jobs) < 100 {
+		f.t.Errorf("only %d jobs were promised", len(book.jobs))
 	}
 }
