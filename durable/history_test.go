@@ -46,8 +46,8 @@ func (h *history) faults() (faults []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	type job struct {
-		accepted, ended  time.Time // the earliest that an answer said so
-		state, body, key string
+		accepted, ended time.Time // the earliest that an answer said so
+		state, body     string
 	}
 	jobs, keys := make(map[string]*job), make(map[string]string)
 	fault := func(o operation, format string, args ...any) {

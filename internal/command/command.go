@@ -111,7 +111,6 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	defer func() { err = errors.Join(err, opened.Close()) }()
 	jobs := opened.Jobs
 	limitHeap(config.MaxMemory)
-
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
 	s.Linger(config.Linger, func() int { return jobs.Stats().Unread })
@@ -128,12 +127,18 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	announce(public, private, config, version, log)
 	ctx := untilSignal()
 	context.AfterFunc(ctx, release)
+	defer watch(operator, private)()
+	return s.Run(ctx, public, private, config.Drain)
+}
+
+// watch runs what the operator's pages need if there is a listener for them, until it is
+// left.
+func watch(operator *admin.Handler, private net.Listener) (leave func()) {
 	watching, leave := context.WithCancel(context.Background())
-	defer leave()
 	if private != nil {
 		go operator.Run(watching)
 	}
-	return s.Run(ctx, public, private, config.Drain)
+	return leave
 }
 
 func jobsOf(config server.Config, log *slog.Logger) holdfast.JobsConfig {
