@@ -126,10 +126,12 @@ func TestOrders(t *testing.T) {
 		end []byte
 		err error
 	}
+	soon, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	run := func(o order) chan result {
 		c := make(chan result, 1)
 		go func() {
-			end, err := a.run(t.Context(), p, o)
+			end, err := a.run(soon, p, o)
 			c <- result{end, err}
 		}()
 		return c
@@ -147,7 +149,7 @@ func TestOrders(t *testing.T) {
 	}
 	old := one
 	old.term = 1
-	a.cancel(t.Context(), p, old)
+	a.cancel(soon, p, old)
 	close(hold)
 	for _, c := range []chan result{first, second, two} {
 		r := <-c
