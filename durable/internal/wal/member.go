@@ -243,9 +243,6 @@ func (m *Member) serverOptions() (*server.Options, error) {
 			PingInterval: 2 * time.Second, MaxPingsOut: 3,
 		},
 
-		// The first failure to reach a node is told, and then about one a minute.
-		ConnectErrorReports: 60, ReconnectErrorReports: 60,
-
 		JetStream:              true,
 		DisableJetStreamBanner: true,
 		StoreDir:               m.options.Dir,
@@ -453,9 +450,26 @@ func (l clusterLog) Warnf(format string, v ...any) {
 }
 
 func (l clusterLog) Errorf(format string, v ...any) {
-	if strings.Contains(format, "route") || strings.Contains(format, "TLS") { // a node that is down, which is no failure of this one
-		l.logger.Warn(l.note(format, v), "from", "nats")
+	if !strings.Contains(format, "route") && !strings.Contains(format, "TLS") {
+		l.serverLog.Errorf(format, v...)
 		return
 	}
-	l.serverLog.Errorf(format, v...)
+	// A node that is down, or has another secret, is no failure of this one, and is tried
+	// several times a second.
+	if text := l.note(format, v); l.tellRoute() {
+		l.logger.Warn(text, "from", "nats")
+	} else {
+		l.logger.Debug(text, "from", "nats")
+	}
+}
+
+// tellRoute reports whether another line about routes would not be too much.
+func (l clusterLog) tellRoute() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.told) < tellEvery {
+		return false
+	}
+	l.told = time.Now()
+	return true
 }

@@ -21,6 +21,11 @@ func testSecret(t testing.TB) *secret.Secret {
 	if err := os.WriteFile(name, []byte("the secret of the tests"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return loadSecret(t, name)
+}
+
+func loadSecret(t testing.TB, name string) *secret.Secret {
+	t.Helper()
 	s, err := secret.Load(name)
 	if err != nil {
 		t.Fatal(err)
