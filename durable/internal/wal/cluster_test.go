@@ -177,6 +177,10 @@ func testLeadEnds(t *testing.T, c *testCluster) {
 }
 
 func TestCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for elections")
+	}
+	t.Parallel()
 	c := startCluster(t)
 	for _, test := range []struct {
 		name string
@@ -280,6 +284,10 @@ func TestOtherSecret(t *testing.T) {
 
 // An external server is used if it syncs each write, or nobody asks for that.
 func TestExternal(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for a leader's silence")
+	}
+	t.Parallel()
 	for _, sync := range []bool{true, false} {
 		t.Run(fmt.Sprint("sync ", sync), func(t *testing.T) { testExternal(t, sync) })
 	}

@@ -38,8 +38,10 @@ type Cluster struct {
 	// reached are enough: they tell of the others.
 	Peers []string
 
-	// Replicas is how many nodes have a copy of the log: 1, 3 or 5. It is used when the
-	// log is made. If zero, it is the greatest that the number of Peers allows.
+	// Replicas is how many nodes have a copy of the log: 1, 3 or 5. If zero, it is the
+	// greatest that the number of Peers allows, or with URL, 3 if the servers are a
+	// cluster. A log that has fewer gets more while a node leads that is told so; it never
+	// gets fewer.
 	Replicas int
 
 	// Secret authenticates and encrypts what the nodes send to each other. It is never
@@ -328,6 +330,30 @@ func (m *Member) createStream(ctx context.Context, js jetstream.JetStream) (jets
 	return s, err
 }
 
+// raise gives the log as many copies as it should have, when there are nodes for them.
+func (m *Member) raise(l *Log, n *node) {
+	c := n.stream.CachedInfo().Config
+	if want := m.cluster.replicas(); c.Replicas < want && (m.server != nil || m.cluster.Replicas != 0) {
+		c.Replicas = want
+	} else {
+		return
+	}
+	js, err := jetstream.New(n.conn, jetstream.WithDefaultTimeout(n.wait))
+	for err == nil {
+		_, failed := js.UpdateStream(context.Background(), c)
+		if failed == nil {
+			m.options.Logger.Info("the log gets more copies", "dir", m.options.Dir, "replicas", c.Replicas)
+			return
+		}
+		m.options.Logger.Debug("the log has too few copies", "want", c.Replicas, "err", failed)
+		select {
+		case <-time.After(stepTime):
+		case <-l.ended:
+			return
+		}
+	}
+}
+
 // unfit returns what is wrong with a stream, which somebody else may have made.
 func unfit(c jetstream.StreamConfig) string {
 	switch {
@@ -349,6 +375,14 @@ func unfit(c jetstream.StreamConfig) string {
 // Close.
 func (m *Member) Conn() *nats.Conn { return m.conn }
 
+// Current reports whether this node has all of the log that it should have, and knows who
+// leads. Before another node is stopped in order, all that are up should be current: the
+// lead is then handed over in a moment, and otherwise it takes an election. It does not
+// block. With external servers it is always true.
+func (m *Member) Current() bool {
+	return m.server == nil || m.server.JetStreamIsCurrent() && m.server.JetStreamIsStreamCurrent(account, m.names.stream)
+}
+
 // handOver lets another node lead the stream's group, if this one does.
 func (m *Member) handOver() {
 	if m.server == nil {
@@ -360,9 +394,10 @@ func (m *Member) handOver() {
 }
 
 // Remove takes another node out of the cluster for good: it counts in no majority any
-// more, and its copy of the log is made anew at a node that has none, if there is one. The
-// node has to be stopped, and does not come back under its name. It blocks until the
-// cluster has agreed or ctx ends. It is not for external servers.
+// more, and its copy of the log is made anew at a node that has none, if there is one, so
+// the node that replaces it is started first. The node that is removed has to be stopped,
+// and does not come back under its name. Remove blocks until the cluster has agreed or ctx
+// ends. It is not for external servers.
 func (m *Member) Remove(ctx context.Context, node string) error {
 	if m.server == nil {
 		return errors.New("wal: remove: external servers are removed with their own tools")

@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-var nodeKills = flag.Int("node-kills", 4, "how often TestKillNodes kills a node, `n` times")
+var nodeKills = flag.Int("node-kills", 3, "how often TestKillNodes kills a node, `n` times")
 
 // A nodeProcess is a node that another process is.
 type nodeProcess struct {
@@ -166,6 +166,7 @@ func TestKillNodes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
+	t.Parallel()
 	c := &clusterOfProcesses{t: t, addrs: freeAddrs(t, 3), nodes: make([]*nodeProcess, 3), acked: map[string]bool{}, lost: map[int]int{}}
 	for i := range c.nodes {
 		c.dirs = append(c.dirs, t.TempDir())
@@ -326,6 +327,7 @@ func TestPartition(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for elections")
 	}
+	t.Parallel()
 	addrs, s := freeAddrs(t, 3), testSecret(t)
 	cables := map[[2]int]*cable{}
 	c := &testCluster{t: t, members: make([]*Member, 3)}
