@@ -332,12 +332,11 @@ func (m *Member) createStream(ctx context.Context, js jetstream.JetStream) (jets
 
 // raise gives the log as many copies as it should have, when there are nodes for them.
 func (m *Member) raise(l *Log, n *node) {
-	c := n.stream.CachedInfo().Config
-	if want := m.cluster.replicas(); c.Replicas < want && (m.server != nil || m.cluster.Replicas != 0) {
-		c.Replicas = want
-	} else {
+	c, want := n.stream.CachedInfo().Config, m.cluster.replicas()
+	if c.Replicas >= want || m.server == nil && m.cluster.Replicas == 0 {
 		return
 	}
+	c.Replicas = want
 	js, err := jetstream.New(n.conn, jetstream.WithDefaultTimeout(n.wait))
 	for err == nil {
 		_, failed := js.UpdateStream(context.Background(), c)
