@@ -195,6 +195,9 @@ func testCleanCluster(t *testing.T, c *testCluster) {
 	write(t, l.log, "left")
 	term := l.log.Term()
 	closeLog(t, l.log)
+	if other := c.candidate(); !other.member.mayFollow(other.state()) {
+		t.Error("a leader that has ended in order has not said so")
+	}
 	next := c.lead()
 	if next.log.Term() != term+1 {
 		t.Errorf("term %d follows term %d", next.log.Term(), term)
@@ -239,6 +242,41 @@ func TestTermsDoNotMix(t *testing.T) {
 				t.Errorf("%v; want %q", err, test.want)
 			}
 		})
+	}
+}
+
+// A testCandidate looks at the log as a node does that may lead.
+type testCandidate struct {
+	candidate
+	t *testing.T
+}
+
+func (c *testCluster) candidate() *testCandidate {
+	other := &testCandidate{candidate{member: c.members[0]}, c.t}
+	c.t.Cleanup(other.close)
+	return other
+}
+
+// state returns what the candidate sees.
+func (c *testCandidate) state() state {
+	c.t.Helper()
+	c.member.mu.Lock()
+	c.member.writer = "" // so that this member waits for itself, too
+	c.member.mu.Unlock()
+	for late := time.Now().Add(limit); ; {
+		ctx, cancel := context.WithTimeout(c.t.Context(), stepTime)
+		err := c.open(ctx)
+		var s state
+		if err == nil {
+			s, err = c.n.state(ctx)
+		}
+		cancel()
+		if err == nil {
+			return s
+		}
+		if time.Now().After(late) {
+			c.t.Fatal(err)
+		}
 	}
 }
 
@@ -453,7 +491,11 @@ func testExternal(t *testing.T, sync bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	externalTakeover(t, &testCluster{t: t, members: []*Member{m, other}})
+	if sync {
+		externalTakeover(t, &testCluster{t: t, members: []*Member{m, other}})
+	}
+	closeMember(t, other)
+	closeMember(t, m)
 }
 
 // externalTakeover lets the lead go to and fro, once in order and once not.
@@ -479,7 +521,4 @@ func externalTakeover(t *testing.T, c *testCluster) {
 	lost(t, second.log)
 	closeLog(t, second.log)
 	write(t, third, "three")
-	for _, m := range c.members {
-		closeMember(t, m)
-	}
 }

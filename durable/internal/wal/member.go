@@ -409,16 +409,35 @@ func (m *Member) Remove(ctx context.Context, node string) error {
 		return fmt.Errorf("wal: remove %s: %w", node, err)
 	}
 	defer conn.Close()
+	// A request that comes while the cluster has no leader is never answered. An answer may
+	// be lost, too; then the next one says that there is no such node.
+	for again := false; ; again = true {
+		err := removeOnce(ctx, conn, node, again)
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// notMember is the code of the answer that a server is not known.
+const notMember = 10044
+
+func removeOnce(ctx context.Context, conn *nats.Conn, node string, again bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*stepTime)
+	defer cancel()
 	request, _ := json.Marshal(server.JSApiMetaServerRemoveRequest{Server: node})
 	answer, err := conn.RequestWithContext(ctx, server.JSApiRemoveServer, request)
 	if err != nil {
 		return fmt.Errorf("wal: remove %s: the cluster does not answer: %w", node, err)
 	}
 	var r server.JSApiMetaServerRemoveResponse
-	if err := json.Unmarshal(answer.Data, &r); err != nil || r.Error != nil || !r.Success {
-		return fmt.Errorf("wal: remove %s: the cluster has answered %.200s", node, answer.Data)
+	if err := json.Unmarshal(answer.Data, &r); err != nil {
+		return fmt.Errorf("wal: remove %s: the cluster has answered %.200q: %w", node, answer.Data, err)
 	}
-	return nil
+	if r.Success || again && r.Error != nil && r.Error.ErrCode == notMember {
+		return nil
+	}
+	return fmt.Errorf("wal: remove %s: the cluster has answered %.200s", node, answer.Data)
 }
 
 // Close leaves the cluster in order: it closes the log if there is one, so that another

@@ -155,7 +155,7 @@ func TestTakeover(t *testing.T) {
 	begin := time.Now()
 	var want []string
 	term, down := uint64(0), -1
-	for i := range 4 {
+	for i := range 3 {
 		l := c.lead()
 		t.Logf("term %d: node %d leads after %v", l.log.Term(), l.node, time.Since(begin).Round(time.Millisecond))
 		if l.log.Term() <= term {

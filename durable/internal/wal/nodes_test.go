@@ -5,6 +5,7 @@ package wal
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -20,7 +21,7 @@ import (
 	"time"
 )
 
-var nodeKills = flag.Int("node-kills", 3, "how often TestKillNodes kills a node, `n` times")
+var nodeKills = flag.Int("node-kills", 2, "how often TestKillNodes kills a node, `n` times")
 
 // A nodeProcess is a node that another process is.
 type nodeProcess struct {
@@ -155,7 +156,7 @@ func (c *clusterOfProcesses) progress(n int) {
 	}
 }
 
-// Nodes are killed at random, and their leader is stopped for so long that another one
+// Nodes are killed, every second time the leader, and a leader is stopped for so long that another one
 // leads. Whatever any of them has acknowledged is in the log, once, in order, and no term
 // writes into another.
 func TestKillNodes(t *testing.T) {
@@ -184,11 +185,15 @@ func TestKillNodes(t *testing.T) {
 			c.sleep()
 		}
 		i := random.IntN(3)
+		if n%2 == 0 {
+			c.mu.Lock()
+			i = c.leader
+			c.mu.Unlock()
+		}
 		c.kill(i)
 		c.progress(20 + random.IntN(100))
 		c.start(i)
-		// A majority has to have all that was acknowledged: the next kill waits until the
-		// node is back, as an operator would who restarts nodes one after the other.
+		// Sometimes the next one is killed before this one has caught up.
 		time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond)
 	}
 	c.progress(20)
@@ -361,8 +366,8 @@ func TestPartition(t *testing.T) {
 		t.Error("two nodes lead")
 	}
 	lost(t, old.log)
-	if err := <-acks; err == nil {
-		t.Error("an append was acknowledged by one node of three")
+	if err := <-acks; !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), "no append was acknowledged for 5") {
+		t.Errorf("an append at one node of three: %v; want ErrLost after 5 s", err)
 	}
 	same(t, replay(t, next.log), []string{"before"})
 	write(t, next.log, "behind")
