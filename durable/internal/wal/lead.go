@@ -273,10 +273,11 @@ func (c *candidate) take(ctx context.Context, s state) (*Log, error) {
 	m.mu.Lock()
 	m.log = l
 	m.mu.Unlock()
-	c.n = nil // it is the log's
 	m.options.Logger.Info("this node leads", "node", m.cluster.Node, "term", term)
 	go l.write()
 	go l.watch()
+	go m.raise(l, c.n)
+	c.n = nil // it is the log's
 	return l, nil
 }
 

@@ -38,8 +38,10 @@ type Cluster struct {
 	// reached are enough: they tell of the others.
 	Peers []string
 
-	// Replicas is how many nodes have a copy of the log: 1, 3 or 5. It is used when the
-	// log is made. If zero, it is the greatest that the number of Peers allows.
+	// Replicas is how many nodes have a copy of the log: 1, 3 or 5. If zero, it is the
+	// greatest that the number of Peers allows, or with URL, 3 if the servers are a
+	// cluster. A log that has fewer gets more while a node leads that is told so; it never
+	// gets fewer.
 	Replicas int
 
 	// Secret authenticates and encrypts what the nodes send to each other. It is never
@@ -243,9 +245,6 @@ func (m *Member) serverOptions() (*server.Options, error) {
 			PingInterval: 2 * time.Second, MaxPingsOut: 3,
 		},
 
-		// The first failure to reach a node is told, and then about one a minute.
-		ConnectErrorReports: 60, ReconnectErrorReports: 60,
-
 		JetStream:              true,
 		DisableJetStreamBanner: true,
 		StoreDir:               m.options.Dir,
@@ -331,6 +330,29 @@ func (m *Member) createStream(ctx context.Context, js jetstream.JetStream) (jets
 	return s, err
 }
 
+// raise gives the log as many copies as it should have, when there are nodes for them.
+func (m *Member) raise(l *Log, n *node) {
+	c, want := n.stream.CachedInfo().Config, m.cluster.replicas()
+	if c.Replicas >= want || m.server == nil && m.cluster.Replicas == 0 {
+		return
+	}
+	c.Replicas = want
+	js, err := jetstream.New(n.conn, jetstream.WithDefaultTimeout(n.wait))
+	for err == nil {
+		_, failed := js.UpdateStream(context.Background(), c)
+		if failed == nil {
+			m.options.Logger.Info("the log gets more copies", "dir", m.options.Dir, "replicas", c.Replicas)
+			return
+		}
+		m.options.Logger.Debug("the log has too few copies", "want", c.Replicas, "err", failed)
+		select {
+		case <-time.After(stepTime):
+		case <-l.ended:
+			return
+		}
+	}
+}
+
 // unfit returns what is wrong with a stream, which somebody else may have made.
 func unfit(c jetstream.StreamConfig) string {
 	switch {
@@ -352,6 +374,14 @@ func unfit(c jetstream.StreamConfig) string {
 // Close.
 func (m *Member) Conn() *nats.Conn { return m.conn }
 
+// Current reports whether this node has all of the log that it should have, and knows who
+// leads. Before another node is stopped in order, all that are up should be current: the
+// lead is then handed over in a moment, and otherwise it takes an election. It does not
+// block. With external servers it is always true.
+func (m *Member) Current() bool {
+	return m.server == nil || m.server.JetStreamIsCurrent() && m.server.JetStreamIsStreamCurrent(account, m.names.stream)
+}
+
 // handOver lets another node lead the stream's group, if this one does.
 func (m *Member) handOver() {
 	if m.server == nil {
@@ -363,9 +393,10 @@ func (m *Member) handOver() {
 }
 
 // Remove takes another node out of the cluster for good: it counts in no majority any
-// more, and its copy of the log is made anew at a node that has none, if there is one. The
-// node has to be stopped, and does not come back under its name. It blocks until the
-// cluster has agreed or ctx ends. It is not for external servers.
+// more, and its copy of the log is made anew at a node that has none, if there is one, so
+// the node that replaces it is started first. The node that is removed has to be stopped,
+// and does not come back under its name. Remove blocks until the cluster has agreed or ctx
+// ends. It is not for external servers.
 func (m *Member) Remove(ctx context.Context, node string) error {
 	if m.server == nil {
 		return errors.New("wal: remove: external servers are removed with their own tools")
@@ -378,16 +409,35 @@ func (m *Member) Remove(ctx context.Context, node string) error {
 		return fmt.Errorf("wal: remove %s: %w", node, err)
 	}
 	defer conn.Close()
+	// A request that comes while the cluster has no leader is never answered. An answer may
+	// be lost, too; then the next one says that there is no such node.
+	for again := false; ; again = true {
+		err := removeOnce(ctx, conn, node, again)
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// notMember is the code of the answer that a server is not known.
+const notMember = 10044
+
+func removeOnce(ctx context.Context, conn *nats.Conn, node string, again bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*stepTime)
+	defer cancel()
 	request, _ := json.Marshal(server.JSApiMetaServerRemoveRequest{Server: node})
 	answer, err := conn.RequestWithContext(ctx, server.JSApiRemoveServer, request)
 	if err != nil {
 		return fmt.Errorf("wal: remove %s: the cluster does not answer: %w", node, err)
 	}
 	var r server.JSApiMetaServerRemoveResponse
-	if err := json.Unmarshal(answer.Data, &r); err != nil || r.Error != nil || !r.Success {
-		return fmt.Errorf("wal: remove %s: the cluster has answered %.200s", node, answer.Data)
+	if err := json.Unmarshal(answer.Data, &r); err != nil {
+		return fmt.Errorf("wal: remove %s: the cluster has answered %.200q: %w", node, answer.Data, err)
 	}
-	return nil
+	if r.Success || again && r.Error != nil && r.Error.ErrCode == notMember {
+		return nil
+	}
+	return fmt.Errorf("wal: remove %s: the cluster has answered %.200s", node, answer.Data)
 }
 
 // Close leaves the cluster in order: it closes the log if there is one, so that another
@@ -453,9 +503,26 @@ func (l clusterLog) Warnf(format string, v ...any) {
 }
 
 func (l clusterLog) Errorf(format string, v ...any) {
-	if strings.Contains(format, "route") || strings.Contains(format, "TLS") { // a node that is down, which is no failure of this one
-		l.logger.Warn(l.note(format, v), "from", "nats")
+	if !strings.Contains(format, "route") && !strings.Contains(format, "TLS") {
+		l.serverLog.Errorf(format, v...)
 		return
 	}
-	l.serverLog.Errorf(format, v...)
+	// A node that is down, or has another secret, is no failure of this one, and is tried
+	// several times a second.
+	if text := l.note(format, v); l.tellRoute() {
+		l.logger.Warn(text, "from", "nats")
+	} else {
+		l.logger.Debug(text, "from", "nats")
+	}
+}
+
+// tellRoute reports whether another line about routes would not be too much.
+func (l clusterLog) tellRoute() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.told) < tellEvery {
+		return false
+	}
+	l.told = time.Now()
+	return true
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,11 @@ func testSecret(t testing.TB) *secret.Secret {
 	if err := os.WriteFile(name, []byte("the secret of the tests"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return loadSecret(t, name)
+}
+
+func loadSecret(t testing.TB, name string) *secret.Secret {
+	t.Helper()
 	s, err := secret.Load(name)
 	if err != nil {
 		t.Fatal(err)
@@ -141,11 +147,15 @@ func (c *testCluster) lead() led {
 // Three nodes have a log in common. Each in turn leads when the one before has ended in
 // order, and finds what was written.
 func TestTakeover(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for elections")
+	}
+	t.Parallel()
 	c := startCluster(t)
 	begin := time.Now()
 	var want []string
 	term, down := uint64(0), -1
-	for i := range 4 {
+	for i := range 3 {
 		l := c.lead()
 		t.Logf("term %d: node %d leads after %v", l.log.Term(), l.node, time.Since(begin).Round(time.Millisecond))
 		if l.log.Term() <= term {
@@ -164,17 +174,123 @@ func TestTakeover(t *testing.T) {
 		long := fmt.Sprint(i, strings.Repeat("long", 200_000))
 		write(t, l.log, long)
 		want = append(want, long)
+		if down >= 0 {
+			c.start(down)
+		}
+		c.awaitCurrent()
 		begin = time.Now()
 		t.Logf("an orderly stop takes %v", closeMember(t, c.members[l.node]).Round(time.Millisecond))
 		if l.log.Leads() {
 			t.Error("a log that is closed leads")
 		}
 		c.members[l.node] = nil
-		if down >= 0 {
-			c.start(down)
-		}
 		down = l.node
 	}
+}
+
+// awaitCurrent waits until all nodes that are up have the whole log.
+func (c *testCluster) awaitCurrent() {
+	c.t.Helper()
+	for late := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		if !slices.ContainsFunc(c.members, func(m *Member) bool { return m != nil && !m.Current() }) {
+			return
+		}
+		if time.Now().After(late) {
+			c.t.Fatal("the nodes do not get all of the log")
+		}
+	}
+}
+
+// A node takes the place of one that is gone for good, and has a copy of the log then.
+func TestRemove(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for elections")
+	}
+	t.Parallel()
+	c := startCluster(t)
+	l := c.lead()
+	replay(t, l.log)
+	write(t, l.log, numbered(10)...)
+	gone := (l.node + 1) % 3
+	c.dirs = append(c.dirs, t.TempDir())
+	fourth := c.configs[gone]
+	fourth.Node, fourth.Addr, fourth.Replicas = "n3", freeAddrs(t, 1)[0], 3
+	c.configs, c.members = append(c.configs, fourth), append(c.members, nil)
+	c.start(3)
+	closeMember(t, c.members[gone])
+	c.members[gone] = nil
+	m := c.members[l.node]
+	if err := m.Remove(t.Context(), m.cluster.Node); err == nil {
+		t.Error("a node removes itself")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for err := errors.New("none"); err != nil; {
+		if err = m.Remove(ctx, fmt.Sprint("n", gone)); ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	for late := time.Now().Add(limit); !c.members[3].Current(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatal("the fourth node has no copy")
+		}
+	}
+	c.members[l.node] = nil
+	closeMember(t, m)
+	next := c.lead() // of three nodes, one is down
+	same(t, replay(t, next.log), numbered(10))
+	write(t, next.log, "more")
+}
+
+// Two nodes, of which one has the log, become three that have it.
+func TestRaise(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for elections")
+	}
+	t.Parallel()
+	c := &testCluster{t: t, members: make([]*Member, 3)}
+	addrs, s := freeAddrs(t, 3), testSecret(t)
+	for i, addr := range addrs {
+		c.dirs = append(c.dirs, t.TempDir())
+		c.configs = append(c.configs, Cluster{Name: "raise", Node: fmt.Sprint("n", i), Addr: addr, Peers: addrs[:2], Secret: s})
+	}
+	c.start(0)
+	c.start(1)
+	l := c.lead()
+	replay(t, l.log)
+	write(t, l.log, "one copy")
+	for i := range 2 {
+		closeMember(t, c.members[i])
+		c.configs[i].Peers = addrs
+	}
+	c.configs[2].Peers = addrs
+	for i := range 3 {
+		c.start(i)
+		defer func() { closeMember(t, c.members[i]) }()
+	}
+	l = c.lead()
+	same(t, replay(t, l.log), []string{"one copy"})
+	write(t, l.log, "more")
+	n, _ := l.log.now()
+	for late := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+		info, err := n.stream.Info(t.Context())
+		if err == nil && info.Config.Replicas == 3 && len(info.Cluster.Replicas) == 2 && info.Cluster.Replicas[0].Current && info.Cluster.Replicas[1].Current {
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatalf("%+v, %v", info, err)
+		}
+	}
+	same(t, takeOver(t, c, l), []string{"one copy", "more"})
+}
+
+// takeOver stops the node that leads, and returns what the next one reads.
+func takeOver(t *testing.T, c *testCluster, l led) []string {
+	gone := c.members[l.node]
+	closeMember(t, gone)
+	c.members[l.node] = nil
+	defer func() { c.members[l.node] = gone }()
+	return replay(t, c.lead().log)
 }
 
 func TestStartRefuses(t *testing.T) {

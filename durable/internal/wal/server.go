@@ -352,6 +352,7 @@ type serverLog struct {
 	last    error
 	dead    error // the server has given up
 	badSync bool
+	told    time.Time // of the last line about routes
 }
 
 func newServerLog(logger *slog.Logger) *serverLog {

@@ -7,7 +7,7 @@
 //
 // There is one stream with one subject and one writer. Each message says which
 // sequence the writer expects to be the last, so a writer that has been replaced is
-// refused. Nothing listens: the server is reached by a connection in memory.
+// refused. Nothing listens for clients: the server is reached by a connection in memory.
 //
 // What is appended while a message is on its way to the disk goes into the next
 // one, a pack, without lingering. One message is in flight at a time, so no record
@@ -17,6 +17,17 @@
 // Each message also names the one before it and the first that belongs to the log.
 // A hole in the middle is therefore an error of Replay and never a shorter log, and
 // a deletion that a crash has interrupted is completed at the next start.
+//
+// # Several nodes
+//
+// Open is for one process that has the log for itself. A Member has it in common with
+// others: each record is on the disks of a majority of the nodes that have copies before
+// it is acknowledged, and of the members one leads at a time and writes. A lead is a term
+// with a number, and Replay checks that no term has written into the next one.
+//
+// A majority keeps what was acknowledged. It is lost if a majority loses its folders, or
+// has Options.Sync off and loses power at once. The folder in which the server makes a
+// new file is not synced at a member, which the file systems of Linux do with the file.
 //
 // # Concurrency properties
 //
@@ -49,7 +60,9 @@ var ErrClosed = errors.New("wal: the log is closed")
 
 // ErrLost is what every record gets after the log was lost to this process: another
 // writer has appended to it, or the disk has failed to keep what it had accepted. The
-// process cannot continue; the next Open finds what is on disk.
+// process cannot continue; the next Open finds what is on disk. A Member that has lost
+// its lead can lead again. Then the record may be in the log, or not: the next leader
+// reads which.
 var ErrLost = errors.New("wal: the log is lost to this process")
 
 // Options say where the log is and what it promises.
@@ -68,7 +81,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// A Log is an open log. It is made by Open.
+// A Log is an open log. It is made by Open, or by a Member that has come to lead.
 type Log struct {
 	options Options
 	folder  *folder       // nil: it is the member's

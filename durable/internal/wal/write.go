@@ -108,26 +108,21 @@ func (l *Log) persist(m *nats.Msg, last uint64) (uint64, error) {
 
 // pause waits before an attempt. It returns an error if there is to be none.
 func (l *Log) pause(wait time.Duration) error {
+	if wait > 0 {
+		select {
+		case <-l.abort:
+		case <-time.After(wait):
+		}
+	}
 	l.mu.Lock()
-	lost := l.lost
-	l.mu.Unlock()
-	if lost != nil {
-		return lost
-	}
-	select {
-	case <-l.abort:
+	defer l.mu.Unlock()
+	switch {
+	case l.lost != nil:
+		return l.lost
+	case l.aborted:
 		return ErrClosed
-	default:
 	}
-	if wait == 0 {
-		return nil
-	}
-	select {
-	case <-l.abort:
-		return ErrClosed
-	case <-time.After(wait):
-		return nil
-	}
+	return nil
 }
 
 // attempt tries to write a message behind the sequence last.
