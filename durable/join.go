@@ -116,9 +116,15 @@ type Node struct {
 	node     *cluster.Node
 	term     atomic.Pointer[Term] // nil while another one leads
 	stopping atomic.Bool
+	began    time.Time
+	caught   atomic.Bool // it had all of the log once
 	stop     context.CancelFunc
 	ended    chan struct{} // closed when lead has returned
 }
+
+// catchUp is for how long a node is not ready while it copies the log. One that is to have
+// no copy never has it.
+const catchUp = 30 * time.Second
 
 // Join makes this process a node of a cluster. It does not wait for the others. ctx ends
 // what waiting there is. If there is an error, it says what is wrong, and the process is no
@@ -143,7 +149,7 @@ func Join(ctx context.Context, c NodeConfig) (*Node, error) {
 		listener.Close()
 		return nil, err
 	}
-	n := &Node{config: c, member: member, ended: make(chan struct{})}
+	n := &Node{config: c, member: member, began: time.Now(), ended: make(chan struct{})}
 	if n.node, err = cluster.Start(n.cluster(listener, shared)); err != nil {
 		listener.Close()
 		member.Close(ctx)
@@ -384,14 +390,19 @@ func (n *Node) PassOperator(w http.ResponseWriter, r *http.Request) {
 	n.node.Pass(w, r, cluster.Admin)
 }
 
-// Ready returns nil if the node takes requests: it is not shutting down, and leads or sees
-// a leader.
+// Ready returns nil if the node takes requests: it is not shutting down, leads or sees a
+// leader, and has copied the log since it was started. It does not block.
 func (n *Node) Ready() error {
 	switch {
 	case n.stopping.Load():
 		return errors.New("the node is shutting down")
 	case n.term.Load() == nil && (n.node.Leader() == "" || n.node.Leader() == n.config.Node):
 		return errors.New("the cluster has no leader at present")
+	case !n.caught.Load() && time.Since(n.began) < catchUp:
+		if !n.member.Current() {
+			return errors.New("the node has yet to copy the log")
+		}
+		n.caught.Store(true)
 	}
 	return nil
 }
