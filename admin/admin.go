@@ -39,6 +39,10 @@ type Config struct {
 	// not.
 	Log func() LogStats
 
+	// Cluster returns what is known of the nodes that share the jobs. If nil, there is only
+	// this process.
+	Cluster func() ClusterStats
+
 	// Version is the version of the program that the page and /stats show.
 	Version string
 
@@ -88,6 +92,7 @@ type Handler struct {
 	bursts  *bursts // nil without a Demo
 	streams atomic.Int64
 	tries   *tries
+	routes  http.Handler
 	guarded http.Handler
 
 	// Held for a whole change. Otherwise two changes at a time could set the workers
@@ -123,17 +128,9 @@ const maxStreams = 8
 // Only a few requests may wait for that; the others get 429. The pages work below any
 // prefix that a proxy strips.
 func New(c Config) *Handler {
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
-	if c.Stopping == nil {
-		c.Stopping = func() bool { return false }
-	}
+	c = c.withDefaults()
 	if c.Resize == nil {
 		c.Resize = c.Dispatcher.Resize
-	}
-	if c.Admitted == nil {
-		c.Admitted = func(*http.Request) {}
 	}
 	h := &Handler{config: c, began: time.Now(), tries: newTries(c.Logger)}
 	st := c.Dispatcher.Stats()
@@ -144,8 +141,22 @@ func New(c Config) *Handler {
 	h.addRoutes(mux)
 	addDebug(mux)
 	mux.HandleFunc("GET /debug/vars", h.serveVars)
-	h.guarded = h.guard(problem.Mux(mux))
+	h.routes = problem.Mux(mux)
+	h.guarded = h.guard(h.routes)
 	return h
+}
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Stopping == nil {
+		c.Stopping = func() bool { return false }
+	}
+	if c.Admitted == nil {
+		c.Admitted = func(*http.Request) {}
+	}
+	return c
 }
 
 // addRoutes adds the routes of this package to mux.
@@ -169,6 +180,13 @@ func (h *Handler) addRoutes(mux *http.ServeMux) {
 		mux.Handle("POST /burst", problem.Unless(c.Stopping, http.HandlerFunc(h.bursts.serveStart)))
 		mux.HandleFunc("DELETE /burst", h.bursts.serveStop)
 	}
+}
+
+// Debug returns a handler of Go's own debugging pages below /debug/pprof/, unguarded.
+func Debug() http.Handler {
+	mux := http.NewServeMux()
+	addDebug(mux)
+	return problem.Mux(mux)
 }
 
 func addDebug(mux *http.ServeMux) {
@@ -212,6 +230,9 @@ func (h *Handler) stats() Stats {
 	}
 	if h.config.Log != nil {
 		s.Log = logOf(h.config.Log())
+	}
+	if h.config.Cluster != nil {
+		s.Cluster = new(h.config.Cluster())
 	}
 	if h.bursts != nil {
 		s.Bursts = h.bursts.list()

@@ -12,6 +12,18 @@ import (
 	"holdfast/internal/problem"
 )
 
+// Guard returns a handler that passes on to next what a [Handler] with this Config would
+// let through. It is for a process in which another one's Handler answers; see
+// [Handler.Unguarded].
+func Guard(c Config, next http.Handler) http.Handler {
+	c = c.withDefaults()
+	return (&Handler{config: c, tries: newTries(c.Logger)}).guard(next)
+}
+
+// Unguarded returns the routes of h without its guard. Whoever serves them has to ask who
+// it is that comes, as [Guard] does.
+func (h *Handler) Unguarded() http.Handler { return h.routes }
+
 // guard passes on the operator's requests, and none that another page in the
 // operator's browser has sent. To listen on the loopback address is not enough for
 // that: every page that the operator has open can send requests there.

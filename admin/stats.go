@@ -21,6 +21,8 @@ type Stats struct {
 	Kept       *Kept  `json:"kept"` // null without Config.Jobs
 	Log        *Log   `json:"log"`  // null without Config.Log
 
+	Cluster *ClusterStats `json:"cluster,omitempty"` // left out without Config.Cluster
+
 	// Urgencies has the figures by urgency, the most urgent first; of those only of which
 	// there has been something.
 	Urgencies []Urgency `json:"urgencies"`
@@ -32,6 +34,25 @@ type Stats struct {
 
 	Advice Advice  `json:"advice"`
 	Bursts []Burst `json:"bursts"` // the latest for each path, in the order of the paths; null without Config.Demo
+}
+
+// ClusterStats are what the leader of a cluster knows of its nodes.
+type ClusterStats struct {
+	Name   string        `json:"name"`
+	Leader string        `json:"leader"` // the node that has answered
+	Term   uint64        `json:"term"`   // grows with each leader
+	Nodes  []ClusterNode `json:"nodes"`  // that are there, by name
+}
+
+// A ClusterNode is one node of a cluster.
+type ClusterNode struct {
+	Name    string  `json:"name"`
+	Addr    string  `json:"addr"` // where the others reach it
+	Version string  `json:"version"`
+	Workers int     `json:"workers"`
+	Running int     `json:"running"`        // jobs
+	Held    int     `json:"held"`           // ends that are not stored yet
+	Silent  float64 `json:"silent_seconds"` // since it was heard
 }
 
 // Counts are a [holdfast.Stats] as JSON, all of one moment: accepted = queued +

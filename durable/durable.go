@@ -119,7 +119,7 @@ func (j *Jobs) restore(ctx context.Context, c Config) error {
 	if err := j.log.Replay(ctx, j.core.Store.Replay); err != nil {
 		return fmt.Errorf("durable: reading %s: %w", c.Dir, err)
 	}
-	n, err := j.core.Restore(c.Handler, cmp.Or(c.Attempts, 3))
+	n, err := j.core.Restore(c.Handler, cmp.Or(c.Attempts, 3), nil)
 	if kept := j.Stats().Kept; n+kept > 0 {
 		c.Logger.Info("stored jobs are back", "to_run", n, "ended", kept, "dir", c.Dir)
 	}

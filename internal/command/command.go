@@ -26,7 +26,7 @@ import (
 
 // Main runs the command with its arguments, without the program's name, and
 // returns the exit status. It returns when the server has stopped.
-func Main(version string, args []string) int { return MainWith(nil, version, args) }
+func Main(version string, args []string) int { return MainWith(nil, nil, version, args) }
 
 // An Open returns Jobs that outlive the process, as the configuration says. It submits
 // those again that had not ended when the last process did, whose requests again serves.
@@ -39,9 +39,9 @@ type Opened struct {
 	Close func() error          // called when the server has stopped
 }
 
-// MainWith is Main for a command whose jobs outlive the process. If open is nil, they do
-// not.
-func MainWith(open Open, version string, args []string) int {
+// MainWith is Main for a command whose jobs outlive the process, and which can be a node of
+// a cluster by join. If open is nil, neither is so.
+func MainWith(open Open, join Join, version string, args []string) int {
 	if len(args) > 0 && args[0] == "plan" {
 		return report("holdfast plan", plan.Run(args[1:], os.Stdout))
 	}
@@ -61,7 +61,11 @@ func MainWith(open Open, version string, args []string) int {
 	// What logs without a Logger is net/http's transport, as good as always.
 	stdlog.SetFlags(0)
 	stdlog.SetOutput(slog.NewLogLogger(logline.Seldom(log.Handler()), slog.LevelWarn).Writer())
-	if err := serve(config, open, version, log); err != nil {
+	run := func() error { return serve(config, open, version, log) }
+	if config.Cluster != "" {
+		run = func() error { return serveNode(config, join, version, log) }
+	}
+	if err := run(); err != nil {
 		log.Error(strings.ReplaceAll(err.Error(), "\n", "; ")) // of joined errors
 		return 1
 	}
@@ -107,14 +111,15 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	defer func() { err = errors.Join(err, opened.Close()) }()
 	jobs := opened.Jobs
 	limitHeap(config.MaxMemory)
-
 	mux := http.NewServeMux()
 	s := server.New(d, mux, config, log)
 	s.Linger(config.Linger, func() int { return jobs.Stats().Unread })
-	resize, release := routes(mux, s, d, jobs, upstream, config)
+	s.Count(budget.Of(jobs.Async(http.NotFoundHandler())))
+	site{jobs: jobs, gateway: upstream, config: config, work: s.Work}.add(mux, s)
+	resize, release := resizing(d, upstream, config)
 	operator := admin.New(admin.Config{
 		Dispatcher: d, Jobs: jobs, Log: opened.Log, Version: version, Logger: log,
-		Stopping: s.Stopping, Health: s.Health(), Token: config.AdminToken, Host: config.AdminHost(),
+		Stopping: s.Stopping, Health: s.Health(nil), Token: config.AdminToken, Host: config.AdminHost(),
 		Demo: mux, Resize: resize, Admitted: s.Admitted,
 	})
 	s.Admin(operator)
@@ -122,12 +127,18 @@ func serve(config server.Config, open Open, version string, log *slog.Logger) (e
 	announce(public, private, config, version, log)
 	ctx := untilSignal()
 	context.AfterFunc(ctx, release)
+	defer watch(operator, private)()
+	return s.Run(ctx, public, private, config.Drain)
+}
+
+// watch runs what the operator's pages need if there is a listener for them, until it is
+// left.
+func watch(operator *admin.Handler, private net.Listener) (leave func()) {
 	watching, leave := context.WithCancel(context.Background())
-	defer leave()
 	if private != nil {
 		go operator.Run(watching)
 	}
-	return s.Run(ctx, public, private, config.Drain)
+	return leave
 }
 
 func jobsOf(config server.Config, log *slog.Logger) holdfast.JobsConfig {
@@ -179,31 +190,55 @@ func again(g *gateway.Gateway) http.Handler {
 	return server.Again(upstream)
 }
 
-// routes adds the public routes, and returns how to change the number of workers and
-// what to do when the server begins to stop.
-func routes(mux *http.ServeMux, s *server.Server, d *holdfast.Dispatcher, jobs *holdfast.Jobs, g *gateway.Gateway, config server.Config) (func(int) error, func()) {
-	s.Count(budget.Of(jobs.Async(http.NotFoundHandler())))
-	resize, release := d.Resize, func() {}
-	work := s.Work
-	waiting := func(wrap func(http.Handler) http.Handler) func(http.Handler) http.Handler {
-		return server.Waiting(config.MaxBody, wrap)
+// A site is what the public routes are made of.
+type site struct {
+	jobs    *holdfast.Jobs
+	gateway *gateway.Gateway // nil if there is none
+	config  server.Config
+
+	// work makes a handler one that takes on new work, and refuses it when the server stops.
+	work func(http.Handler) http.Handler
+
+	// elsewhere serves the requests of jobs in place of the route's own handler, if it is
+	// not nil.
+	elsewhere http.Handler
+}
+
+// add adds the routes.
+func (p site) add(mux *http.ServeMux, trees interface{ Below(string, http.Handler) }) {
+	work := p.work
+	if g := p.gateway; g != nil {
+		trees.Below("/sync", work(g.Route("/sync", p.waiting(p.jobs.Queued))))
+		trees.Below("/async", work(g.Route("/async", p.waiting(p.jobs.Async))))
+		work = func(h http.Handler) http.Handler { return g.NotAgain(p.work(h)) }
 	}
-	if g != nil {
-		s.Below("/sync", s.Work(g.Route("/sync", waiting(jobs.Queued))))
-		s.Below("/async", s.Work(g.Route("/async", waiting(jobs.Async))))
-		resize, release = func(workers int) error { return g.Resize(d, workers) }, g.Release
-		work = func(h http.Handler) http.Handler { return g.NotAgain(s.Work(h)) }
-	}
-	mux.Handle("POST /aaa", work(server.Sleep(config.MaxBody, waiting(jobs.Sync))))
-	mux.Handle("POST /bbb", work(server.Sleep(config.MaxBody, waiting(jobs.Async))))
-	mux.Handle("/jobs/", jobs)
+	mux.Handle("POST /aaa", work(server.Sleep(p.config.MaxBody, p.waiting(p.jobs.Sync))))
+	mux.Handle("POST /bbb", work(server.Sleep(p.config.MaxBody, p.waiting(p.jobs.Async))))
+	mux.Handle("/jobs/", p.jobs)
 	mux.HandleFunc("GET /openapi.json", server.OpenAPI)
 	mux.HandleFunc("GET /{$}", server.Guide)
-	resizable := func(workers int) error {
+}
+
+// waiting is server.Waiting.
+func (p site) waiting(wrap func(http.Handler) http.Handler) func(http.Handler) http.Handler {
+	next := server.Waiting(p.config.MaxBody, wrap)
+	if p.elsewhere == nil {
+		return next
+	}
+	return func(http.Handler) http.Handler { return next(p.elsewhere) }
+}
+
+// resizing returns how to change the number of workers, and what to do when the server
+// begins to stop.
+func resizing(d *holdfast.Dispatcher, g *gateway.Gateway, config server.Config) (func(workers int) error, func()) {
+	resize, release := d.Resize, func() {}
+	if g != nil {
+		resize, release = func(workers int) error { return g.Resize(d, workers) }, g.Release
+	}
+	return func(workers int) error {
 		if err := config.Resizable(workers); err != nil {
 			return err
 		}
 		return resize(workers)
-	}
-	return resizable, release
+	}, release
 }

@@ -83,6 +83,9 @@ func (x *Exchange) Failure(err error) (status int, detail string) {
 			return http.StatusInternalServerError, Aborted
 		}
 	}
+	if elsewhere, ok := x.err.(*NoResponse); ok {
+		return elsewhere.Status, elsewhere.Detail
+	}
 	switch {
 	case x.err == problem.ErrNoMemory:
 		x.Hold.Budget().Refuse()
@@ -96,6 +99,17 @@ func (x *Exchange) Failure(err error) (status int, detail string) {
 	}
 	return http.StatusInternalServerError, "the handler did not return"
 }
+
+// A NoResponse says why a handler that ran elsewhere has no response: what Failure has
+// returned there. The ResponseWriter of an Exchange takes it:
+//
+//	interface{ Fail(*exchange.NoResponse) }
+type NoResponse struct {
+	Status int
+	Detail string
+}
+
+func (e *NoResponse) Error() string { return e.Detail }
 
 // Aborted is the detail for a handler that panicked with http.ErrAbortHandler.
 const Aborted = "the handler aborted its response"

@@ -21,8 +21,10 @@ func (x *Exchange) SetHeader(name, value string) { x.request.Header.Set(name, va
 // at, such as the target before a prefix was stripped from it. Neither the values of the
 // context are in it, nor those of the path: they belong to a process and to the routes
 // that were asked before.
-func (x *Exchange) AppendRequest(b, body []byte) []byte {
-	r := x.request
+func (x *Exchange) AppendRequest(b, body []byte) []byte { return AppendRequest(b, x.request, body) }
+
+// AppendRequest appends r, whose body is body, encoded as DecodeRequest reads it.
+func AppendRequest(b []byte, r *http.Request, body []byte) []byte {
 	marks := byte(0)
 	if r.TLS != nil {
 		marks |= overTLS
@@ -34,13 +36,7 @@ func (x *Exchange) AppendRequest(b, body []byte) []byte {
 	for _, s := range [...]string{r.Method, r.Host, r.RequestURI, r.RemoteAddr, r.Proto, r.Pattern, r.URL.Scheme, r.URL.Opaque, r.URL.Host, r.URL.Path, r.URL.RawPath, r.URL.RawQuery} {
 		b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
 	}
-	for _, h := range [...]http.Header{r.Header, r.Trailer} {
-		for name, values := range h {
-			b = appendField(b, name, values)
-		}
-		b = append(b, 0)
-	}
-	return append(b, body...)
+	return append(AppendFields(AppendFields(b, r.Header), r.Trailer), body...)
 }
 
 const (

@@ -197,6 +197,15 @@ func (r *recorder) Flush() {
 	r.flushed = true
 }
 
+// Fail says that there is no response, and why. What was written is void.
+func (r *recorder) Fail(why *NoResponse) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ended {
+		r.err = why
+	}
+}
+
 // sniffLocked sets the Content-Type as the server does when it sends the header, at
 // the first flush or at the end.
 func (r *recorder) sniffLocked() {
@@ -396,14 +405,28 @@ func (p Response) Status() int { return int(binary.LittleEndian.Uint16(p.head[1:
 // CopyHeader copies the header of the response to h. What h already says about how
 // the answer depends on the request, and about other origins, stays: the response
 // was made for a request that may have come from another origin.
-func (p Response) CopyHeader(h http.Header) {
+func (p Response) CopyHeader(h http.Header) { CopyFields(p.head[3:], h) }
+
+// CopyFields copies the fields at the beginning of b, which AppendFields encoded, to h as
+// CopyHeader does, and returns the rest of b.
+func CopyFields(b []byte, h http.Header) []byte {
 	vary, expose, origin := h["Vary"], h["Access-Control-Expose-Headers"], h["Access-Control-Allow-Origin"]
-	cutFields(p.head[3:], h)
+	b = cutFields(b, h)
 	join(h, "Vary", vary)
 	join(h, "Access-Control-Expose-Headers", expose)
 	if origin != nil {
 		h["Access-Control-Allow-Origin"] = origin
 	}
+	return b
+}
+
+// AppendFields appends the fields of h. A field without values, which keeps the server
+// from setting that field, is one of them.
+func AppendFields(b []byte, h http.Header) []byte {
+	for name, values := range h {
+		b = appendField(b, name, values)
+	}
+	return append(b, 0)
 }
 
 // join adds those values to a list that it does not contain.

@@ -54,7 +54,13 @@ const (
 )
 
 // Refusals are the errors for which a request has not run.
-type Refusals struct{ Full, Share, Dropped, Closed, Abandoned, Nested error }
+type Refusals struct {
+	Full, Share, Dropped, Closed, Abandoned, Nested error
+
+	// Moved is what a client is told when the queue is closed, and others go on with it: it
+	// makes sense to try again. If empty, the server is shutting down.
+	Moved string
+}
 
 // explain says to a client why its request has not run, and whether it makes sense to
 // try again.
@@ -69,6 +75,8 @@ func (r Refusals) explain(err error) (detail string, again bool) {
 		return "the client has all the places in the queue that it may have; try again later", true
 	case errors.Is(err, r.Dropped):
 		return "the request gave its place in a full queue to another one; try again later", true
+	case r.Moved != "" && (errors.Is(err, r.Closed) || errors.Is(err, r.Abandoned)):
+		return r.Moved, true
 	case errors.Is(err, r.Closed), errors.Is(err, r.Abandoned):
 		return "the server is shutting down", false
 	case errors.Is(err, r.Nested):

@@ -18,6 +18,7 @@ import (
 	"holdfast"
 	"holdfast/internal/budget"
 	"holdfast/internal/httpjob"
+	"holdfast/internal/store"
 )
 
 // A tape is a journal that writes at once, or not while it is stuck.
@@ -85,10 +86,52 @@ func beside(t *testing.T, p *tape, cfg holdfast.Config, jc holdfast.JobsConfig, 
 			t.Fatal(err)
 		}
 	}
-	if _, err := f.core.Restore(h, 3); err != nil {
+	if _, err := f.core.Restore(h, 3, nil); err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// A job that goes on elsewhere has met no death, however often who led has died, and goes
+// on as the attempt that it is.
+func TestRestoreOfWhatGoesOnElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(tape)
+		before := beside(t, p, holdfast.Config{Workers: 2, Queue: 2}, holdfast.JobsConfig{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+		}))
+		_, lost := before.post("/lost", "")
+		_, goesOn := before.post("/goes-on", "")
+		synctest.Wait()
+		defer before.cutOff()
+
+		var attempts []string
+		d, _ := holdfast.New(holdfast.Config{Workers: 2})
+		defer d.Shutdown(t.Context())
+		jobs, _ := holdfast.NewJobs(d, holdfast.JobsConfig{})
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			attempts = append(attempts, r.URL.Path+" "+r.Header.Get("Job-Attempt"))
+		})
+		core := httpjob.Of(jobs.Async(h))
+		core.Store.Journaled(new(tape))
+		for _, b := range slices.Clone(p.records) {
+			if err := core.Store.Replay(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id, _ := store.ParseID(string(goesOn))
+		if n, err := core.Restore(h, 1, map[store.ID]int{id: 1}); n != 1 || err != nil {
+			t.Errorf("%d jobs are back, %v; want 1", n, err)
+		}
+		synctest.Wait()
+		if want := []string{"/goes-on 1"}; !slices.Equal(attempts, want) {
+			t.Errorf("%q were started, want %q", attempts, want)
+		}
+		id, _ = store.ParseID(string(lost))
+		if state, _ := core.Store.Standing(id); state != store.Failed {
+			t.Errorf("the other job is %s, want %s", state, store.Failed)
+		}
+	})
 }
 
 // post submits a request and returns its answer, and the id of the job.

@@ -72,11 +72,18 @@ func (x *execution) restored(r store.Restored) error {
 // attempts times when the process died fails: it may be what has ended it. All others have a place when
 // Restore returns, also if there are fewer places than before. Beside it no other request
 // may come. Restore returns how many jobs those are.
-func (j *Jobs) Restore(h http.Handler, attempts int) (int, error) {
+//
+// Jobs in elsewhere go on without this process, under the attempt that stands there. They
+// come first, have met no death, and count no further attempt. h finds them there.
+func (j *Jobs) Restore(h http.Handler, attempts int, elsewhere map[store.ID]int) (int, error) {
 	rt := j.newRoute(h, Limits{})
 	var again []*execution
+	goOn := 0
 	for _, r := range j.Store.Restored() {
-		if r.Deaths >= attempts {
+		attempt, goesOn := elsewhere[r.ID]
+		if goesOn {
+			j.Store.Continue(r.Job, attempt)
+		} else if r.Deaths >= attempts {
 			j.tell(r.Job, j.Store.End(r.Job, store.Outcome{State: store.Failed, Status: http.StatusInternalServerError, Detail: fmt.Sprintf("the server ended %d times while the job ran", r.Deaths)}))
 			continue
 		}
@@ -85,6 +92,11 @@ func (j *Jobs) Restore(h http.Handler, attempts int) (int, error) {
 			return 0, fmt.Errorf("the request of job %s: %w", r.ID.Short(), err)
 		}
 		again = append(again, x)
+		if goesOn {
+			copy(again[goOn+1:], again[goOn:len(again)-1])
+			again[goOn] = x
+			goOn++
+		}
 	}
 	for _, x := range again {
 		x.job.Resubmit() // unless it is shut down already, and then it is for the next process

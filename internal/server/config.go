@@ -67,6 +67,16 @@ type Config struct {
 	Data     string // the folder of a command whose jobs outlive the process
 	Sync     bool   // there, wait for the disk before a job is accepted
 	Attempts int    // there, how often the process may die while a job runs
+
+	Cluster     string // the name of the cluster that this process is a node of; empty: none
+	Node        string // its name in the cluster
+	ClusterAddr string // where the logs of the other nodes reach this one's
+	Peers       string // of all nodes, joined by commas
+	NodeAddr    string // where the other nodes reach this one
+	SecretFile  string // that all nodes have
+	NATS        string // the URL of external servers, in place of ClusterAddr and Peers
+	NATSCreds   string // a file with credentials for them
+	NATSSystem  string // their URL with a user of the system account
 }
 
 // Proxies returns the networks of the proxies whose X-Forwarded-* are believed.
@@ -140,6 +150,15 @@ func (c *Config) durableOptions() []option {
 		{"data", "DATA", (*folder)(&c.Data), "data", "store jobs in `folder`, which one process may own"},
 		{"sync", "SYNC", (*flags.Boolean)(&c.Sync), "true", "answer 202 when the job is on disk; without it a power failure loses the last jobs that were accepted, and a crash of the process still none"},
 		{"attempts", "ATTEMPTS", &number{&c.Attempts, 1, 1000}, "3", "fail a job once the process has died `n` times while it ran"},
+		{"cluster", "CLUSTER", (*text)(&c.Cluster), "", "be a node of the cluster `name`: the nodes share their jobs"},
+		{"node", "NODE", (*text)(&c.Node), "", "be the node `name` there, which no other one is"},
+		{"node-addr", "NODE_ADDR", (*text)(&c.NodeAddr), "", "let the other nodes hand over jobs and requests at `host:port`, which they can reach"},
+		{"cluster-addr", "CLUSTER_ADDR", (*text)(&c.ClusterAddr), "", "copy the log from and to the other nodes at `host:port`, which they can reach"},
+		{"peers", "PEERS", (*text)(&c.Peers), "", "find the other nodes by their -cluster-addr: `addresses` with commas between them"},
+		{"cluster-secret-file", "CLUSTER_SECRET_FILE", (*text)(&c.SecretFile), "", "encrypt what nodes send each other by the secret in `file`, which all nodes have, and let nobody else in"},
+		{"nats", "NATS", (*text)(&c.NATS), "", "keep the log at the NATS servers at `url`, in place of -cluster-addr, -peers and -data"},
+		{"nats-creds", "NATS_CREDS", (*text)(&c.NATSCreds), "", "connect to them with the credentials in `file`"},
+		{"nats-system", "NATS_SYSTEM", (*text)(&c.NATSSystem), "", "ask them at `url`, with a user of their system account, whether they sync each write"},
 	}
 }
 
@@ -243,6 +262,9 @@ func (c *Config) complete(given map[string]bool) error {
 	if c.ClientPlaces > 0 && c.ClientKey == "" {
 		c.ClientKey = byAddress
 	}
+	if err := c.checkCluster(); err != nil {
+		return err
+	}
 	c.AdminSet = given["admin"]
 	if c.Admin == "" {
 		return nil
@@ -253,6 +275,29 @@ func (c *Config) complete(given map[string]bool) error {
 	}
 	if !loopback(host) && c.AdminToken == "" {
 		return fmt.Errorf("-admin %s can be reached from other machines; want -admin-token-file, or a host such as 127.0.0.1 or localhost", c.Admin)
+	}
+	return nil
+}
+
+// checkCluster checks what a node of a cluster needs.
+func (c *Config) checkCluster() error {
+	all := []struct{ name, value string }{
+		{"-node", c.Node}, {"-node-addr", c.NodeAddr}, {"-cluster-secret-file", c.SecretFile},
+		{"-cluster-addr", c.ClusterAddr}, {"-peers", c.Peers}, {"-nats", c.NATS}, {"-nats-creds", c.NATSCreds}, {"-nats-system", c.NATSSystem},
+	}
+	for i, s := range all {
+		switch {
+		case c.Cluster == "" && s.value != "":
+			return fmt.Errorf("%s is %q without -cluster; want the name of the cluster too", s.name, s.value)
+		case c.Cluster != "" && s.value == "" && (i < 3 || i < 5 && c.NATS == ""):
+			return fmt.Errorf("-cluster %s comes without %s; want -node, -node-addr, -cluster-secret-file, and either -cluster-addr and -peers or -nats", c.Cluster, s.name)
+		}
+	}
+	switch {
+	case c.NATS != "" && (c.ClusterAddr != "" || c.Peers != ""):
+		return errors.New("-nats comes with -cluster-addr or -peers; want the log at the NATS servers or at the nodes, not both")
+	case c.NATS == "" && (c.NATSCreds != "" || c.NATSSystem != ""):
+		return errors.New("-nats-creds or -nats-system comes without -nats; want the URL of the NATS servers too")
 	}
 	return nil
 }

@@ -443,3 +443,35 @@ func TestDurableConfig(t *testing.T) {
 		t.Error("the server in memory takes -data")
 	}
 }
+
+// A node of a cluster needs some flags, and others do not go together. The error says which.
+func TestClusterConfig(t *testing.T) {
+	parse := func(env map[string]string, args ...string) (Config, error) {
+		return ParseDurableConfig(args, func(name string) string { return env[name] }, "", &strings.Builder{})
+	}
+	base := []string{"-cluster", "c", "-node", "n", "-node-addr", "h:1", "-cluster-secret-file", "f"}
+	own := append(slices.Clone(base), "-cluster-addr", "h:2")
+	c, err := parse(map[string]string{"PEERS": "h:2,i:2"}, own...)
+	if err != nil || c.Cluster != "c" || c.Node != "n" || c.NodeAddr != "h:1" || c.ClusterAddr != "h:2" || c.Peers != "h:2,i:2" || c.SecretFile != "f" {
+		t.Errorf("a node is %+v, %v", c, err)
+	}
+	if c, err := parse(nil, append(slices.Clone(base), "-nats", "nats://h")...); err != nil || c.NATS != "nats://h" {
+		t.Errorf("a node at NATS servers is %+v, %v", c, err)
+	}
+	for _, test := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"-node", "n"}, "-node"},
+		{[]string{"-peers", "h:2"}, "without -cluster"},
+		{base, "without -cluster-addr"},
+		{own, "without -peers"},
+		{base[:4], "without -node-addr"},
+		{append(slices.Clone(own), "-peers", "i:2", "-nats", "nats://h"), "not both"},
+		{append(slices.Clone(own), "-peers", "i:2", "-nats-creds", "f"), "without -nats;"},
+	} {
+		if _, err := parse(nil, test.args...); err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%q: %v, want %q", test.args, err, test.says)
+		}
+	}
+}

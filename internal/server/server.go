@@ -36,17 +36,22 @@ const (
 	lastAnswers = time.Second
 )
 
-// A Server serves a handler beside a dispatcher and stops both in order.
+// A Pool is what runs jobs: a holdfast.Dispatcher, or a node of a cluster.
+type Pool interface {
+	Shutdown(context.Context) (holdfast.Report, error)
+}
+
+// A Server serves a handler beside a pool and stops both in order.
 type Server struct {
-	dispatcher *holdfast.Dispatcher
-	http       *http.Server
-	admin      *http.Server // nil if there is none
-	routes     http.Handler
-	below      []below
-	limits     conns.Limits
-	log        *slog.Logger
-	linger     time.Duration
-	unread     func() int // nil if there is nothing to linger for
+	pool   Pool
+	http   *http.Server
+	admin  *http.Server // nil if there is none
+	routes http.Handler
+	below  *Routes // that Below adds to
+	limits conns.Limits
+	log    *slog.Logger
+	linger time.Duration
+	unread func() int // nil if there is nothing to linger for
 
 	stopping atomic.Bool
 	active   atomic.Int64 // requests in handlers
@@ -55,12 +60,20 @@ type Server struct {
 // New returns a Server for the routes of mux, to which it adds /healthz and
 // /readyz. Requests for a route that mux does not have, and all but those two
 // while the server stops, are answered with a problem.
-func New(d *holdfast.Dispatcher, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
-	s := &Server{dispatcher: d, routes: problem.Mux(mux), log: log}
-	s.limits = conns.Limits{Open: c.MaxConns, Refused: refusedOf(c.Files)}
-	health := s.Health()
+func New(p Pool, mux *http.ServeMux, c Config, log *slog.Logger) *Server {
+	routes := NewRoutes(mux)
+	s := NewDoor(p, routes, c, log)
+	s.below = routes
+	health := s.Health(nil)
 	mux.Handle("GET /healthz", health)
 	mux.Handle("GET /readyz", health)
+	return s
+}
+
+// NewDoor returns a Server that serves all requests with door.
+func NewDoor(p Pool, door http.Handler, c Config, log *slog.Logger) *Server {
+	s := &Server{pool: p, routes: door, log: log}
+	s.limits = conns.Limits{Open: c.MaxConns, Refused: refusedOf(c.Files)}
 	timeout := bodyTimeout + time.Duration(min(c.MaxBody/rate, math.MaxInt32))*time.Second
 	s.http = s.listening(s.counted(prompt(s.held(crossOrigin(c, http.HandlerFunc(s.route))), timeout)), timeout)
 	s.http.WriteTimeout = writeTimeout // for what the server answers past prompt, which extends it
@@ -152,27 +165,34 @@ func Waiting(maxBody int64, wrap func(http.Handler) http.Handler) func(http.Hand
 func (s *Server) Stopping() bool { return s.stopping.Load() }
 
 // Health returns a handler of /healthz, which says that the server is alive, and
-// /readyz, which says whether it accepts work.
-func (s *Server) Health() http.Handler {
-	say := func(text string) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, text) })
-	}
+// /readyz, which says whether it accepts work: while it stops it does not, nor while ready,
+// if that is not nil, returns a reason.
+func (s *Server) Health(ready func() error) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/healthz", say("ok\n"))
-	mux.Handle("/readyz", s.Work(say("ready\n")))
-	return mux
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok\n") })
+	mux.Handle("GET /readyz", s.Work(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ready != nil {
+			if err := ready(); err != nil {
+				problem.Retry(w, http.StatusServiceUnavailable, err.Error(), func() int { return 1 })
+				return
+			}
+		}
+		io.WriteString(w, "ready\n")
+	})))
+	return problem.Mux(mux)
 }
 
 // Work returns h as a route that takes on new work: while the server stops it
 // answers 503.
 func (s *Server) Work(h http.Handler) http.Handler { return problem.Unless(s.Stopping, h) }
 
-// Below passes all requests for what is below prefix on to h, without the prefix.
-// Unlike a mux it does so also where a path has dot segments or empty ones: what
-// these mean is for the service behind to say. It must not be called any more when
-// the server runs.
-func (s *Server) Below(prefix string, h http.Handler) {
-	s.below = append(s.below, below{prefix, h})
+// Below adds to the routes of a Server that New has made; see Routes.
+func (s *Server) Below(prefix string, h http.Handler) { s.below.Below(prefix, h) }
+
+// Routes are those of a mux, and of whole trees below prefixes.
+type Routes struct {
+	mux   http.Handler
+	below []below
 }
 
 type below struct {
@@ -180,12 +200,21 @@ type below struct {
 	h      http.Handler
 }
 
-func (s *Server) route(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodConnect { // it has no path, but the address of a server
-		problem.Write(w, http.StatusNotImplemented, "CONNECT is not implemented here; this server is no proxy")
-		return
-	}
-	for _, b := range s.below {
+// NewRoutes returns the routes of mux. Requests for a route that it does not have are
+// answered with a problem.
+func NewRoutes(mux *http.ServeMux) *Routes { return &Routes{mux: problem.Mux(mux)} }
+
+// Below passes all requests for what is below prefix on to h, without the prefix.
+// Unlike a mux it does so also where a path has dot segments or empty ones: what
+// these mean is for the service behind to say. It must not be called any more when
+// there are requests.
+func (p *Routes) Below(prefix string, h http.Handler) {
+	p.below = append(p.below, below{prefix, h})
+}
+
+// ServeHTTP serves the routes.
+func (p *Routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for _, b := range p.below {
 		path, ok := strings.CutPrefix(r.URL.Path, b.prefix)
 		raw, rawOK := strings.CutPrefix(r.URL.RawPath, b.prefix)
 		if ok && strings.HasPrefix(path, "/") && (rawOK || r.URL.RawPath == "") {
@@ -194,6 +223,14 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) {
 			b.h.ServeHTTP(w, r)
 			return
 		}
+	}
+	p.mux.ServeHTTP(w, r)
+}
+
+func (s *Server) route(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodConnect { // it has no path, but the address of a server
+		problem.Write(w, http.StatusNotImplemented, "CONNECT is not implemented here; this server is no proxy")
+		return
 	}
 	s.routes.ServeHTTP(w, r)
 }
@@ -253,7 +290,7 @@ func (s *Server) stop(why string, drain time.Duration) error {
 	}
 	defer cancel()
 	s.log.Info(why, "drain", drain)
-	report, err := s.dispatcher.Shutdown(limit)
+	report, err := s.pool.Shutdown(limit)
 	s.awaitReaders(limit)
 
 	// Requests outside the pool have the rest of the time.

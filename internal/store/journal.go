@@ -381,6 +381,45 @@ func (s *Store) Restored() []Restored {
 	return all
 }
 
+// Continue says that a restored job goes on elsewhere, where it was started for the
+// attempt-th time. The next Start is none of its own, but that one.
+func (s *Store) Continue(j *Job, attempt int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j.trace.starts = max(j.trace.starts, attempt) - 1
+}
+
+// Again says that a job which runs beside a journal is started once more, since what ran
+// it is gone, or, with cut, has been shut down. It returns how often the job has been
+// started by that, and how many of those starts were ended by a death. 0 means that it
+// does not run.
+func (s *Store) Again(id ID, cut bool) (attempt, deaths int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j, open := s.open[id]
+	if !open || j.outcome.State != Running || j.trace == nil || j.trace.ending {
+		return 0, 0
+	}
+	if cut {
+		j.trace.cuts++
+	}
+	deaths = j.trace.starts - j.trace.cuts
+	s.journalStartLocked(j)
+	return j.trace.starts, deaths
+}
+
+// Standing returns where the job with an id stands. It reports false if there is none, or
+// none any more.
+func (s *Store) Standing(id ID) (State, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j, ok := s.lookupLocked(id)
+	if !ok {
+		return "", false
+	}
+	return j.outcome.State, true
+}
+
 // Resume makes w the work of a restored job.
 func (s *Store) Resume(j *Job, w Work) {
 	s.mu.Lock()

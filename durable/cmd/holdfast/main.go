@@ -1,5 +1,6 @@
 // Holdfast is the server whose jobs outlive the process. It has the flags of the one in
-// the root, and -data, -sync and -attempts. With check as the first argument, it says what
+// the root, and more: -data, -sync and -attempts, and -cluster with what a node of several
+// needs. With check as the first argument, it says what
 // a folder holds and what is wrong with it.
 package main
 
@@ -12,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"holdfast"
@@ -28,7 +30,7 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "check" {
 		os.Exit(check(os.Args[2:], os.Stdout, os.Stderr))
 	}
-	os.Exit(command.MainWith(open, version, os.Args[1:]))
+	os.Exit(command.MainWith(open, join, version, os.Args[1:]))
 }
 
 // check reads a folder and prints what is in it. The exit status is 1 if something is
@@ -86,4 +88,42 @@ func open(d *holdfast.Dispatcher, jobs holdfast.JobsConfig, again http.Handler, 
 			return j.Close(soon)
 		},
 	}, nil
+}
+
+// A node is a durable.Node as the command needs it.
+type node struct{ *durable.Node }
+
+func (n node) Stats() admin.ClusterStats {
+	s := n.Node.Stats()
+	stats := admin.ClusterStats{Leader: s.Leader, Term: s.Term}
+	for _, m := range s.Nodes {
+		stats.Nodes = append(stats.Nodes, admin.ClusterNode{
+			Name: m.Name, Addr: m.Addr, Version: m.Version, Workers: m.Workers, Running: m.Running, Held: m.Held, Silent: m.Silent.Seconds(),
+		})
+	}
+	return stats
+}
+
+func join(c server.Config, jobs holdfast.JobsConfig, h http.Handler, lead func(command.Term) (public, operator http.Handler), version string, log *slog.Logger) (command.Node, error) {
+	var peers []string
+	if c.Peers != "" {
+		peers = strings.Split(c.Peers, ",")
+	}
+	n, err := durable.Join(context.Background(), durable.NodeConfig{
+		Dir: c.Data, Cluster: c.Cluster, Node: c.Node, Addr: c.ClusterAddr, Peers: peers,
+		NATS: c.NATS, Creds: c.NATSCreds, System: c.NATSSystem, NodeAddr: c.NodeAddr, SecretFile: c.SecretFile,
+		Workers: c.Workers, Handler: h, Dispatcher: c.Dispatcher(), Jobs: jobs, NoSync: !c.Sync, Attempts: c.Attempts,
+		Version: version, Logger: log,
+		Lead: func(t *durable.Term) (public http.Handler) {
+			public, t.Operator = lead(command.Term{
+				Dispatcher: t.Dispatcher, Jobs: t.Jobs.Jobs, Handler: t.Handler, Done: t.Done,
+				Log: func() admin.LogStats { return admin.LogStats(t.Jobs.Log()) },
+			})
+			return public
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return node{n}, nil
 }

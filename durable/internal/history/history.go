@@ -41,7 +41,7 @@ type Op struct {
 	Status   int    // of HTTP
 	URL      string // of the job: from Submit, or what Look and Cancel asked
 	State    string // from Look
-	Response string // from Look, if the state is done
+	Response string // from Look, if the state is done and it was asked for
 
 	from, to int64 // when it began and ended
 }
@@ -116,7 +116,8 @@ func (h *History) Size() (jobs, ops int) {
 // A state is what a server knows of a job.
 type state struct {
 	url     string // "" if there is no such job, unknown if no client has been told
-	end     string // how it ended and its response; "" if it has not, unknown if it was not canceled
+	end     string // how it ended; "" if it has not, unknown if it was not canceled
+	reply   string // its response; "" if no client has seen it
 	ran     int    // the life in which the handler was called last
 	started int    // the life in which the job was running last
 	asked   bool   // a client was told that it will be canceled, or may have been
@@ -198,12 +199,11 @@ func (s state) former(ok bool) []any {
 }
 
 func (s state) look(o Op) []any {
-	end := strings.TrimSpace(o.State + " " + o.Response)
 	switch {
 	case o.Lost, o.Status == 503:
 		return []any{s}
 	case s.url != o.URL:
-		return s.former(end == canceled)
+		return s.former(o.State == canceled)
 	case o.Status == 404:
 		return nil
 	case o.State == "queued" || o.State == "running":
@@ -214,11 +214,13 @@ func (s state) look(o Op) []any {
 			s.started = o.Life
 		}
 		return []any{s}
-	case s.end == "" || s.end == end || s.end == unknown && end != canceled:
-		s.end = end
-		return []any{s}
+	case s.end != "" && s.end != o.State && (s.end != unknown || o.State == canceled):
+		return nil
+	case s.reply != "" && o.Response != "" && s.reply != o.Response:
+		return nil
 	}
-	return nil
+	s.end, s.reply = o.State, cmp.Or(s.reply, o.Response)
+	return []any{s}
 }
 
 // startedIn reports whether the job was started in a life.

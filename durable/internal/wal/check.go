@@ -55,6 +55,9 @@ func check(ctx context.Context, dir string, f func(record []byte) error) (Summar
 		return Summary{}, err
 	}
 	defer folder.close()
+	if err := folder.checkAlone(); err != nil {
+		return Summary{}, err
+	}
 	if err := folder.checkFormat(false); err != nil {
 		return Summary{}, err
 	}

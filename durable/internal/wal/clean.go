@@ -56,7 +56,7 @@ func (l *Log) head(ctx context.Context, n *node, at position, limit int64, f fun
 	}
 	d := decoder{first: at.first, warn: func(string) {}} // Replay has warned
 	read := head{}
-	err = n.scan(ctx, from, l.passEnd, func(m message) error {
+	err = l.scan(ctx, n, from, l.passEnd, func(m message) error {
 		err := d.message(m, func(record []byte) error {
 			read.records++
 			f(record)
@@ -95,7 +95,7 @@ func (l *Log) cut(ctx context.Context, n *node, h head) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if !l.options.Sync {
+	if l.folder != nil && !l.options.Sync {
 		// What is deleted may be on disk for long. The copies must not be lost for it.
 		if err := l.folder.sync(); err != nil {
 			return err

@@ -1,7 +1,6 @@
 package wal
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,11 +12,13 @@ import (
 )
 
 const (
-	lockName   = "lock"
-	formatName = "format"
-	storeName  = "jetstream" // the server's
+	lockName    = "lock"
+	formatName  = "format"
+	clusterName = "cluster"   // only there in the folder of a member
+	storeName   = "jetstream" // the server's
 
-	formatText = "holdfast log, format %d\n"
+	formatText  = "holdfast log, format %d\n"
+	clusterText = "cluster %s, node %s\n"
 )
 
 // room is how much the disk must be able to take before the log is opened, or the
@@ -30,9 +31,8 @@ var errInUse = errors.New("the folder is in use by another process")
 // A folder is the locked folder of a log. The server inside takes no lock, so two of
 // them would write into the same files.
 type folder struct {
-	dir    string
-	lock   *os.File
-	closed chan struct{} // closed by close
+	dir  string
+	lock *os.File
 
 	// Of settle, which the writer alone calls.
 	messages string    // the folder that the server makes files in
@@ -49,11 +49,64 @@ func openFolder(dir string) (*folder, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.checkFormat(true); err != nil {
+	if err = f.checkAlone(); err == nil {
+		err = f.checkFormat(true)
+	}
+	if err != nil {
 		f.close()
 		return nil, fmt.Errorf("wal: open %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// openClusterFolder is like openFolder, for the folder of a member.
+func openClusterFolder(dir string, c Cluster) (*folder, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of the log: %w", err)
+	}
+	f, err := lockFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err = f.checkCluster(c); err == nil {
+		err = f.checkFormat(true)
+	}
+	if err != nil {
+		f.close()
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// checkAlone returns an error if the folder is that of a member: its server, started
+// alone, would not find the log, or change what the other nodes rely on.
+func (f *folder) checkAlone() error {
+	text, err := os.ReadFile(filepath.Join(f.dir, clusterName))
+	if err == nil {
+		return fmt.Errorf("it is a part of a log on several nodes (%.200s), and cannot be used without them", strings.TrimSpace(string(text)))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// checkCluster returns an error if the folder is not that of the node. An empty one
+// becomes it. The server of a member would delete a log that was made without the
+// cluster.
+func (f *folder) checkCluster(c Cluster) error {
+	name, want := filepath.Join(f.dir, clusterName), fmt.Sprintf(clusterText, c.Name, c.Node)
+	text, err := os.ReadFile(name)
+	if err == nil && string(text) != want {
+		return fmt.Errorf("it is the folder of %.200s, and not of %s", strings.TrimSpace(string(text)), strings.TrimSpace(want))
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(f.dir, storeName)); !errors.Is(err, fs.ErrNotExist) {
+		return errors.New("it holds the log of a node without a cluster, which cannot become one of a cluster; let that node finish its jobs, and start with an empty folder")
+	}
+	return writeSynced(name, want)
 }
 
 // lockFolder locks a folder that is there.
@@ -63,7 +116,7 @@ func lockFolder(dir string) (*folder, error) {
 		return nil, fmt.Errorf("wal: lock %s: %w", dir, err)
 	}
 	return &folder{
-		dir: dir, lock: lock, closed: make(chan struct{}),
+		dir: dir, lock: lock,
 		messages: filepath.Join(dir, storeName, "$G", "streams", streamName, "msgs"),
 	}, nil
 }
@@ -195,17 +248,4 @@ func syncFile(name string) error {
 }
 
 // close unlocks the folder.
-func (f *folder) close() {
-	f.lock.Close()
-	close(f.closed)
-}
-
-// awaitClosed waits until the folder is unlocked or ctx ends.
-func (f *folder) awaitClosed(ctx context.Context) error {
-	select {
-	case <-f.closed:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+func (f *folder) close() { f.lock.Close() }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -35,6 +37,9 @@ const (
 	kindPack    kind = 1 // records, each with its length before it as a uvarint
 	kindPart    kind = 2 // a part of one record, the parts without a gap between them
 	kindMark    kind = 3 // no records: it is written for its header
+	kindTerm    kind = 4 // the beginning of a term, with the name of the node that leads
+	kindEnd     kind = 5 // its end, if the leader has given up in order
+	kindLease   kind = 6 // on a subject of its own: the leader lives
 	kindRefused kind = 0 // is never written
 )
 
@@ -144,6 +149,7 @@ func (p *pack) add(record []byte, done func(error)) {
 type message struct {
 	sequence uint64
 	time     time.Time
+	term     uint64 // in which it was written; 0 if one process writes
 	data     []byte
 	size     int64 // on disk
 }
@@ -154,6 +160,7 @@ type decoder struct {
 	warn  func(string) // is told of records that were given up with Sync off
 
 	prev       uint64 // the sequence of the message before; 0 at the beginning
+	term       uint64 // of that message
 	record     []byte // the parts of a record so far
 	size       int    // of the whole record; 0: none has begun
 	torn       bool   // parts may lack their beginning, since messages are missing
@@ -168,6 +175,9 @@ func (d *decoder) whole() bool { return d.size == 0 }
 func (d *decoder) message(m message, f func(record []byte) error) error {
 	h, payload, err := parse(m.data)
 	if err == nil {
+		err = d.inTerm(m.term, h)
+	}
+	if err == nil {
 		err = d.follow(m.sequence, h)
 	}
 	if err != nil {
@@ -181,7 +191,7 @@ func (d *decoder) message(m message, f func(record []byte) error) error {
 		err = d.pack(m.sequence, h, payload, f)
 	case kindPart:
 		err = d.part(m.sequence, h, payload, f)
-	case kindMark:
+	case kindMark, kindTerm, kindEnd:
 		d.torn = false
 	default:
 		err = d.bad(m.sequence, fmt.Errorf("has the unknown kind %d", h.kind))
@@ -203,6 +213,27 @@ type badMessage struct {
 func (e *badMessage) Error() string { return fmt.Sprintf("message %d %v", e.sequence, e.err) }
 
 func (e *badMessage) Unwrap() error { return e.err }
+
+// inTerm checks that no leader has written after the next one had begun.
+func (d *decoder) inTerm(term uint64, h header) error {
+	before := d.term
+	d.term = term
+	if d.prev == 0 || term == before || term > before && h.kind == kindTerm {
+		return nil
+	}
+	return fmt.Errorf("is of term %d, and follows one of term %d", term, before)
+}
+
+// termOf returns the term in which the message with the id was written. The ids of a
+// leader begin with it.
+func termOf(id string) uint64 {
+	text, _, ok := strings.Cut(id, ".")
+	if !ok {
+		return 0
+	}
+	term, _ := strconv.ParseUint(text, 10, 64)
+	return term
+}
 
 // follow checks that nothing is missing before the message. Of a log without Sync, a
 // power cut may leave the end with holes; what is behind them is used, since its

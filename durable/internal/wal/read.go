@@ -26,18 +26,19 @@ var (
 // order. An error of f ends it. The data is f's during the call alone. It uses a
 // connection of its own, so that an append need not wait for what is read.
 func (n *node) scan(ctx context.Context, from, to uint64, f func(message) error) error {
-	conn, err := n.dial()
+	conn, err := n.dialer()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	js, err := jetstream.New(conn)
+	js, err := jetstream.New(conn, jetstream.WithDefaultTimeout(n.wait))
 	if err != nil {
 		return err
 	}
 	// Reading a message by its sequence would be simpler, but its answer is JSON and
 	// takes five times as long.
-	consumer, err := js.CreateConsumer(ctx, streamName, jetstream.ConsumerConfig{
+	consumer, err := js.CreateConsumer(ctx, n.names.stream, jetstream.ConsumerConfig{
+		FilterSubject:     n.names.subject,
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:       from,
 		AckPolicy:         jetstream.AckNonePolicy,
@@ -47,7 +48,7 @@ func (n *node) scan(ctx context.Context, from, to uint64, f func(message) error)
 	if err != nil {
 		return err
 	}
-	defer js.DeleteConsumer(context.WithoutCancel(ctx), streamName, consumer.CachedInfo().Name)
+	defer deleteConsumer(ctx, js, n.names.stream, consumer.CachedInfo().Name)
 	for next, empty := from, 0; next <= to; {
 		after, err := scanBatch(ctx, consumer, next, to, f)
 		switch {
@@ -84,7 +85,7 @@ func scanBatch(ctx context.Context, consumer jetstream.Consumer, next, to uint64
 			return next, fmt.Errorf("message %d: %w", to, errNotThere)
 		}
 		err = f(message{
-			sequence: meta.Sequence.Stream, time: meta.Timestamp, data: m.Data(), size: int64(len(m.Data())) + overhead,
+			sequence: meta.Sequence.Stream, time: meta.Timestamp, term: termOf(m.Headers().Get(jetstream.MsgIDHeader)), data: m.Data(), size: int64(len(m.Data())) + overhead,
 		})
 		if err != nil {
 			return next, err
@@ -95,4 +96,12 @@ func scanBatch(ctx context.Context, consumer jetstream.Consumer, next, to uint64
 		}
 	}
 	return next, b.Error()
+}
+
+// deleteConsumer deletes a consumer that would go after a minute by itself. It does not
+// wait long for a cluster that has no leader.
+func deleteConsumer(ctx context.Context, js jetstream.JetStream, stream, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	js.DeleteConsumer(ctx, stream, name)
 }

@@ -35,14 +35,24 @@ const (
 	silences = 3
 )
 
-var (
-	errConflict = errors.New("the log ends at another sequence")
-	errSilent   = fmt.Errorf("the log's server has not answered within %v", answerTime)
-)
+var errConflict = errors.New("the log ends at another sequence")
 
-// A node is a server in this process and the writer's connection to it.
+// Names are those of a log within a server.
+type names struct {
+	stream, subject string
+	lease           string // the subject of the messages that say that the leader lives; none if one process writes
+}
+
+// alone are the names of a log that no other process shares.
+var alone = names{stream: streamName, subject: subject}
+
+// A node is a server in this process and the writer's connection to it, or the
+// connection alone if the server is a member of a cluster.
 type node struct {
-	server *server.Server
+	names  names
+	server *server.Server // nil: it is not the log's to stop
+	dialer func() (*nats.Conn, error)
+	wait   time.Duration // how long an answer is waited for
 	log    *serverLog
 	conn   *nats.Conn
 	stream jetstream.Stream
@@ -83,7 +93,8 @@ func start(ctx context.Context, f *folder, o Options, create bool) (*node, error
 	if err != nil {
 		return nil, err
 	}
-	n := &node{server: s, log: newServerLog(o.Logger)}
+	n := &node{names: alone, server: s, wait: answerTime, log: newServerLog(o.Logger)}
+	n.dialer = n.dialServer
 	s.SetLoggerV2(n.log, false, false, false)
 	if err := n.connect(ctx, f, create); err != nil {
 		n.stop()
@@ -111,20 +122,25 @@ func (n *node) connect(ctx context.Context, f *folder, create bool) error {
 	if !n.server.ReadyForConnections(answerTime) {
 		return fmt.Errorf("the server has not started: %w", n.log.failure())
 	}
-	var err error
-	if n.conn, err = n.dial(); err != nil {
-		return err
-	}
-	n.inbox = n.conn.NewInbox() + "."
-	n.answers = make(chan *nats.Msg, 16)
-	if _, err := n.conn.ChanSubscribe(n.inbox+"*", n.answers); err != nil {
+	if err := n.listen(); err != nil {
 		return err
 	}
 	return n.openStream(ctx, f, create)
 }
 
-// dial returns a connection of its own to the server.
-func (n *node) dial() (*nats.Conn, error) {
+// listen connects, and subscribes to the answers that publish waits for.
+func (n *node) listen() (err error) {
+	if n.conn, err = n.dialer(); err != nil {
+		return err
+	}
+	n.inbox = n.conn.NewInbox() + "."
+	n.answers = make(chan *nats.Msg, 16)
+	_, err = n.conn.ChanSubscribe(n.inbox+"*", n.answers)
+	return err
+}
+
+// dialServer returns a connection of its own to the server.
+func (n *node) dialServer() (*nats.Conn, error) {
 	return nats.Connect("", nats.InProcessServer(n.server), nats.NoReconnect(), nats.Timeout(answerTime),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			n.log.logger.Warn("the connection to the log's server has an error", "err", err)
@@ -164,8 +180,10 @@ func (n *node) stop() {
 	if n.conn != nil {
 		n.conn.Close()
 	}
-	n.server.Shutdown()
-	n.server.WaitForShutdown()
+	if n.server != nil {
+		n.server.Shutdown()
+		n.server.WaitForShutdown()
+	}
 }
 
 // A state is what a stream has.
@@ -173,6 +191,9 @@ type state struct {
 	at              position
 	firstStored     uint64 // may be less than at.first, after a deletion that was interrupted
 	messages, bytes int64
+	term            uint64 // of the last message; 0 if one process writes
+	writer          string // begins the ids of whoever wrote it
+	released        bool   // the leader of that term has given up
 }
 
 func (n *node) state(ctx context.Context) (state, error) {
@@ -186,7 +207,7 @@ func (n *node) state(ctx context.Context) (state, error) {
 		messages:    int64(info.State.Msgs),
 		bytes:       int64(info.State.Bytes),
 	}
-	last, err := n.lastMessage(ctx)
+	last, err := n.lastMessage(ctx, n.names.subject)
 	if err == nil && last == nil && s.messages > 0 { // it is damaged: that is no empty log
 		err = &badMessage{s.at.last, errors.New("cannot be read")}
 	}
@@ -198,11 +219,15 @@ func (n *node) state(ctx context.Context) (state, error) {
 		return s, &badMessage{last.Sequence, err}
 	}
 	s.at.prev, s.at.first = last.Sequence, h.first
+	id := last.Header.Get(jetstream.MsgIDHeader)
+	s.term, s.released = termOf(id), h.kind == kindEnd
+	s.writer, _, _ = strings.Cut(id, "-")
 	return s, nil
 }
 
-// lastMessage returns the last message, or nil if there is none or it is damaged.
-func (n *node) lastMessage(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+// lastMessage returns the last message of the subject, or nil if there is none or it is
+// damaged.
+func (n *node) lastMessage(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
 	m, err := n.stream.GetLastMsgForSubject(ctx, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, nil
@@ -214,17 +239,26 @@ func (n *node) lastMessage(ctx context.Context) (*jetstream.RawStreamMsg, error)
 // stream's last sequence is not last, perhaps because an earlier attempt has got
 // through.
 func (n *node) publish(id string, last uint64, data []byte, abort <-chan struct{}) (uint64, error) {
-	n.attempts++
+	return n.publishMsg(n.message(n.names.subject, id, last, data), abort)
+}
+
+// message returns a message that is stored if the sequence before it is last.
+func (n *node) message(subject, id string, last uint64, data []byte) *nats.Msg {
 	m := nats.NewMsg(subject)
-	m.Reply = n.inbox + strconv.FormatUint(n.attempts, 10)
 	m.Header[jetstream.MsgIDHeader] = []string{id}
 	m.Header[jetstream.ExpectedLastSeqHeader] = []string{strconv.FormatUint(last, 10)}
 	m.Data = data
+	return m
+}
+
+func (n *node) publishMsg(m *nats.Msg, abort <-chan struct{}) (uint64, error) {
+	n.attempts++
+	m.Reply = n.inbox + strconv.FormatUint(n.attempts, 10)
 	if err := n.conn.PublishMsg(m); err != nil {
 		n.broken = true
 		return 0, err
 	}
-	timer := time.NewTimer(answerTime)
+	timer := time.NewTimer(n.wait)
 	defer timer.Stop()
 	failed := n.log.failed
 	var late <-chan time.Time
@@ -244,7 +278,7 @@ func (n *node) publish(id string, last uint64, data []byte, abort <-chan struct{
 		case <-timer.C:
 			n.silent++
 			n.broken = n.silent >= silences || n.conn.IsClosed()
-			return 0, errSilent
+			return 0, fmt.Errorf("the log's server has not answered within %v", n.wait)
 		case <-abort:
 			return 0, ErrClosed
 		}
@@ -274,13 +308,13 @@ func (n *node) answer(m *nats.Msg) (uint64, error) {
 	return 0, answer.Error
 }
 
-// find returns the sequence of the message with the id, which is the last one if it
-// has got through. If it has not, and the log does not end where it should go either,
-// the log is lost.
-func (n *node) find(id string, expected uint64) (uint64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+// find returns the sequence of the message with the id, which is the last one of its
+// subject if it has got through. If it has not, and the log does not end where it should
+// go either, the log is lost.
+func (n *node) find(subject, id string, expected uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), n.wait)
 	defer cancel()
-	last, err := n.lastMessage(ctx)
+	last, err := n.lastMessage(ctx, subject)
 	if err != nil {
 		return 0, err
 	}
@@ -293,6 +327,11 @@ func (n *node) find(id string, expected uint64) (uint64, error) {
 	}
 	if info.State.LastSeq == expected {
 		return 0, errConflict // which has gone, so the next attempt may succeed
+	}
+	if n.names.lease != "" && info.State.LastSeq < expected {
+		// A replica that has just come to lead has yet to apply what was acknowledged. No
+		// other writer has been there: sequences only grow.
+		return 0, errConflict
 	}
 	return 0, fmt.Errorf("%w: it ends at sequence %d, and this process has written up to %d", ErrLost, info.State.LastSeq, expected)
 }
@@ -313,6 +352,7 @@ type serverLog struct {
 	last    error
 	dead    error // the server has given up
 	badSync bool
+	told    time.Time // of the last line about routes
 }
 
 func newServerLog(logger *slog.Logger) *serverLog {

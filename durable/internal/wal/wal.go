@@ -7,7 +7,7 @@
 //
 // There is one stream with one subject and one writer. Each message says which
 // sequence the writer expects to be the last, so a writer that has been replaced is
-// refused. Nothing listens: the server is reached by a connection in memory.
+// refused. Nothing listens for clients: the server is reached by a connection in memory.
 //
 // What is appended while a message is on its way to the disk goes into the next
 // one, a pack, without lingering. One message is in flight at a time, so no record
@@ -17,6 +17,17 @@
 // Each message also names the one before it and the first that belongs to the log.
 // A hole in the middle is therefore an error of Replay and never a shorter log, and
 // a deletion that a crash has interrupted is completed at the next start.
+//
+// # Several nodes
+//
+// Open is for one process that has the log for itself. A Member has it in common with
+// others: each record is on the disks of a majority of the nodes that have copies before
+// it is acknowledged, and of the members one leads at a time and writes. A lead is a term
+// with a number, and Replay checks that no term has written into the next one.
+//
+// A majority keeps what was acknowledged. It is lost if a majority loses its folders, or
+// has Options.Sync off and loses power at once. The folder in which the server makes a
+// new file is not synced at a member, which the file systems of Linux do with the file.
 //
 // # Concurrency properties
 //
@@ -49,7 +60,9 @@ var ErrClosed = errors.New("wal: the log is closed")
 
 // ErrLost is what every record gets after the log was lost to this process: another
 // writer has appended to it, or the disk has failed to keep what it had accepted. The
-// process cannot continue; the next Open finds what is on disk.
+// process cannot continue; the next Open finds what is on disk. A Member that has lost
+// its lead can lead again. Then the record may be in the log, or not: the next leader
+// reads which.
 var ErrLost = errors.New("wal: the log is lost to this process")
 
 // Options say where the log is and what it promises.
@@ -68,13 +81,16 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// A Log is an open log. It is made by Open.
+// A Log is an open log. It is made by Open, or by a Member that has come to lead.
 type Log struct {
 	options Options
-	folder  *folder
+	folder  *folder       // nil: it is the member's
+	lead    *lead         // nil: no other process writes
 	id      string        // begins the message ids of this process
-	abort   chan struct{} // closed by Close when its time is up
+	abort   chan struct{} // closed by Close when its time is up, and with gone
 	ended   chan struct{} // closed by the writer when it has ended
+	gone    chan struct{} // closed when lost is set
+	closed  chan struct{} // closed when Close has ended
 
 	// Of the writer alone.
 	serial uint64
@@ -92,6 +108,7 @@ type Log struct {
 	waiting      int        // records that are not written, in the queue or in flight
 	waitingBytes int64
 	trouble      error // of the last attempt
+	aborted      bool  // abort is closed
 	lost         error // wraps ErrLost; final
 	closing      bool
 	unwritten    int // records that Close has given up
@@ -178,14 +195,18 @@ func newLog(ctx context.Context, f *folder, o Options, n *node) (*Log, error) {
 	}
 	var id [8]byte
 	rand.Read(id[:])
+	return makeLog(o, f, n, s, hex.EncodeToString(id[:])), nil
+}
+
+func makeLog(o Options, f *folder, n *node, s state, id string) *Log {
 	l := &Log{
-		options: o, folder: f, id: hex.EncodeToString(id[:]),
-		abort: make(chan struct{}), ended: make(chan struct{}),
+		options: o, folder: f, id: id,
+		abort: make(chan struct{}), ended: make(chan struct{}), gone: make(chan struct{}), closed: make(chan struct{}),
 		node: n, at: s.at,
 		stats: Stats{Bytes: s.bytes, Messages: s.messages},
 	}
 	l.work.L = &l.mu
-	return l, nil
+	return l
 }
 
 // Replay calls f with each record that was there at Open, from the first to the last.
@@ -200,7 +221,7 @@ func (l *Log) Replay(ctx context.Context, f func(record []byte) error) error {
 	}
 	d := decoder{first: at.first, warn: l.warn}
 	records := int64(0)
-	err := n.scan(ctx, max(at.first, 1), at.prev, func(m message) error {
+	err := l.scan(ctx, n, max(at.first, 1), at.prev, func(m message) error {
 		return d.message(m, func(record []byte) error {
 			records++
 			return f(record)
@@ -305,10 +326,11 @@ func (l *Log) Stats() Stats {
 // stuck is how long Close waits, beyond its time, for a disk that does not answer.
 const stuck = 5 * time.Second
 
-// Close writes what waits, stops the server and unlocks the folder. When ctx ends
-// first, the records that are left get ErrClosed, and Close returns an error that
-// counts them. After Close the log cannot be used again. A second call waits for the
-// first and returns nil.
+// Close writes what waits, stops the server and unlocks the folder; a log that a Member
+// leads gives the lead up instead. When ctx ends first, the records that are left get
+// ErrClosed, and Close returns an error that counts them. When Close has returned, done
+// has been called for each record that was appended before. After Close the log cannot be
+// used again. A second call waits for the first and returns nil.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
 	first := !l.closing
@@ -316,24 +338,55 @@ func (l *Log) Close(ctx context.Context) error {
 	l.work.Broadcast()
 	l.mu.Unlock()
 	if !first {
-		return l.folder.awaitClosed(ctx)
+		return l.awaitClosed(ctx)
 	}
+	defer close(l.closed)
 	select {
 	case <-l.ended:
 	case <-ctx.Done():
-		close(l.abort)
+		l.mu.Lock()
+		l.abortLocked()
+		l.mu.Unlock()
 		select {
 		case <-l.ended:
 		case <-time.After(stuck):
 			return fmt.Errorf("wal: close %s: the disk does not answer; the folder stays locked until the process ends", l.options.Dir)
 		}
 	}
-	n, _ := l.now()
-	n.stop()
-	err := l.folder.sync() // what was written without Sync
-	l.folder.close()
+	err := l.letGo()
 	if l.unwritten > 0 { // the writer has ended
 		return fmt.Errorf("wal: close %s: %d records were not written", l.options.Dir, l.unwritten)
 	}
 	return err
+}
+
+// letGo gives up what an open log has.
+func (l *Log) letGo() error {
+	n, _ := l.now()
+	if l.lead != nil {
+		l.release(n)
+		n.stop()
+		return nil
+	}
+	n.stop()
+	defer l.folder.close()
+	return l.folder.sync() // what was written without Sync
+}
+
+// abortLocked ends the attempt to write that is under way.
+func (l *Log) abortLocked() {
+	if !l.aborted {
+		l.aborted = true
+		close(l.abort)
+	}
+}
+
+// awaitClosed waits until the first call of Close has ended, or ctx ends.
+func (l *Log) awaitClosed(ctx context.Context) error {
+	select {
+	case <-l.closed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -7,6 +7,9 @@ import (
 	"io/fs"
 	"strconv"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // The times between the attempts to write a message.
@@ -48,6 +51,8 @@ func (l *Log) put(p *pack) error {
 		return p.refused
 	case kindPart:
 		return l.putParts(p.record)
+	case kindLease:
+		return l.renew()
 	}
 	h := header{kind: p.kind, count: uint32(p.records), size: uint32(len(p.message) - headerSize), first: p.cut}
 	return l.store(h, p.message)
@@ -66,24 +71,36 @@ func (l *Log) putParts(record []byte) error {
 	return nil
 }
 
-// store writes one message. It tries until the message is there, or never will be: the
-// fence stays the same, so an attempt that has got through unnoticed is found by the
-// next one and not repeated.
+// store writes one message.
 func (l *Log) store(h header, message []byte) error {
-	_, at := l.now()
+	n, at := l.now()
 	h.prev, h.first, h.synced = at.prev, max(h.first, at.first), l.options.Sync
 	h.seal(message)
-	l.serial++
-	id := l.id + "-" + strconv.FormatUint(l.serial, 10)
 	begin := time.Now()
+	sequence, err := l.persist(n.message(n.names.subject, l.newID(), at.last, message), at.last)
+	if err == nil {
+		l.stored(position{last: sequence, prev: sequence, first: h.first}, message, begin)
+	}
+	return err
+}
+
+// newID returns the id of a new message.
+func (l *Log) newID() string {
+	l.serial++
+	return l.id + "-" + strconv.FormatUint(l.serial, 10)
+}
+
+// persist tries until the message is there, or never will be: its fence, the sequence
+// last, stays the same, so an attempt that has got through unnoticed is found by the
+// next one and not repeated. It returns the sequence of the message.
+func (l *Log) persist(m *nats.Msg, last uint64) (uint64, error) {
 	for wait := time.Duration(0); ; wait = min(max(2*wait, minBackoff), maxBackoff) {
 		if err := l.pause(wait); err != nil {
-			return err
+			return 0, err
 		}
-		sequence, err := l.attempt(id, at.last, message)
+		sequence, err := l.attempt(m, last)
 		if err == nil {
-			l.stored(position{last: sequence, prev: sequence, first: h.first}, message, time.Since(begin))
-			return nil
+			return sequence, nil
 		}
 		l.fail(err)
 	}
@@ -91,39 +108,34 @@ func (l *Log) store(h header, message []byte) error {
 
 // pause waits before an attempt. It returns an error if there is to be none.
 func (l *Log) pause(wait time.Duration) error {
+	if wait > 0 {
+		select {
+		case <-l.abort:
+		case <-time.After(wait):
+		}
+	}
 	l.mu.Lock()
-	lost := l.lost
-	l.mu.Unlock()
-	if lost != nil {
-		return lost
-	}
-	select {
-	case <-l.abort:
+	defer l.mu.Unlock()
+	switch {
+	case l.lost != nil:
+		return l.lost
+	case l.aborted:
 		return ErrClosed
-	default:
 	}
-	if wait == 0 {
-		return nil
-	}
-	select {
-	case <-l.abort:
-		return ErrClosed
-	case <-time.After(wait):
-		return nil
-	}
+	return nil
 }
 
 // attempt tries to write a message behind the sequence last.
-func (l *Log) attempt(id string, last uint64, message []byte) (uint64, error) {
-	n, err := l.running(len(message))
+func (l *Log) attempt(m *nats.Msg, last uint64) (uint64, error) {
+	n, err := l.running(len(m.Data))
 	if err != nil {
 		return 0, err
 	}
-	sequence, err := n.publish(id, last, message, l.abort)
+	sequence, err := n.publishMsg(m, l.abort)
 	if errors.Is(err, errConflict) {
-		sequence, err = n.find(id, last)
+		sequence, err = n.find(m.Subject, m.Header.Get(jetstream.MsgIDHeader), last)
 	}
-	if err != nil || !l.options.Sync {
+	if err != nil || !l.options.Sync || l.folder == nil {
 		return sequence, err
 	}
 	if err := l.folder.settle(); err != nil {
@@ -137,7 +149,7 @@ func (l *Log) attempt(id string, last uint64, message []byte) (uint64, error) {
 // room for need bytes at least.
 func (l *Log) running(need int) (*node, error) {
 	n, _ := l.now()
-	if !n.broken {
+	if !n.broken || l.lead != nil { // a member's server is not the log's to start
 		return n, nil
 	}
 	n.stop() // the last write ends, or fails
@@ -163,14 +175,25 @@ func (l *Log) running(need int) (*node, error) {
 }
 
 // stored takes note of a message that is in the log.
-func (l *Log) stored(at position, message []byte, took time.Duration) {
+func (l *Log) stored(at position, message []byte, begin time.Time) {
+	l.mu.Lock()
+	l.stats.Messages++
+	l.stats.Bytes += int64(len(message)) + overhead
+	l.stats.Syncs.Add(time.Since(begin))
+	l.mu.Unlock()
+	l.succeed(at, begin)
+}
+
+// succeed takes note of a message that was acknowledged. The attempts to write it have
+// begun at the time.
+func (l *Log) succeed(at position, begin time.Time) {
 	l.mu.Lock()
 	recovered := l.trouble != nil
 	l.trouble = nil
 	l.at = at
-	l.stats.Messages++
-	l.stats.Bytes += int64(len(message)) + overhead
-	l.stats.Syncs.Add(took)
+	if l.lead != nil {
+		l.lead.sure, l.lead.heard = begin, time.Now()
+	}
 	l.mu.Unlock()
 	if recovered {
 		l.options.Logger.Info("the log takes records again", "dir", l.options.Dir)
@@ -186,11 +209,24 @@ func (l *Log) fail(err error) {
 	known := l.trouble != nil && l.trouble.Error() == err.Error()
 	l.trouble = err
 	if errors.Is(err, ErrLost) {
-		l.lost = err
+		l.loseLocked(err)
 	}
 	l.mu.Unlock()
-	if !known {
+	if !known && !(l.lead != nil && errors.Is(err, ErrLost)) { // that is no failure
 		l.options.Logger.Error("the log takes no records", "dir", l.options.Dir, "err", err)
+	}
+}
+
+// loseLocked ends the log for this process.
+func (l *Log) loseLocked(err error) {
+	if l.lost != nil {
+		return
+	}
+	l.lost = err
+	close(l.gone)
+	l.abortLocked()
+	if l.lead != nil && !l.closing {
+		l.options.Logger.Warn("this node leads no more", "term", l.lead.term, "why", err)
 	}
 }
 
