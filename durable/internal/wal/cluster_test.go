@@ -104,31 +104,43 @@ func testFence(t *testing.T, c *testCluster) {
 	closeLog(t, next.log)
 }
 
+// Answers are what the callbacks were called for.
+type answers struct {
+	mu              sync.Mutex
+	answered, acked []string
+	closed          bool
+}
+
+func (a *answers) note(t *testing.T, r string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answered = append(a.answered, r)
+	if err == nil {
+		a.acked = append(a.acked, r)
+	}
+	if a.closed {
+		t.Errorf("%q is answered after Close", r)
+	}
+}
+
+// close says that the log is closed. It returns what was acknowledged.
+func (a *answers) close() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
+	return a.acked
+}
+
 // When the lead is lost in the middle of appends, each is answered once, in their order,
 // and none after Close has returned.
 func testOrder(t *testing.T, c *testCluster) {
 	l := c.lead()
 	before := replay(t, l.log)
-	var mu sync.Mutex
-	var answered, acked []string
-	closed := false
-	done := func(r string) func(error) {
-		return func(err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			answered = append(answered, r)
-			if err == nil {
-				acked = append(acked, r)
-			}
-			if closed {
-				t.Errorf("%q is answered after Close", r)
-			}
-		}
-	}
+	var a answers
 	var appended []string
 	for i := 0; ; i++ {
 		r := fmt.Sprint("order ", i)
-		l.log.Append([]byte(r), done(r))
+		l.log.Append([]byte(r), func(err error) { a.note(t, r, err) })
 		appended = append(appended, r)
 		if i == 300 {
 			for l.log.Stats().Waiting > 0 && !isLost(l.log) {
@@ -142,10 +154,8 @@ func testOrder(t *testing.T, c *testCluster) {
 	if err := l.log.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	mu.Lock()
-	closed = true
-	mu.Unlock()
-	same(t, answered, appended)
+	acked := a.close()
+	same(t, a.answered, appended)
 	next := c.lead()
 	got := replay(t, next.log)
 	same(t, got[:len(before)], before)
@@ -242,6 +252,17 @@ func TestTermsDoNotMix(t *testing.T) {
 				t.Errorf("%v; want %q", err, test.want)
 			}
 		})
+	}
+}
+
+// The log may begin with a sequence that a message of the lease had.
+func TestFirstAfterLease(t *testing.T) {
+	for prev, want := range map[uint64]string{23: "", 24: "message 25 is the first one, and the log begins with message 24: " + errMissing.Error()} {
+		d := decoder{first: 24, warn: func(string) {}}
+		m := message{sequence: 25, term: 1, data: sealed(header{kind: kindPack, synced: true, prev: prev, first: 24, count: 1, size: 2}, "\x01r")}
+		if err := d.message(m, func([]byte) error { return nil }); err == nil && want != "" || err != nil && err.Error() != want {
+			t.Errorf("after message %d: %v; want %q", prev, err, want)
+		}
 	}
 }
 

@@ -242,6 +242,9 @@ func (d *decoder) follow(sequence uint64, h header) error {
 	missing := h.prev != d.prev
 	if d.prev == 0 {
 		missing = d.first == 0 && h.prev != 0 || d.first != 0 && d.first != sequence
+		if d.first != 0 && h.prev < d.first && d.first < sequence {
+			missing = false // what lies between are messages of the lease, or none
+		}
 	}
 	before := d.prev
 	d.prev = sequence

@@ -35,8 +35,7 @@ func (n *node) scan(ctx context.Context, from, to uint64, f func(message) error)
 	if err != nil {
 		return err
 	}
-	// Reading a message by its sequence would be simpler, but its answer is JSON and
-	// takes five times as long.
+	// Reading by sequence would be simpler, but answers in JSON, and takes five times as long.
 	consumer, err := js.CreateConsumer(ctx, n.names.stream, jetstream.ConsumerConfig{
 		FilterSubject:     n.names.subject,
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
