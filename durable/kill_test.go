@@ -33,7 +33,10 @@ type witness struct {
 }
 
 func (w *witness) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	name, life := r.Header.Get("X-Job"), w.life.Load()
+	// Each life has a path of its own: what a killed process has sent may arrive in the next.
+	first, _, _ := strings.Cut(r.URL.Path[1:], "/")
+	life, _ := strconv.ParseInt(first, 10, 64)
+	name := r.Header.Get("X-Job")
 	w.mu.Lock()
 	if w.runs[name] == nil {
 		w.runs[name] = make(map[int64]int)
@@ -214,24 +217,24 @@ func TestKill(t *testing.T) {
 		clients.Go(func() { c.client(rand.New(rand.NewPCG(seed, uint64(i))), stop) })
 	}
 	rng := rand.New(rand.NewPCG(seed, 1000))
-	args := []string{"-upstream", upstream.URL, "-workers", "8", "-queue", "100", "-retain-jobs", "1000000", "-retain-bytes", "1GiB", "-attempts", "1000", "-retry-on", "503"}
+	args := []string{"-workers", "8", "-queue", "100", "-retain-jobs", "1000000", "-retain-bytes", "1GiB", "-attempts", "1000", "-retry-on", "503"}
 	for range *kills {
-		p := c.live(dir, args)
+		p := c.live(dir, upstream.URL, args)
 		time.Sleep(time.Duration(rng.IntN(400)) * time.Millisecond)
 		c.addr.Store("")
 		p.Cmd.Process.Kill()
 		<-p.Ended
 	}
-	p := c.live(dir, args)
+	p := c.live(dir, upstream.URL, args)
 	close(stop)
 	clients.Wait()
 	c.settle(p.Addr())
 }
 
 // live starts the server once more.
-func (c *crowd) live(dir string, args []string) *proctest.Process {
-	c.witness.life.Add(1)
-	p := launch(c.t, dir, args...)
+func (c *crowd) live(dir, upstream string, args []string) *proctest.Process {
+	life := fmt.Sprint("/", c.witness.life.Add(1))
+	p := launch(c.t, dir, append([]string{"-upstream", upstream + life}, args...)...)
 	c.addr.Store(p.Addr())
 	return p
 }
