@@ -43,6 +43,7 @@ func TestFailedJobs(t *testing.T) {
 		for _, name := range strings.Split("abcdefghi", "") {
 			ids = append(ids, f.send(h, name))
 			time.Sleep(time.Second)
+			synctest.Wait()
 		}
 		done := f.submit(func(http.ResponseWriter, *http.Request) {})
 		synctest.Wait()
@@ -70,6 +71,7 @@ func TestFailedJobs(t *testing.T) {
 		all := "/jobs/retry?state=failed&status=500&route=" + url.QueryEscape("POST /{kind}")
 		f.expect(f.do("POST", all, ""), 503, "5 of 7 jobs run again", "the queue is full")
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if ran != "bacdef" {
 			t.Errorf("%s ran, want b, and then the others in the order in which they had ended", ran)
 		}

@@ -26,13 +26,13 @@ func ParseDelay(h http.Header, now time.Time, most time.Duration) (time.Time, er
 	if len(delay) > 0 {
 		seconds, err := strconv.ParseUint(delay[0], 10, 63)
 		if err != nil {
-			return time.Time{}, fmt.Errorf("Delay is %.40q; want whole seconds, at most %d", delay[0], int64(most.Seconds()))
+			return time.Time{}, fmt.Errorf("the Delay is %.40q; want whole seconds, at most %d", delay[0], int64(most.Seconds()))
 		}
 		left = time.Duration(min(seconds, uint64(most/time.Second)+1)) * time.Second
 	} else {
 		t, err := http.ParseTime(at[0])
 		if err != nil {
-			return time.Time{}, fmt.Errorf("Run-At is %.40q; want an HTTP date, such as %s", at[0], now.UTC().Format(http.TimeFormat))
+			return time.Time{}, fmt.Errorf("the Run-At is %.40q; want an HTTP date, such as %s", at[0], now.UTC().Format(http.TimeFormat))
 		}
 		left = t.Sub(now)
 	}

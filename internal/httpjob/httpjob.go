@@ -284,19 +284,8 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 	t := &turn{jobs: j, route: rt, received: received, until: until}
 	t.classify(r)
 	record, err := j.accept(p.Strip(r), t, body, key)
-	hurry()
-	switch {
-	case errors.Is(err, store.ErrOtherRequest):
-		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
-		return
-	case errors.Is(err, store.ErrNotStored):
-		problem.Retry(w, http.StatusServiceUnavailable, "the job could not be stored; try again later", j.RetryAfter)
-		return
-	case err == problem.ErrNoMemory:
-		problem.NoMemory(w, j.Memory, noMemory)
-		return
-	case err != nil:
-		j.refuse(w, t.class, err)
+	if hurry(); err != nil {
+		j.notAccepted(w, t.class, err)
 		return
 	}
 	problem.Forget(r)
@@ -305,6 +294,20 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 		return
 	}
 	j.Resource.Accepted(w, record, resource.Applied(p.RespondAsync, p.Wait))
+}
+
+// notAccepted answers a request of a class that has become no job.
+func (j *Jobs) notAccepted(w http.ResponseWriter, class *line.Class, err error) {
+	switch {
+	case errors.Is(err, store.ErrOtherRequest):
+		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
+	case errors.Is(err, store.ErrNotStored):
+		problem.Retry(w, http.StatusServiceUnavailable, "the job could not be stored; try again later", j.RetryAfter)
+	case err == problem.ErrNoMemory:
+		problem.NoMemory(w, j.Memory, noMemory)
+	default:
+		j.refuse(w, class, err)
+	}
 }
 
 // accept returns the record of the job that the request becomes, or has become before.

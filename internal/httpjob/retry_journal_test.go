@@ -64,11 +64,11 @@ func TestRestartOfWhatWaits(t *testing.T) {
 			if s := g.look(t, delayed); !s.NextAt.Equal(began.Add(time.Minute)) || s.State != "queued" || s.Attempts != 0 {
 				t.Errorf("delayed: %+v", s)
 			}
-			time.Sleep(50 * time.Second)
+			pass(50 * time.Second)
 			if s := g.look(t, retry); s.State != "failed" || s.Attempts != 2 {
 				t.Errorf("%+v, want it to have failed at the second attempt", s)
 			}
-			time.Sleep(20 * time.Second)
+			pass(20 * time.Second)
 			synctest.Wait()
 			if len(seen) != 3 || seen[0] != "retry1 0s" || seen[2] != "delayed1 1m0s" {
 				t.Errorf("the handler saw %q", seen)
@@ -98,7 +98,7 @@ func TestWaitingIsNoDeath(t *testing.T) {
 		works = true
 		g := beside(t, &tape{records: p.records}, holdfast.Config{Workers: 1}, jc, h)
 		defer g.d.Shutdown(t.Context())
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := g.look(t, id); s.State != "done" || s.Attempts != 4 {
 			t.Errorf("%+v, want it done at the fourth attempt", s)
 		}
@@ -131,7 +131,7 @@ func TestAgainAfterARestart(t *testing.T) {
 		f := beside(t, p, holdfast.Config{Workers: 1}, twice, h)
 		_, id := f.post("/", "body", "Idempotency-Key", "k")
 		_, other := f.post("/", "other")
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		p = &tape{records: p.records}
 		f = restart(f)
 		answer := func() string {
@@ -178,7 +178,7 @@ func TestDeathOfWhatRunsAgain(t *testing.T) {
 		})
 		f := beside(t, p, holdfast.Config{Workers: 1}, twice, h)
 		_, id := f.post("/", "")
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		key, _ := store.ParseID(string(id))
 		if err := f.core.Again(key); err != nil {
 			t.Fatal(err)

@@ -48,6 +48,12 @@ func newRetried(t *testing.T, cfg holdfast.Config, jc holdfast.JobsConfig, h htt
 	return f
 }
 
+// pass lets time pass, and what happens then be done.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 func (f *retried) stop(t *testing.T) {
 	t.Helper()
 	f.d.Shutdown(t.Context())
@@ -128,7 +134,7 @@ func TestAttempts(t *testing.T) {
 		if st := f.d.Stats(); st.Queued+st.Running != 0 {
 			t.Errorf("it has a place while it waits: %+v", st)
 		}
-		time.Sleep(4 * time.Second)
+		pass(4 * time.Second)
 		synctest.Wait()
 		s = f.show(t, id)
 		if s.State != "failed" || s.Attempts != 3 || s.Error != "the handler answered 503 at the last of 3 attempts" || f.ended.Load() != 1 {
@@ -170,7 +176,7 @@ func TestNotTriedAgain(t *testing.T) {
 				})
 				defer f.stop(t)
 				id := f.id(t, f.post(""))
-				time.Sleep(time.Hour / 2)
+				pass(time.Hour / 2)
 				if s := f.show(t, id); s.State != c.state || calls != 1 {
 					t.Errorf("%+v after %d attempts, want %s after one", s, calls, c.state)
 				}
@@ -211,7 +217,7 @@ func TestRetryAfter(t *testing.T) {
 			if s := f.show(t, id); s.LastStatus != 429 || c.value == "60" && s.retryAfter != "60" && s.retryAfter != "61" {
 				t.Errorf("%+v", s)
 			}
-			time.Sleep(2 * time.Hour)
+			pass(2 * time.Hour)
 			if len(at) != 2 || at[1].Sub(at[0]) < c.min || at[1].Sub(at[0]) > c.max {
 				t.Errorf("Retry-After %s: attempts at %v, want the second %v to %v later", c.value, at, c.min, c.max)
 			}
@@ -237,7 +243,7 @@ func TestRetryStorm(t *testing.T) {
 		for range 1000 {
 			f.id(t, f.post(""))
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		delete(at, 0)
 		most := 0
 		for _, n := range at {
@@ -272,18 +278,18 @@ func TestCancelOfARetry(t *testing.T) {
 				switch when {
 				case "submitting":
 					f.id(t, f.post("long"))
-					time.Sleep(time.Second)
+					pass(time.Second)
 					synctest.Wait()
 					if st := f.d.Stats(); st.Blocked != 1 {
 						t.Fatalf("%+v, want one that waits for a place", st)
 					}
 				case "running":
-					time.Sleep(time.Second)
+					pass(time.Second)
 				}
 				w := httptest.NewRecorder()
 				f.jobs.ServeHTTP(w, httptest.NewRequest("DELETE", "/jobs/"+id, nil))
 				close(free)
-				time.Sleep(time.Hour / 2)
+				pass(time.Hour / 2)
 				want := map[string]int{"waiting": 200, "submitting": 200, "running": 202}[when]
 				if s := f.show(t, id); w.Code != want || s.State != "canceled" || calls > 2 || calls > 1 != (when == "running") {
 					t.Errorf("%d, and %+v after %d attempts; want %d, and canceled", w.Code, s, calls, want)
@@ -328,7 +334,7 @@ func TestDelay(t *testing.T) {
 		if s := f.show(t, id); s.State != "queued" || !s.NextAt.Equal(began.Add(time.Minute)) || s.Attempts != 0 || s.retryAfter != "60" {
 			t.Errorf("%+v", s)
 		}
-		time.Sleep(25 * time.Hour)
+		pass(25 * time.Hour)
 		want := map[string]time.Duration{"past": 0, "date": 30 * time.Second, "delay": time.Minute, "day": 24 * time.Hour}
 		if fmt.Sprint(ran) != fmt.Sprint(want) {
 			t.Errorf("they ran at %v, want %v", ran, want)
@@ -366,8 +372,8 @@ func TestDelayUnderAKey(t *testing.T) {
 func TestFullRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 10_000
-		ran := 0
-		f := newRetried(t, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{}, func(w http.ResponseWriter, r *http.Request) { ran++ })
+		var ran atomic.Int64
+		f := newRetried(t, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{}, func(w http.ResponseWriter, r *http.Request) { ran.Add(1) })
 		defer f.stop(t)
 		for range n {
 			f.id(t, f.post("", "Delay", "3600"))
@@ -377,13 +383,13 @@ func TestFullRoom(t *testing.T) {
 		}
 		f.id(t, f.post(""))
 		synctest.Wait()
-		if ran != 1 {
+		if ran.Load() != 1 {
 			t.Error("a job without a delay was not served at once")
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		synctest.Wait()
-		if st := f.jobs.Stats(); ran != n+1 || st.Open != 0 {
-			t.Errorf("%d ran, and %+v", ran, st)
+		if st := f.jobs.Stats(); ran.Load() != n+1 || st.Open != 0 {
+			t.Errorf("%d ran, and %+v", ran.Load(), st)
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
@@ -403,7 +409,7 @@ func TestFullRoom(t *testing.T) {
 		if w := f.post(""); w.Code != 503 {
 			t.Errorf("%d, want 503: it might have to wait, too", w.Code)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if st := f.jobs.Stats(); st.Failed != 2 || st.Retries != 2 {
 			t.Errorf("%+v, want both to have failed after a retry", st)
 		}
@@ -423,7 +429,7 @@ func TestShutdownOfWhatWaits(t *testing.T) {
 		delayed, retry := f.id(t, f.post("", "Delay", "60")), f.id(t, f.post(""))
 		synctest.Wait()
 		runs := f.id(t, f.post("runs"))
-		time.Sleep(5 * time.Second) // the retry waits for a place
+		pass(5 * time.Second) // the retry waits for a place
 		report, err := f.d.Shutdown(t.Context())
 		if len(report.NeverStarted) != 1 || report.Finished != 1 || !errors.Is(err, holdfast.ErrAbandoned) {
 			t.Errorf("%d never started, %d finished, %v; want one of each", len(report.NeverStarted), report.Finished, err)
@@ -446,7 +452,8 @@ func TestShutdownOfWhatWaits(t *testing.T) {
 // A job that has failed runs again with its id, and one that is discarded is gone.
 func TestAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		works, attempts := false, ""
+		var works atomic.Bool
+		attempts := ""
 		f := newRetried(t, holdfast.Config{Workers: 1, Overflow: holdfast.Block}, holdfast.JobsConfig{Retry: holdfast.Retry{Attempts: 2}}, func(w http.ResponseWriter, r *http.Request) {
 			attempts += r.Header.Get("Job-Attempt")
 			if body, _ := io.ReadAll(r.Body); string(body) == "long" {
@@ -454,25 +461,25 @@ func TestAgain(t *testing.T) {
 			} else if string(body) != "body" {
 				t.Errorf("the body is %q", body)
 			}
-			if !works {
+			if !works.Load() {
 				panic("on purpose")
 			}
 		})
 		defer f.stop(t)
 		id := f.id(t, f.post("body", "Idempotency-Key", "k"))
-		time.Sleep(time.Minute)
-		works = true
+		pass(time.Minute)
+		works.Store(true)
 		key, _ := store.ParseID(id)
 		busy := f.id(t, f.post("long"))
 		synctest.Wait()
 		if err := f.core.Again(key); !errors.Is(err, holdfast.ErrQueueFull) || f.show(t, id).State != "failed" {
 			t.Errorf("%v with a full queue, and %+v", err, f.show(t, id))
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if err := f.core.Again(key); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if s := f.show(t, id); s.State != "done" || s.Attempts != 3 || attempts != "1213" {
 			t.Errorf("%+v after the attempts %s", s, attempts)
 		}
@@ -483,9 +490,9 @@ func TestAgain(t *testing.T) {
 		if f.core.Again(key) != httpjob.ErrNotFailed || f.core.Discard(key) || f.core.Discard(other) {
 			t.Error("a job that is done was run again, or discarded")
 		}
-		works = false
+		works.Store(false)
 		gone, _ := store.ParseID(f.id(t, f.post("body")))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if !f.core.Discard(gone) || f.core.Discard(gone) || f.core.Again(gone) != httpjob.ErrNotFailed || f.response(gone.String()).Code != 404 {
 			t.Error("a job that failed was not discarded once")
 		}
