@@ -88,7 +88,7 @@ func (j *Jobs) Restore(h http.Handler, attempts int) (int, error) {
 	rt := j.newRoute(h, Limits{})
 	j.restoring = rt
 	var again []*execution
-	var waiting []time.Time // until when
+	var waiting []time.Duration
 	for _, r := range j.Store.Restored() {
 		if r.Deaths >= attempts {
 			j.tell(r.Job, j.Store.End(r.Job, store.Outcome{State: store.Failed, Status: http.StatusInternalServerError, Detail: fmt.Sprintf("the server ended %d times while the job ran", r.Deaths), Letter: store.Letter{Captured: r.Captured}}))
@@ -102,7 +102,8 @@ func (j *Jobs) Restore(h http.Handler, attempts int) (int, error) {
 		if !r.Next.IsZero() || j.Store.Attempts(r.Job) > 0 {
 			until = r.Next
 		}
-		again, waiting = append(again, x), append(waiting, until)
+		// A clock that was ahead, and has been set back, does not make it wait for longer.
+		again, waiting = append(again, x), append(waiting, min(time.Until(until), until.Sub(r.Accepted)+time.Millisecond))
 	}
 	for i, x := range again {
 		x.resume(waiting[i])
@@ -110,11 +111,9 @@ func (j *Jobs) Restore(h http.Handler, attempts int) (int, error) {
 	return len(again), nil
 }
 
-// resume lets a job that was accepted before a restart go on: wait until a time, if that is
-// to come, or else have its place. The time is one of the clock that the machine had; where
-// that was ahead, the job does not wait for longer than one can be delayed.
-func (x *execution) resume(until time.Time) {
-	left := min(time.Until(until), max(x.jobs.MaxDelay, 0)+mostBackOff)
+// resume lets a job that was accepted before a restart go on: wait for what is left until
+// its time, or, if nothing is, have its place.
+func (x *execution) resume(left time.Duration) {
 	if left <= 0 {
 		x.job.Resubmit() // unless it is shut down already, and then it is for the next process
 		return

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,6 +59,7 @@ func TestRestartOfWhatWaits(t *testing.T) {
 			g := beside(t, left, holdfast.Config{Workers: 1, Queue: 9}, twice, h)
 			defer g.d.Shutdown(t.Context())
 			f.d.Resize(0) // the process that has died
+			synctest.Wait()
 			if after := g.look(t, retry); after != before {
 				t.Errorf("%+v before, and %+v after the restart", before, after)
 			}
@@ -70,12 +72,37 @@ func TestRestartOfWhatWaits(t *testing.T) {
 			}
 			pass(20 * time.Second)
 			synctest.Wait()
-			if len(seen) != 3 || seen[0] != "retry1 0s" || seen[2] != "delayed1 1m0s" {
+			if len(seen) != 3 || seen[0] != "retry1 0s" || !strings.HasPrefix(seen[1], "retry2 1") || seen[2] != "delayed1 1m0s" {
 				t.Errorf("the handler saw %q", seen)
 			}
 			f.d.Shutdown(t.Context())
 		})
 	}
+}
+
+// A clock that is set back while no process is there does not make a job wait for longer
+// than its client has said.
+func TestClockSetBack(t *testing.T) {
+	p := new(tape)
+	var id holdfast.ID
+	h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+	synctest.Test(t, func(t *testing.T) { // each begins at the same time
+		pass(1000 * time.Hour)
+		f := beside(t, p, holdfast.Config{Workers: 1}, twice, h)
+		_, id = f.post("/", "", "Delay", "60")
+		synctest.Wait()
+		f.cutOff()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f := beside(t, &tape{records: p.records}, holdfast.Config{Workers: 1}, twice, h)
+		defer f.d.Shutdown(t.Context())
+		for _, want := range []string{"queued", "done"} {
+			if s := f.look(t, id); s.State != want {
+				t.Errorf("%+v, want %s", s, want)
+			}
+			pass(61 * time.Second)
+		}
+	})
 }
 
 // A job that waited when the process died has not killed it, however often it was tried.

@@ -269,6 +269,7 @@ func TestCancelOfARetry(t *testing.T) {
 					}
 					if calls++; calls > 1 {
 						<-r.Context().Done()
+						time.Sleep(time.Second) // it takes its time to notice
 					}
 					w.WriteHeader(503)
 				})

@@ -37,6 +37,7 @@ type trace struct {
 	size    int           // of that
 	order   uint64        // its place among all that were accepted
 	cuts    int           // how often it was cut off by a shutdown
+	wall    time.Duration // when it was accepted, if that was before a restart, as the clock was then
 	ending  bool          // its end is on the way to the disk
 	written chan struct{} // closed when its acceptance is on disk, or lost
 	err     error         // set before that, if it is lost
@@ -348,7 +349,7 @@ func (s *Store) replayAcceptLocked(id ID, b []byte) {
 		return t
 	}
 	j := &Job{ID: id, request: Request{text(lengths[0]), text(lengths[1]), text(lengths[2])}, accepted: s.clock(accepted), outcome: Outcome{State: Queued}}
-	j.trace = &trace{record: slices.Clone(rest), size: len(b), order: order, written: closed}
+	j.trace = &trace{record: slices.Clone(rest), size: len(b), order: order, wall: accepted, written: closed}
 	if claimed { // whatever job had the key before was forgotten, or there would not be this one
 		j.claim = s.reclaimLocked(id, key, print)
 	}
@@ -416,6 +417,7 @@ type Restored struct {
 	Captured []byte    // what Capture was given
 	Deaths   int       // if the process has ended while it ran: how often it was started and not cut off by a shutdown
 	Next     time.Time // when it may start; zero: whenever its turn comes
+	Accepted time.Time // by the clock as it was then, which may have been ahead of the present one
 }
 
 // Restored returns these jobs in the order in which they were accepted. They are queued,
@@ -430,7 +432,7 @@ func (s *Store) Restored() []Restored {
 	s.boundLocked(s.now())
 	var all []Restored
 	for _, j := range s.open {
-		r := Restored{Job: j, Captured: j.trace.record}
+		r := Restored{Job: j, Captured: j.trace.record, Accepted: time.Unix(0, int64(j.trace.wall))}
 		switch {
 		case j.next > 0:
 			r.Next = s.epoch.Add(j.next)
