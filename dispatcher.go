@@ -120,11 +120,12 @@ type Dispatcher struct {
 	// closed; a resize moves the channels to a new one.
 	pool chan chan entry
 
-	workers   int                 // not dismissed; more than stats.Workers while a surplus is busy
-	closed    bool                // Shutdown has begun
-	stopped   bool                // a shutdown was cut off: what runs is canceled
-	stats     Stats               // OldestAge is filled in by Stats
-	blocked   *line.Line[*waiter] // who waits for a place
+	workers   int                                    // not dismissed; more than stats.Workers while a surplus is busy
+	closed    bool                                   // Shutdown has begun
+	leaving   []func() []func(context.Context) error // what Shutdown calls then; see onClose
+	stopped   bool                                   // a shutdown was cut off: what runs is canceled
+	stats     Stats                                  // OldestAge is filled in by Stats
+	blocked   *line.Line[*waiter]                    // who waits for a place
 	urgencies [line.Urgencies]UrgencyCounts
 	report    Report // of the shutdown
 	why       error  // that Shutdown returns

@@ -38,9 +38,14 @@ type JobInfo struct {
 	Route  string // Route is the pattern of the ServeMux that the request matched, if any.
 	State  string // State is "queued", "running", "done", "failed", "canceled" or "dropped".
 	Status int    // Status is that of the response, 0 if there is none.
-	Error  string // Error says why the job ended without a response; otherwise it is empty.
+	Error  string // Error says why the job has failed or never ran; otherwise it is empty.
 
-	// These are when the job was accepted, started and ended. They are zero if it has not.
+	// Attempts is how often the job was started. Next is the time for which it waits, zero if
+	// it waits for none.
+	Attempts int
+	Next     time.Time
+
+	// These are when the job was accepted, last started and ended. They are zero if it has not.
 	Accepted, Started, Ended time.Time
 
 	Wait time.Duration // Wait is from Accepted to Started, 0 if the job has not started.
@@ -59,9 +64,7 @@ func infoOf(id string, v store.View) JobInfo {
 		ID: ID(id), Method: v.Request.Method, Target: v.Request.Target, Route: v.Request.Route,
 		State: string(v.State), Error: v.Detail,
 		Accepted: v.Accepted, Started: v.Started, Ended: v.Ended, Wait: v.Wait(), Run: v.Run(),
-	}
-	if v.State == store.Done {
-		i.Status = v.Response.Status()
+		Status: v.Answered(), Attempts: v.Attempts, Next: v.Next,
 	}
 	return i
 }
@@ -101,10 +104,14 @@ type JobsStats struct {
 
 	Held        int64  // Held is about how many bytes of MaxMemory are held for clients.
 	RefusedHeld uint64 // RefusedHeld counts requests and responses that MaxMemory had no room for.
+
+	Delayed int    // Delayed is how many of the open jobs wait for their time, or between two attempts.
+	Retries uint64 // Retries counts the attempts that were followed by another one.
+	Failed  int    // Failed is how many of the kept jobs have failed and can be run again.
 }
 
 // Stats returns a snapshot of what is kept. It does not block.
 func (j *Jobs) Stats() JobsStats {
 	s, late := j.requests.Store.Stats(), j.requests.Late()
-	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, late.AtDoor, late.Waiting, s.Reach, j.requests.Memory.Held(), j.requests.Memory.Refused()}
+	return JobsStats{s.Open, s.Kept, s.Bytes, s.Unread, s.ByAge, s.ByJobs, s.ByBytes, late.AtDoor, late.Waiting, s.Reach, j.requests.Memory.Held(), j.requests.Memory.Refused(), j.requests.Room.Len(), s.Retries, s.Letters}
 }

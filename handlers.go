@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"holdfast/internal/budget"
 	"holdfast/internal/httpjob"
+	"holdfast/internal/later"
 	"holdfast/internal/line"
 	"holdfast/internal/patience"
 	"holdfast/internal/resource"
@@ -66,10 +68,40 @@ type JobsConfig struct {
 	// for which a client has all its places gets 429. If nil, all requests are alike.
 	Classify func(*http.Request) Class
 
+	// Retry says which jobs of Async are tried again. If zero, none is.
+	Retry Retry
+
+	// MaxDelay is how far ahead a request of Async may say that it is to run, by Run-At or
+	// Delay. If zero, 24 hours is used; if negative, such a request is answered with 400.
+	MaxDelay time.Duration
+
+	// MaxDelayed is how many jobs may wait for their time, or between two attempts. Beyond
+	// that, a request that would have to, or might have to, gets 503; jobs that were
+	// accepted before are still tried again. If zero, 10,000 is used.
+	MaxDelayed int
+
 	// PublicURL is where clients find the root of the server, such as
 	// "https://host/queue", if that is not where it listens: a prefix for all URLs
 	// that clients are given. The routes stay. If empty, the URLs are relative.
 	PublicURL string
+}
+
+// Retry says which jobs of [Jobs.Async] are tried again, and how often. In between a job is
+// queued, but has no place in the queue: it waits for a random time of up to 1 s after the
+// first attempt, 2 s after the second and so on, 5 minutes at most, and in addition for what
+// the Retry-After of its last response says, up to MaxDelay. A response with Job-Retry: never
+// is the last. A job whose attempts have come to nothing has failed, and keeps the last
+// response. One that was canceled, dropped, ran for too long or panicked with
+// [http.ErrAbortHandler] is not tried again.
+type Retry struct {
+	// Attempts is how often a job is tried in all, at most 1000, if it panics or as On says.
+	// The request has a Job-Attempt header then, 1 for the first, and an Idempotency-Key. If
+	// zero, 1 is used.
+	Attempts int
+
+	// On has the statuses of responses, 400 to 599, after which a job is tried again. If nil,
+	// a response is a response.
+	On []int
 }
 
 // Jobs turns requests into jobs of a dispatcher, and serves the jobs to clients. Its
@@ -93,30 +125,10 @@ type Jobs struct {
 // NewJobs returns Jobs that run on d. If a field of cfg is not as described, the error
 // names it.
 func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
-	cfg.Path = cmp.Or(cfg.Path, "/jobs/")
-	cfg.MaxBody = cmp.Or(cfg.MaxBody, 1<<20)
-	cfg.RetainBytes = cmp.Or(cfg.RetainBytes, 256<<20)
-	cfg.MaxResponse = cmp.Or(cfg.MaxResponse, min(8<<20, cfg.RetainBytes/2))
-	cfg.Retain = cmp.Or(cfg.Retain, time.Hour)
-	cfg.RetainJobs = cmp.Or(cfg.RetainJobs, 100_000)
-	cfg.MaxMemory = cmp.Or(cfg.MaxMemory, budget.Default())
-	switch {
-	case cfg.Path[0] != '/' || cfg.Path[len(cfg.Path)-1] != '/':
-		return nil, fmt.Errorf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path)
-	case cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.Retain < 0 || cfg.RetainJobs < 0 || cfg.RetainBytes < 0 || cfg.MaxMemory < 0:
-		return nil, fmt.Errorf("holdfast: JobsConfig has MaxBody %d, MaxResponse %d, Retain %v, RetainJobs %d, RetainBytes %d and MaxMemory %d; want 0 (the default) or more", cfg.MaxBody, cfg.MaxResponse, cfg.Retain, cfg.RetainJobs, cfg.RetainBytes, cfg.MaxMemory)
-	case cfg.RetainBytes < 64<<10 || cfg.MaxResponse > cfg.RetainBytes/2:
-		return nil, fmt.Errorf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, which is %d", cfg.RetainBytes, cfg.MaxResponse)
+	if err := cfg.complete(); err != nil {
+		return nil, err
 	}
-	j := &httpjob.Jobs{Queue: queue{d}, MaxResponse: cfg.MaxResponse}
-	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Share: ErrShare, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
-	j.Memory = budget.New(cfg.MaxMemory, func(need int64, enough func() bool) { j.Store.Yield(need, enough) }, j.RetryAfter)
-	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain, Memory: j.Memory})
-	// Once a shutdown is over or was cut off, nobody need wait for a job.
-	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: j.RetryAfter, Stop: d.over}
-	j.NotMounted = func() {
-		d.log.Error("holdfast: the server has no handler for JobsConfig.Path, so no client can follow its job; mount the Jobs there", "path", cfg.Path)
-	}
+	j := cfg.jobs(d)
 	if cfg.Classify != nil {
 		j.Classify = func(r *http.Request) (*line.Class, time.Duration) {
 			c := cfg.Classify(r)
@@ -128,7 +140,51 @@ func NewJobs(d *Dispatcher, cfg JobsConfig) (*Jobs, error) {
 	if cfg.OnEnd != nil {
 		j.OnEnd = func(id string, v store.View) { d.tell(cfg.OnEnd, infoOf(id, v)) }
 	}
+	d.onClose(j.Shutdown)
 	return &Jobs{j, httpjob.Limits{Body: cfg.MaxBody, Run: d.jobTimeout, Patience: cfg.Patience}}, nil
+}
+
+// complete fills in what is zero, and returns an error if a field is not as described.
+func (cfg *JobsConfig) complete() error {
+	cfg.Path = cmp.Or(cfg.Path, "/jobs/")
+	cfg.MaxBody = cmp.Or(cfg.MaxBody, 1<<20)
+	cfg.RetainBytes = cmp.Or(cfg.RetainBytes, 256<<20)
+	cfg.MaxResponse = cmp.Or(cfg.MaxResponse, min(8<<20, cfg.RetainBytes/2))
+	cfg.Retain = cmp.Or(cfg.Retain, time.Hour)
+	cfg.RetainJobs = cmp.Or(cfg.RetainJobs, 100_000)
+	cfg.MaxMemory = cmp.Or(cfg.MaxMemory, budget.Default())
+	cfg.MaxDelay = cmp.Or(cfg.MaxDelay, 24*time.Hour)
+	cfg.MaxDelayed = cmp.Or(cfg.MaxDelayed, 10_000)
+	switch {
+	case cfg.Path[0] != '/' || cfg.Path[len(cfg.Path)-1] != '/':
+		return fmt.Errorf("holdfast: JobsConfig.Path is %q; want it to begin and end in /", cfg.Path)
+	case cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.Retain < 0 || cfg.RetainJobs < 0 || cfg.RetainBytes < 0 || cfg.MaxMemory < 0:
+		return fmt.Errorf("holdfast: JobsConfig has MaxBody %d, MaxResponse %d, Retain %v, RetainJobs %d, RetainBytes %d and MaxMemory %d; want 0 (the default) or more", cfg.MaxBody, cfg.MaxResponse, cfg.Retain, cfg.RetainJobs, cfg.RetainBytes, cfg.MaxMemory)
+	case cfg.Retry.Attempts < 0 || cfg.Retry.Attempts > 1000 || cfg.MaxDelayed < 0:
+		return fmt.Errorf("holdfast: JobsConfig has Retry.Attempts %d and MaxDelayed %d; want 0 (the default) or more, and at most 1000 attempts", cfg.Retry.Attempts, cfg.MaxDelayed)
+	case slices.ContainsFunc(cfg.Retry.On, func(status int) bool { return status < 400 || status > 599 }):
+		return fmt.Errorf("holdfast: JobsConfig.Retry.On is %v; want statuses from 400 to 599", cfg.Retry.On)
+	case cfg.RetainBytes < 64<<10 || cfg.MaxResponse > cfg.RetainBytes/2:
+		return fmt.Errorf("holdfast: JobsConfig.RetainBytes is %d; want at least 64 KiB, and twice MaxResponse, which is %d", cfg.RetainBytes, cfg.MaxResponse)
+	}
+	return nil
+}
+
+// jobs returns what the Jobs of a complete configuration do their work with.
+func (cfg *JobsConfig) jobs(d *Dispatcher) *httpjob.Jobs {
+	j := &httpjob.Jobs{
+		Queue: queue{d}, MaxResponse: cfg.MaxResponse, MaxDelay: cfg.MaxDelay, Room: later.New(cfg.MaxDelayed),
+		Retry: httpjob.Retry{Attempts: cfg.Retry.Attempts, On: slices.Clone(cfg.Retry.On)},
+	}
+	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Share: ErrShare, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}
+	j.Memory = budget.New(cfg.MaxMemory, func(need int64, enough func() bool) { j.Store.Yield(need, enough) }, j.RetryAfter)
+	j.Store = store.New(store.Bounds{Jobs: cfg.RetainJobs, Bytes: cfg.RetainBytes, Age: cfg.Retain, Memory: j.Memory})
+	// Once a shutdown is over or was cut off, nobody need wait for a job.
+	j.Resource = &resource.Handler{Store: j.Store, Path: cfg.Path, Base: cfg.PublicURL, RetryAfter: j.RetryAfter, Stop: d.over}
+	j.NotMounted = func() {
+		d.log.Error("holdfast: the server has no handler for JobsConfig.Path, so no client can follow its job; mount the Jobs there", "path", cfg.Path)
+	}
+	return j
 }
 
 // tell calls onEnd, which is code of others and may panic.
@@ -226,6 +282,14 @@ func (q queue) Do(ctx context.Context, class *line.Class, limit time.Duration, r
 type requestJob Job
 
 func (j *requestJob) Submit(ctx context.Context) error { return j.d.submit(ctx, entry{job: (*Job)(j)}) }
+
+func (j *requestJob) Enter(ctx context.Context, wait bool) error {
+	policy := Reject
+	if wait {
+		policy = Block
+	}
+	return j.d.With(policy).submit(ctx, entry{job: (*Job)(j)})
+}
 
 func (j *requestJob) Resubmit() error { return j.d.resubmit(entry{job: (*Job)(j)}) }
 

@@ -79,15 +79,36 @@ func (d *Dispatcher) endAdmission() {
 		abandoned = d.abandonLocked()
 		d.why = fmt.Errorf("holdfast: shutdown of a paused dispatcher, %d queued: %w", len(d.report.NeverStarted), ErrAbandoned)
 	}
+	leaving := d.leaving
 	d.dispatchLocked(d.now())
 	d.mu.Unlock()
 
 	notify(abandoned)
+	d.leave(leaving)
 	go func() {
 		d.running.Wait()
 		d.finished()
 		d.cancel(ErrClosed)
 	}()
+}
+
+// onClose makes f what Shutdown calls when it has ended admission. f lets go of jobs that
+// would have been submitted later, and returns their functions, which never start.
+func (d *Dispatcher) onClose(f func() []func(context.Context) error) {
+	d.lock()
+	defer d.mu.Unlock()
+	d.leaving = append(d.leaving, f)
+}
+
+func (d *Dispatcher) leave(leaving []func() []func(context.Context) error) {
+	for _, f := range leaving {
+		left := f()
+		d.lock()
+		if d.report.NeverStarted = append(d.report.NeverStarted, left...); len(left) > 0 {
+			d.why = errors.Join(d.why, fmt.Errorf("holdfast: shutdown with %d jobs that waited for their time: %w", len(left), ErrAbandoned))
+		}
+		d.mu.Unlock()
+	}
 }
 
 // cutOff ends a shutdown before its time because of err, unless nothing is left to

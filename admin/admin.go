@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"holdfast"
+	"holdfast/internal/httpjob"
 	"holdfast/internal/problem"
 )
 
@@ -94,6 +95,7 @@ type Handler struct {
 	tries   *tries
 	routes  http.Handler
 	guarded http.Handler
+	core    *httpjob.Jobs // nil without Jobs
 
 	// Held for a whole change. Otherwise two changes at a time could set the workers
 	// of one and the resume of the other.
@@ -113,7 +115,11 @@ const maxStreams = 8
 //	GET /events       the same every second, as Server-Sent Events
 //	GET /metrics      the counters, in Prometheus' text exposition format
 //	GET /jobs         the list of jobs, see holdfast.Jobs.ListHandler
-//	/jobs/            the jobs themselves, as on the public listener
+//	/jobs/            the jobs themselves, as on the public listener; but DELETE of a job
+//	                  that has failed discards it
+//	POST /jobs/{id}/retry  runs a job again that has failed
+//	POST /jobs/retry  the same for all with ?state=failed and perhaps route and status
+//	DELETE /jobs      discards all of those
 //	GET /jobs/{id}/head  status and header of the job's response, as JSON
 //	PATCH /dispatcher {"workers":50,"overflow":"reject"}, or one of them: changes it
 //	POST /burst       {"path":"/bbb","jobs":500,"sleep_time":1}: sends a load to look at

@@ -160,7 +160,7 @@ func TestStatsNames(t *testing.T) {
 		"urgencies 0":             "urgency queued oldest_age_seconds refused dropped in_vain clients",
 		"urgencies 0 refused":     "full share late expired closed",
 		"dispatcher wait_seconds": "count mean p50 p90 p99 max",
-		"kept":                    "open jobs bytes evicted reach_seconds held_bytes refused_memory late",
+		"kept":                    "open jobs bytes evicted reach_seconds held_bytes refused_memory late delayed retries failed",
 		"kept late":               "refused expired",
 		"log":                     "bytes waiting_records error write_seconds",
 		"kept evicted":            "age jobs bytes",

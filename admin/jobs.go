@@ -11,13 +11,18 @@ import (
 // addJobs adds the list of jobs and the jobs themselves to mux.
 func (h *Handler) addJobs(mux *http.ServeMux) {
 	mux.Handle("/jobs", h.config.Jobs.ListHandler())
+	h.addFailed(mux)
 	mux.Handle("/jobs/", contained(h.config.Jobs))
 	mux.HandleFunc("GET /jobs/{id}/head", h.serveHead)
 	mux.HandleFunc("DELETE /jobs/{id}", h.serveCancel)
 }
 
-// serveCancel cancels a job as the public listener does, and logs it.
+// serveCancel discards a job that has failed. Any other it cancels as the public listener
+// does, and logs it.
 func (h *Handler) serveCancel(w http.ResponseWriter, r *http.Request) {
+	if h.discard(w, r) {
+		return
+	}
 	seen := &statusWriter{ResponseWriter: w}
 	h.config.Jobs.ServeHTTP(seen, r)
 	if seen.status == http.StatusOK || seen.status == http.StatusAccepted {
@@ -48,14 +53,14 @@ func (h *Handler) serveHead(w http.ResponseWriter, r *http.Request) {
 	ask.Header = make(http.Header) // without a Prefer: wait
 	answer := problem.NewDiscard()
 	h.config.Jobs.ServeHTTP(answer, ask)
-	switch state := answer.Header().Get("Job-State"); state {
-	case "done":
+	switch state := answer.Header().Get("Job-State"); {
+	case state == "done", state == "failed" && answer.Status != http.StatusGone:
 		writeJSON(w, http.StatusOK, struct {
 			Status int         `json:"status"`
 			Reason string      `json:"reason"`
 			Header http.Header `json:"header"`
 		}{answer.Status, http.StatusText(answer.Status), answer.Header()})
-	case "":
+	case state == "":
 		problem.Write(w, http.StatusNotFound, "there is no such job, or it is no longer kept")
 	default:
 		problem.Write(w, http.StatusConflict, "the job is "+state+"; want one that is done, which has a response")

@@ -121,6 +121,10 @@ type Kept struct {
 	Held    int64  `json:"held_bytes"`
 	Refused uint64 `json:"refused_memory"`
 	Late    Late   `json:"late"`
+
+	Delayed int    `json:"delayed"` // jobs that wait for their time
+	Retries uint64 `json:"retries"` // attempts that were followed by another one
+	Failed  int    `json:"failed"`  // kept jobs that can run again
 }
 
 // LogStats are the state of the log of jobs that outlive the process.
@@ -234,6 +238,8 @@ func keptOf(st holdfast.JobsStats) *Kept {
 		Reach:   st.Reach.Seconds(),
 		Held:    st.Held, Refused: st.RefusedHeld,
 		Late: Late{st.RefusedLate, st.Expired},
+
+		Delayed: st.Delayed, Retries: st.Retries, Failed: st.Failed,
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,6 +73,44 @@ var clauses = []struct {
 	{"bad methods and paths", (*server).testBadRoutes},
 	{"bad bodies", (*server).testBadBodies},
 	{"large bodies", (*server).testLargeBodies},
+	{"Delay and Run-At", (*server).testDelay},
+	{"bad Delay and Run-At", (*server).testDelayBad},
+	{"cancel a delayed job", (*server).testDelayCancel},
+}
+
+// testDelay checks that a job does not run before the time that its client has named.
+func (s *server) testDelay(t *testing.T) {
+	for i := range 2 {
+		began, header := time.Now(), "Delay: 2"
+		if i > 0 {
+			header = "Run-At: " + began.Add(3*time.Second).UTC().Format(http.TimeFormat) // in whole seconds
+		}
+		id := s.ask(t, 202, "POST", "/bbb", sleepFor(0), header).isAccepted(t)
+		j := s.ask(t, 200, "GET", "/jobs/"+id, "")
+		j.want(t, "the state", j.header.Get("Job-State"), "queued")
+		if !strings.Contains(j.body, `"next_attempt_at":"`) || strings.Contains(j.body, "started_at") {
+			t.Errorf("%s: got %s, want next_attempt_at and no started_at", j.asked, j.body)
+		}
+		a := s.ask(t, 200, "GET", "/jobs/"+id+"/response", "", "Prefer: wait=30")
+		a.want(t, "the body", a.body, echo(0))
+		if took := time.Since(began); took < time.Second {
+			t.Errorf("with %s the job was done after %v, which is too early", header, took)
+		}
+	}
+	s.ask(t, 200, "POST", "/bbb", sleepFor(0), "Run-At: Sun, 06 Nov 1994 08:49:37 GMT", "Prefer: wait=30")
+}
+
+func (s *server) testDelayBad(t *testing.T) {
+	for _, header := range []string{"Delay: -1", "Delay: 1.5", "Delay: soon", "Delay: 99999999999", "Run-At: tomorrow", "Run-At: 2030-01-01T00:00:00Z"} {
+		s.refuse(t, 400, "POST", "/bbb", sleepFor(0), header)
+	}
+	s.refuse(t, 400, "POST", "/bbb", sleepFor(0), "Delay: 1", "Run-At: Sun, 06 Nov 1994 08:49:37 GMT")
+}
+
+func (s *server) testDelayCancel(t *testing.T) {
+	id := s.ask(t, 202, "POST", "/bbb", sleepFor(0), "Delay: 3600").isAccepted(t)
+	a := s.ask(t, 200, "DELETE", "/jobs/"+id, "")
+	a.want(t, "the state", a.header.Get("Job-State"), "canceled")
 }
 
 func (s *server) testGuide(t *testing.T) {

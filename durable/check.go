@@ -32,6 +32,10 @@ func Check(ctx context.Context, dir string) (Report, error) {
 		switch {
 		case err != nil:
 			strange++
+		case step == store.Discarded:
+			delete(steps, id)
+		case step == store.Again:
+			steps[id] = step
 		case steps[id] == store.Ended, step == store.Accepted && steps[id] != "": // a copy
 		default:
 			steps[id] = step

@@ -33,22 +33,35 @@ type witness struct {
 }
 
 func (w *witness) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	name, life := r.Header.Get("X-Job"), w.life.Load()
+	// Each life has a path of its own: what a killed process has sent may arrive in the next.
+	first, _, _ := strings.Cut(r.URL.Path[1:], "/")
+	life, _ := strconv.ParseInt(first, 10, 64)
+	name := r.Header.Get("X-Job")
 	w.mu.Lock()
 	if w.runs[name] == nil {
 		w.runs[name] = make(map[int64]int)
 	}
 	w.runs[name][life]++
+	refused := triedTwice(name) && len(w.runs[name]) == 1 && w.runs[name][life] == 1
 	if _, done := w.done[name]; done {
 		w.late = append(w.late, name)
 	}
 	w.mu.Unlock()
 	body, _ := io.ReadAll(r.Body)
 	n, _ := strconv.Atoi(strings.TrimPrefix(name, "j"))
-	time.Sleep(time.Duration(n%20) * time.Millisecond)
+	if time.Sleep(time.Duration(n%20) * time.Millisecond); refused {
+		rw.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
 	rw.Header().Set("Content-Type", "text/plain")
 	fmt.Fprintf(rw, "%s:%s", name, body)
 }
+
+// triedTwice reports whether the witness refuses the first attempt of a job, and delayed
+// whether its client wants it to run later. Neither has a key.
+func triedTwice(name string) bool { return strings.HasSuffix(name, "3") }
+
+func delayed(name string) bool { return strings.HasSuffix(name, "5") }
 
 // A promise is a job that a client has a 202 for.
 type promise struct{ name, body, key, url string }
@@ -112,6 +125,9 @@ func (c *crowd) submit(p promise) string {
 	}
 	r.Host = "holdfast.test" // a key is of one host, and each life has a port of its own
 	r.Header.Set("X-Job", p.name)
+	if delayed(p.name) {
+		r.Header.Set("Delay", "1")
+	}
 	if p.key != "" {
 		r.Header.Set("Idempotency-Key", p.key)
 	}
@@ -201,24 +217,24 @@ func TestKill(t *testing.T) {
 		clients.Go(func() { c.client(rand.New(rand.NewPCG(seed, uint64(i))), stop) })
 	}
 	rng := rand.New(rand.NewPCG(seed, 1000))
-	args := []string{"-upstream", upstream.URL, "-workers", "8", "-queue", "100", "-retain-jobs", "1000000", "-retain-bytes", "1GiB", "-attempts", "1000"}
+	args := []string{"-workers", "8", "-queue", "100", "-retain-jobs", "1000000", "-retain-bytes", "1GiB", "-attempts", "1000", "-retry-on", "503"}
 	for range *kills {
-		p := c.live(dir, args)
+		p := c.live(dir, upstream.URL, args)
 		time.Sleep(time.Duration(rng.IntN(400)) * time.Millisecond)
 		c.addr.Store("")
 		p.Cmd.Process.Kill()
 		<-p.Ended
 	}
-	p := c.live(dir, args)
+	p := c.live(dir, upstream.URL, args)
 	close(stop)
 	clients.Wait()
 	c.settle(p.Addr())
 }
 
 // live starts the server once more.
-func (c *crowd) live(dir string, args []string) *proctest.Process {
-	c.witness.life.Add(1)
-	p := launch(c.t, dir, args...)
+func (c *crowd) live(dir, upstream string, args []string) *proctest.Process {
+	life := fmt.Sprint("/", c.witness.life.Add(1))
+	p := launch(c.t, dir, append([]string{"-upstream", upstream + life}, args...)...)
 	c.addr.Store(p.Addr())
 	return p
 }
@@ -258,7 +274,7 @@ func (c *crowd) settle(addr string) {
 			twice++
 		}
 		for life, n := range w.runs[p.name] {
-			if n > 1 {
+			if n > 1 && !triedTwice(p.name) || n > 2 {
 				c.t.Errorf("%s ran %d times in life %d", p.name, n, life)
 			}
 		}

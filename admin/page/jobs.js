@@ -101,6 +101,8 @@ function renderList(at) {
   show("list", jobs.length > 0);
   show("more", next !== "");
   show("all", prefix !== "");
+  const failed = $("filter-state").value === "failed" && jobs.length > 0 && prefix === "";
+  for (const name of ["again-all", "discard-all"]) show(name, failed);
 }
 
 function newRow(id) {
@@ -173,7 +175,12 @@ async function refresh() {
     shown = answer;
     text("find-error", "");
     renderJob(at);
-    if (answer.state === "done" && headOf !== id) await loadHead(id);
+    if (answer.state !== "done" && answer.state !== "failed") {
+      show("response", false);
+      headOf = "";
+    } else if (headOf !== id) {
+      await loadHead(id).catch((err) => { if (err.status !== 409) throw err; }); // it failed without a response
+    }
     return true;
   } catch (err) {
     if (shown?.id !== id) return false;
@@ -201,8 +208,13 @@ function renderJob(at) {
   text("job-expires", clock(j.expires_at));
   text("job-waited", took(waited(j, at)));
   text("job-ran", took(ran(j, at)));
+  text("job-attempts", String(j.attempts ?? ""));
+  show("job-attempts-row", !!j.attempts);
+  text("job-next", clock(j.next_attempt_at) + (j.last_status ? `, after a ${j.last_status}` : ""));
+  show("job-next-row", !!j.next_attempt_at);
   if (document.activeElement === $("cancel") && !OPEN.includes(j.state)) $("job-title").focus();
   show("cancel", OPEN.includes(j.state));
+  for (const name of ["again", "discard"]) show(name, j.state === "failed");
   for (const [id, row] of rows) row.classList.toggle("chosen", id === j.id);
 }
 
@@ -246,6 +258,57 @@ async function cancel() {
   if (!prefix) load();
 }
 
+// again runs a job again that has failed.
+async function again() {
+  const { id } = shown;
+  await change(id, () => send("POST", `jobs/${id}/retry`), "It runs again.");
+}
+
+async function discard() {
+  const { id } = shown;
+  const gone = await change(id, () => send("DELETE", "jobs/" + id), "");
+  if (gone && shown?.id === id) dismiss();
+  if (!prefix) load();
+}
+
+// change does something with the job that is shown, says how that went, and reports
+// whether it went well.
+async function change(id, act, said) {
+  const buttons = [$("again"), $("discard")];
+  for (const b of buttons) b.disabled = true;
+  for (const name of ["job-status", "job-error"]) text(name, "");
+  let failed = "";
+  try {
+    await act();
+  } catch (err) {
+    failed = err.message;
+  }
+  for (const b of buttons) b.disabled = false;
+  if (shown?.id !== id) return !failed;
+  text("job-status", failed ? "" : said);
+  text("job-error", failed);
+  if (said || failed) await refresh();
+  if (!prefix) load();
+  return !failed;
+}
+
+// changeAll does something with all jobs that have failed, after a question.
+async function changeAll(method, url, question, said) {
+  if (!confirm(question)) return;
+  for (const name of ["list-status", "list-error"]) text(name, "");
+  let status = "", failed = "";
+  try {
+    const { answer } = await send(method, url);
+    status = said(Object.values(answer)[0]);
+  } catch (err) {
+    failed = err.message;
+  }
+  await load();
+  text("list-status", status);
+  text("list-error", failed);
+  if (shown?.state === "failed") await refresh();
+}
+
 // What the operator does
 
 $("filter").addEventListener("submit", (e) => e.preventDefault());
@@ -253,6 +316,12 @@ $("filter-state").addEventListener("change", () => load());
 $("more").addEventListener("click", () => load(next));
 $("all").addEventListener("click", () => { $("find-id").value = ""; load(); });
 $("cancel").addEventListener("click", cancel);
+$("again").addEventListener("click", again);
+$("discard").addEventListener("click", discard);
+$("again-all").addEventListener("click", () => changeAll("POST", "jobs/retry?state=failed",
+  "Run all jobs again that have failed?", (n) => `${plural(n, "job runs", "jobs run")} again.`));
+$("discard-all").addEventListener("click", () => changeAll("DELETE", "jobs?state=failed",
+  "Discard all jobs that have failed? They cannot be had back.", (n) => `${plural(n, "job was", "jobs were")} discarded.`));
 $("close").addEventListener("click", () => {
   const button = rows.get(shown?.id)?.querySelector("button");
   dismiss();

@@ -18,6 +18,7 @@ import (
 	"holdfast"
 	"holdfast/admin"
 	"holdfast/internal/budget"
+	"holdfast/internal/exchange"
 	"holdfast/internal/gateway"
 	"holdfast/internal/logline"
 	"holdfast/internal/server"
@@ -174,9 +175,13 @@ func newGateway(config server.Config, log *slog.Logger) *gateway.Gateway {
 	if config.Upstream == nil {
 		return nil
 	}
+	unreached := exchange.Unreached
+	if !config.RetryUnreached() {
+		unreached = nil
+	}
 	return gateway.New(gateway.Config{
 		Upstream: config.Upstream, Workers: config.Workers, MaxBody: config.MaxBody, MaxResponse: config.MaxResponse,
-		Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(), Public: config.PublicURL,
+		Timeout: config.UpstreamTimeout, Idle: config.UpstreamIdle, Abandon: config.Abandon, Trusted: config.Proxies(), Public: config.PublicURL, Unreached: unreached,
 		Files: config.UpstreamFiles(), Logger: log,
 	})
 }

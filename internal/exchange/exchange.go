@@ -14,15 +14,18 @@ import (
 	"holdfast/internal/problem"
 )
 
-// An Exchange is one call of a handler. Call Capture first, then Serve, then
-// Release.
+// An Exchange is one call of a handler, or one after the other. Call Capture first, then
+// Serve, then Again and Serve any number of times, then Release.
 type Exchange struct {
 	Hold budget.Hold // that counts the response; Release closes it
 
 	handler  http.Handler
-	request  *http.Request
+	request  *http.Request // which no handler gets if it is kept
+	body     []byte        // of it
+	kept     bool
 	limit    int64
-	recorder recorder
+	first    recorder
+	recorder *recorder // goroutines of an earlier call may hold an earlier one
 	response Response
 	err      error // why there is no response
 }
@@ -32,41 +35,59 @@ type Exchange struct {
 // bytes.
 func (x *Exchange) Capture(h http.Handler, r *http.Request, body []byte, limit int64) {
 	x.handler, x.request, x.limit = h, r.Clone(context.Background()), limit
-	x.request.Body = problem.NewBody(body)
+	x.request.Body, x.body, x.recorder = problem.NewBody(body), body, &x.first
 }
 
-// Serve calls the handler, with ctx as the request's context. Call it only once. It
-// does not recover from panics of the handler. An error says why there is no response.
+// Keep keeps the request as it was captured, for another call, or for AppendRequest after
+// the last. Handlers then get copies: many a middleware changes a header in place.
+func (x *Exchange) Keep() { x.kept = true }
+
+// Serve calls the handler, with ctx as the request's context. It does not recover from
+// panics of the handler. An error says why there is no response.
 func (x *Exchange) Serve(ctx context.Context) error {
-	x.request = x.request.WithContext(ctx)
+	r := x.request.WithContext(ctx)
+	if x.kept {
+		r = x.request.Clone(ctx)
+		r.Body = problem.NewBody(x.body)
+	} else {
+		x.request, x.body = r, nil
+	}
 	// The server does this only for its own request.
 	defer func() {
-		if form := x.request.MultipartForm; form != nil {
-			form.RemoveAll()
+		if r.MultipartForm != nil {
+			r.MultipartForm.RemoveAll()
 		}
 	}()
 	// The same handler also answers synchronously, depending on Prefer, so its
 	// responses carry the same Vary in both cases.
-	x.recorder.begin(x.request.Context(), x.request.Method, x.limit, http.Header{"Vary": {"Prefer"}}, &x.Hold)
-	x.handler.ServeHTTP(&x.recorder, x.request)
+	x.recorder.begin(ctx, r.Method, x.limit, http.Header{"Vary": {"Prefer"}}, &x.Hold)
+	x.handler.ServeHTTP(x.recorder, r)
 	x.response, x.err = x.recorder.end()
 	return x.err
+}
+
+// Again lets go of what the last call has left, before another one. It comes after Keep.
+func (x *Exchange) Again() {
+	x.recorder.giveBack()
+	x.recorder, x.response, x.err = new(recorder), Response{}, nil
 }
 
 // Response returns the response if Serve returned nil. It is valid until Release.
 func (x *Exchange) Response() Response { return x.response }
 
-// Keep returns the response for whoever is to keep it: a large one outlasts Release, as
+// Retain returns the response for whoever is to keep it: a large one outlasts Release, as
 // an owner of its memory. It comes after Serve has returned nil.
-func (x *Exchange) Keep() Response {
+func (x *Exchange) Retain() Response {
 	x.response = x.recorder.keep(x.response)
 	return x.response
 }
 
 // Release releases the memory of request and response.
 func (x *Exchange) Release() {
-	x.handler, x.request = nil, nil
-	x.recorder.release()
+	x.handler, x.request, x.body = nil, nil, nil
+	if x.recorder != nil {
+		x.recorder.release()
+	}
 	x.Hold.Close()
 }
 

@@ -11,17 +11,23 @@ import (
 	"holdfast/internal/problem"
 )
 
+// Size returns about how long the request is when it is encoded.
+func (x *Exchange) Size() int { return 512 + len(x.body) }
+
 // SetHeader sets a field of the captured request. It comes before Serve.
 func (x *Exchange) SetHeader(name, value string) { x.request.Header.Set(name, value) }
 
-// AppendRequest appends the captured request, whose body is body, encoded as DecodeRequest
-// reads it. It comes before Serve.
+// DelHeader removes a field of the captured request. It comes before Serve.
+func (x *Exchange) DelHeader(name string) { x.request.Header.Del(name) }
+
+// AppendRequest appends the captured request encoded as DecodeRequest reads it. It comes
+// before Serve, or before Release if the request is kept.
 //
 // The encoding is not application/http, which cannot express all that a handler may look
 // at, such as the target before a prefix was stripped from it. Neither the values of the
 // context are in it, nor those of the path: they belong to a process and to the routes
 // that were asked before.
-func (x *Exchange) AppendRequest(b, body []byte) []byte { return AppendRequest(b, x.request, body) }
+func (x *Exchange) AppendRequest(b []byte) []byte { return AppendRequest(b, x.request, x.body) }
 
 // AppendRequest appends r, whose body is body, encoded as DecodeRequest reads it.
 func AppendRequest(b []byte, r *http.Request, body []byte) []byte {
@@ -78,5 +84,5 @@ func DecodeRequest(b []byte) (r *http.Request, body []byte, err error) {
 // Restore makes x the exchange of a request that DecodeRequest has returned.
 func (x *Exchange) Restore(h http.Handler, r *http.Request, body []byte, limit int64) {
 	x.handler, x.request, x.limit = h, r, limit
-	x.request.Body = problem.NewBody(body)
+	x.request.Body, x.body, x.recorder = problem.NewBody(body), body, &x.first
 }

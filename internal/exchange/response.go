@@ -46,6 +46,8 @@ type recorder struct {
 
 	uncounted bool // the server would not add a Content-Length
 	overrun   bool // the handler wrote more than the declared length
+
+	verdict Verdict
 }
 
 // A scratch holds a response that is being recorded. The handler has no reference
@@ -130,6 +132,13 @@ func (r *recorder) noteFieldLocked(name string, values []string) bool {
 				return false
 			}
 			r.length = int64(n)
+		}
+	case "Job-Retry": // it is for us, and not for the client
+		r.verdict.Never = slices.ContainsFunc(values, func(v string) bool { return strings.EqualFold(strings.TrimSpace(v), "never") })
+		return false
+	case "Retry-After":
+		if len(values) > 0 {
+			r.verdict.After = values[0]
 		}
 	case "Trailer":
 		r.trailer, r.uncounted = slices.Clone(values), true
@@ -272,6 +281,49 @@ func (r *recorder) keep(p Response) Response {
 	p.held = r.hold.Share(r.paid)
 	r.scratch, r.ended = nil, true
 	return p
+}
+
+// A Verdict is what a response says of another attempt.
+type Verdict struct {
+	Never  bool   // Job-Retry: never
+	Failed bool   // what it was asked of could not be reached; see Unreached
+	After  string // Retry-After
+}
+
+// Verdict returns what the last call's response says of another attempt.
+func (x *Exchange) Verdict() Verdict {
+	x.recorder.mu.Lock()
+	defer x.recorder.mu.Unlock()
+	return x.recorder.verdict
+}
+
+// Unreached says that the handler that answers with w has not reached what it is for, and
+// that nothing has been done for the request. If w records no response, it does nothing.
+func Unreached(w http.ResponseWriter) {
+	for {
+		switch v := w.(type) {
+		case *recorder:
+			v.mu.Lock()
+			v.verdict.Failed = !v.ended
+			v.mu.Unlock()
+			return
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = v.Unwrap()
+		default:
+			return
+		}
+	}
+}
+
+// giveBack is release for a recorder whose Hold goes on.
+func (r *recorder) giveBack() {
+	r.release()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if more := r.paid - included; more > 0 {
+		r.hold.Release(more)
+		r.paid = included
+	}
 }
 
 // release returns the memory of the response to the pool.

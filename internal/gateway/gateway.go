@@ -47,6 +47,10 @@ type Config struct {
 	// workers.
 	Abandon bool
 
+	// Unreached is called with the ResponseWriter of a request for which no connection to the
+	// upstream could be made; nil: nothing is.
+	Unreached func(http.ResponseWriter)
+
 	// Trusted are the proxies whose X-Forwarded-* are believed.
 	Trusted []netip.Prefix
 
@@ -272,6 +276,9 @@ func (p *route) fail(w http.ResponseWriter, r *http.Request, err error) {
 	ended := r.Context().Err()
 	if ended == nil {
 		p.trouble.Failed("method", trouble.Cut(r.Method), "path", trouble.Cut(r.URL.Path), "error", trouble.Cut(err.Error()))
+	}
+	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" && ended == nil && p.Unreached != nil {
+		p.Unreached(w)
 	}
 	late, ok := errors.AsType[net.Error](err)
 	why, known := errors.AsType[unusable](err)

@@ -18,6 +18,7 @@ import (
 	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 	"holdfast/internal/header"
+	"holdfast/internal/later"
 	"holdfast/internal/lazy"
 	"holdfast/internal/line"
 	"holdfast/internal/patience"
@@ -69,6 +70,8 @@ func (r Refusals) explain(err error) (detail string, again bool) {
 	switch {
 	case isLate:
 		return late.Error(), true
+	case err == errFull:
+		return err.Error() + "; try again later", true
 	case errors.Is(err, r.Full):
 		return "the queue is full; try again later", true
 	case errors.Is(err, r.Share):
@@ -89,6 +92,10 @@ func (r Refusals) explain(err error) (detail string, again bool) {
 type Job interface {
 	// Submit blocks until the job is accepted, or returns an error. ctx bounds the wait.
 	Submit(ctx context.Context) error
+
+	// Enter is Submit for a job that was accepted before, whatever the policy of the queue: it
+	// waits for a place if it may, or else is refused.
+	Enter(ctx context.Context, wait bool) error
 
 	// Resubmit is Submit for a job that was accepted before a restart: it has a place
 	// whatever the bound and whatever its client has, as if the queue had been longer until
@@ -138,7 +145,12 @@ type Jobs struct {
 	OnEnd       func(string, store.View)                         // called with the id, if it can be looked up, once for each job that has ended; may be nil
 	NotMounted  func()                                           // called if no client can follow its job; see checkMount
 
-	mount sync.Once
+	Retry    Retry
+	Room     *later.Room   // where jobs wait for their time
+	MaxDelay time.Duration // how far ahead a request may say that it is to run; not positive: it may not
+
+	mount     sync.Once
+	restoring *route // of jobs that were accepted before a restart; nil: there are none
 
 	predicts    atomic.Bool      // some route has a patience
 	service     patience.Service // of all routes
@@ -271,23 +283,17 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 		problem.Write(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	until, err := header.ParseDelay(r.Header, received, j.MaxDelay)
+	if err != nil {
+		problem.Write(w, http.StatusBadRequest, err.Error())
+		return
+	}
 	hurry := resource.Unhurried(w, r)
-	t := &turn{jobs: j, route: rt, received: received}
+	t := &turn{jobs: j, route: rt, received: received, until: until}
 	t.classify(r)
 	record, err := j.accept(p.Strip(r), t, body, key)
-	hurry()
-	switch {
-	case errors.Is(err, store.ErrOtherRequest):
-		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
-		return
-	case errors.Is(err, store.ErrNotStored):
-		problem.Retry(w, http.StatusServiceUnavailable, "the job could not be stored; try again later", j.RetryAfter)
-		return
-	case err == problem.ErrNoMemory:
-		problem.NoMemory(w, j.Memory, noMemory)
-		return
-	case err != nil:
-		j.refuse(w, t.class, err)
+	if hurry(); err != nil {
+		j.notAccepted(w, t.class, err)
 		return
 	}
 	problem.Forget(r)
@@ -296,6 +302,20 @@ func (j *Jobs) async(w http.ResponseWriter, r *http.Request, rt *route, p header
 		return
 	}
 	j.Resource.Accepted(w, record, resource.Applied(p.RespondAsync, p.Wait))
+}
+
+// notAccepted answers a request of a class that has become no job.
+func (j *Jobs) notAccepted(w http.ResponseWriter, class *line.Class, err error) {
+	switch {
+	case errors.Is(err, store.ErrOtherRequest):
+		problem.Write(w, http.StatusUnprocessableEntity, "the Idempotency-Key was used for another request; want a new one")
+	case errors.Is(err, store.ErrNotStored):
+		problem.Retry(w, http.StatusServiceUnavailable, "the job could not be stored; try again later", j.RetryAfter)
+	case err == problem.ErrNoMemory:
+		problem.NoMemory(w, j.Memory, noMemory)
+	default:
+		j.refuse(w, class, err)
+	}
 }
 
 // accept returns the record of the job that the request becomes, or has become before.
@@ -313,9 +333,12 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 	if err := j.Store.Ready(); err != nil {
 		return nil, err
 	}
+	if err := j.roomFor(t); err != nil {
+		return nil, err
+	}
 	// What the operator says is about the job, what the client says is not: it is about
 	// the answer, which is that the job was accepted, and proxies say it of all requests.
-	if t.set > 0 {
+	if t.set > 0 && t.until.IsZero() {
 		if err := t.enter(); err != nil {
 			return nil, err
 		}
@@ -337,19 +360,36 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 
 // capture returns the execution that the request becomes.
 func (j *Jobs) capture(r *http.Request, t *turn, body []byte, key string) (*execution, error) {
-	x := &execution{jobs: j, route: t.route}
-	if !j.hold(&x.exchange, r) {
+	x := &execution{jobs: j, route: t.route, class: t.class, limit: t.route.limits.Run}
+	if !j.hold(&x.exchange, r) || !x.exchange.Hold.Reserve(budget.Copy(r.Header)) { // the handler gets a copy of its own
+		x.exchange.Hold.Close()
 		return nil, problem.ErrNoMemory
 	}
 	problem.Give(r, &x.exchange.Hold)
 	about := newAbout(r, store.NewID())
 	x.record = store.NewJob(about.id, x, about.request)
 	x.exchange.Capture(t.route.handler, r, body, j.MaxResponse)
-	if j.Store.Durable() {
-		x.journal(t, body, key)
+	x.exchange.Keep()
+	x.exchange.DelHeader("Run-At")
+	x.exchange.DelHeader("Delay")
+	if key == "" && j.tellsAttempts() {
+		x.exchange.SetHeader("Idempotency-Key", `"`+x.record.ID.String()+`"`)
 	}
-	x.job = j.Queue.NewJob(withAbout{lazy.Values(r.Context()), about}, t.class, t.route.limits.Run, x.run, x.ended)
+	if j.Store.Durable() {
+		x.journal(t)
+	}
+	x.values = withAbout{lazy.Values(r.Context()), about}
+	if t.until.IsZero() {
+		x.job = x.newJob()
+	} else {
+		j.Store.Delay(x.record, t.until)
+	}
 	return x, nil
+}
+
+// newJob returns the job of the engine that is the next attempt.
+func (x *execution) newJob() Job {
+	return x.jobs.Queue.NewJob(x.values, x.class, x.limit, x.run, x.ended)
 }
 
 // accept makes the execution a job that its client may rely on. It blocks while there is
@@ -358,19 +398,33 @@ func (x *execution) accept(r *http.Request, t *turn, claim *store.Claim) error {
 	// It is known before it is accepted, so no job can have ended before it is known.
 	x.jobs.Store.Add(x.record, claim)
 	defer x.jobs.Store.Withdraw(x.record) // unless it is accepted
-	ctx, stop := t.place(r)
-	defer stop()
-	if err := x.job.Submit(ctx); err != nil {
+	if err := x.submit(r, t); err != nil {
 		x.exchange.Hold.Close()
-		return t.refused(ctx, err)
+		return err
 	}
 	err := x.jobs.Store.Accept(x.record)
 	// A job that is not stored comes to nothing, as its client is told. But if it runs, the
 	// repeat of a request under a key gets what becomes of it.
 	if err != nil && (claim == nil || x.jobs.Store.State(x.record) == store.Queued) {
-		x.job.Cancel()
+		x.Cancel()
 	}
 	return err
+}
+
+// submit gives the job a place in the queue, or in the room if it is to run later.
+func (x *execution) submit(r *http.Request, t *turn) error {
+	if t.until.IsZero() {
+		ctx, stop := t.place(r)
+		defer stop()
+		return t.refused(ctx, x.job.Submit(ctx))
+	}
+	if p := x.beginPause(); !x.await(p, t.until, false) {
+		if x.jobs.Room.Closed() {
+			return x.jobs.Refusals.Closed
+		}
+		return errFull
+	}
+	return nil
 }
 
 // withAbout is the context of a request that becomes a job.
@@ -421,9 +475,15 @@ func cut(s string) string { return s[:min(len(s), 200)] }
 type execution struct {
 	jobs     *Jobs
 	route    *route
-	job      Job
+	class    *line.Class
+	limit    time.Duration   // that an attempt may run
+	values   context.Context // whose values each attempt sees
 	record   *store.Job
 	exchange exchange.Exchange
+
+	mu    sync.Mutex // protects the following fields
+	job   Job        // the present attempt, or the last
+	pause *pause     // before a further attempt, or the first; nil while the engine has the job
 
 	cut    bool        // a shutdown has ended its context while it ran; set when run returns
 	stored atomic.Bool // it has ended for this process, and is for the next one to run
@@ -435,7 +495,13 @@ func (x *execution) Cancel() bool {
 		x.ended(Canceled, context.Canceled)
 		return true
 	}
-	return x.job.Cancel()
+	if x.cancelPause() {
+		return true
+	}
+	x.mu.Lock()
+	job := x.job
+	x.mu.Unlock()
+	return job.Cancel()
 }
 
 var (
@@ -453,8 +519,10 @@ func (x *execution) run(ctx context.Context) error {
 	if attempt == 0 {
 		return errEnded
 	}
-	if x.jobs.Store.Durable() {
+	if attempt > 1 || x.jobs.tellsAttempts() {
 		x.exchange.SetHeader("Job-Attempt", strconv.Itoa(attempt))
+	}
+	if x.jobs.Store.Durable() {
 		defer func() { x.cut = errors.Is(context.Cause(ctx), x.jobs.Refusals.Closed) }()
 	}
 	if !x.jobs.predicts.Load() {
@@ -474,8 +542,14 @@ func (x *execution) ended(end End, err error) {
 		return
 	}
 	o := outcome(&x.exchange, end, err)
-	if o.State == store.Done {
-		o.Response = x.exchange.Keep()
+	if x.retry(end, &o) {
+		return
+	}
+	if o.Response.Size() > 0 {
+		o.Response = x.exchange.Retain()
+	}
+	if o.State == store.Failed {
+		o.Letter = x.letter()
 	}
 	v := x.jobs.Store.End(x.record, o)
 	x.exchange.Release()

@@ -89,6 +89,7 @@ type turn struct {
 	jobs     *Jobs
 	route    *route
 	received time.Time
+	until    time.Time // when the job is to run; zero: whenever its turn comes
 	class    *line.Class
 	set      time.Duration // by the operator; 0: none, negative: without end
 	named    time.Duration // by the client; 0: none
@@ -272,7 +273,7 @@ func named(r *http.Request, received time.Time) time.Duration {
 
 // refused returns the error of a submit whose wait for a place was bounded by ctx.
 func (t *turn) refused(ctx context.Context, err error) error {
-	if err == ctx.Err() && context.Cause(ctx) == errLate {
+	if err != nil && err == ctx.Err() && context.Cause(ctx) == errLate {
 		t.countLate(LateWaiting)
 		return errLate
 	}

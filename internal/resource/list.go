@@ -25,6 +25,7 @@ type entry struct {
 	Method string `json:"method"`
 	Target string `json:"target"`
 	Route  string `json:"route,omitempty"`
+	Answer int    `json:"response_status,omitempty"`
 }
 
 // List answers with a page of all jobs, in the order and with the promise of
@@ -45,7 +46,7 @@ func (h *Handler) List(w http.ResponseWriter, r *http.Request) {
 		Next string  `json:"next,omitempty"`
 	}{Jobs: make([]entry, 0, len(page))}
 	for _, j := range page {
-		answer.Jobs = append(answer.Jobs, entry{h.represent(j.ID, j.View), j.Request.Method, j.Request.Target, j.Request.Route})
+		answer.Jobs = append(answer.Jobs, entry{h.represent(j.ID, j.View), j.Request.Method, j.Request.Target, j.Request.Route, j.Answered()})
 	}
 	if more {
 		answer.Next = next.String()

@@ -73,7 +73,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // shown notes that the client of r knows how the job has ended. Where there is a
 // response, that is not all: a client that polls comes for it next.
 func (h *Handler) shown(r *http.Request, j *store.Job, s store.State) {
-	if s.Ended() && s != store.Done {
+	if s.Ended() && s != store.Done && h.Store.View(j).Answered() == 0 {
 		h.read(r, j)
 	}
 }
@@ -213,7 +213,7 @@ func (h *Handler) Accepted(w http.ResponseWriter, j *store.Job, applied string) 
 // a handler that was called at once would have led to.
 func (h *Handler) Result(w http.ResponseWriter, r *http.Request, j *store.Job, applied string) {
 	v := h.Store.View(j)
-	if v.State == store.Failed || v.State == store.Dropped {
+	if v.State == store.Failed && v.Answered() == 0 || v.State == store.Dropped {
 		setApplied(w, applied)
 		setState(w, v.State)
 		if v.State == store.Dropped {
@@ -238,7 +238,7 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, j *store.Job, a
 	case !v.State.Ended():
 		setApplied(w, applied)
 		h.show(w, j, http.StatusAccepted, v)
-	case v.State == store.Done:
+	case v.Answered() != 0: // of a job that has failed, the response of its last attempt
 		v.Response.Held().Hold()
 		defer v.Response.Held().Release()
 		v.Response.CopyHeader(w.Header())
@@ -271,9 +271,19 @@ func setState(w http.ResponseWriter, s store.State) {
 func (h *Handler) show(w http.ResponseWriter, j *store.Job, status int, v store.View) {
 	setState(w, v.State)
 	if !v.State.Ended() {
-		w.Header().Set("Retry-After", strconv.Itoa(h.RetryAfter()))
+		w.Header().Set("Retry-After", strconv.Itoa(h.retryAfter(v)))
 	}
 	write(w, status, h.represent(j.ID, v))
+}
+
+// retryAfter returns the seconds after which to ask again for a job that has not ended: not
+// before its next attempt.
+func (h *Handler) retryAfter(v store.View) int {
+	after := h.RetryAfter()
+	if !v.Next.IsZero() {
+		after = max(after, int((time.Until(v.Next)+time.Second-1)/time.Second))
+	}
+	return after
 }
 
 // write answers with v as JSON.
@@ -291,6 +301,9 @@ type representation struct {
 	State       store.State `json:"state"`
 	AcceptedAt  time.Time   `json:"accepted_at"`
 	StartedAt   time.Time   `json:"started_at,omitzero"`
+	Attempts    int         `json:"attempts,omitempty"`
+	NextAt      time.Time   `json:"next_attempt_at,omitzero"`
+	LastStatus  int         `json:"last_status,omitempty"`
 	EndedAt     time.Time   `json:"ended_at,omitzero"`
 	ExpiresAt   time.Time   `json:"expires_at,omitzero"`
 	Error       string      `json:"error,omitempty"`
@@ -321,6 +334,9 @@ func (h *Handler) represent(id store.ID, v store.View) representation {
 	}
 	if v.State == store.Done {
 		r.ResourceLocation = r.ResponseURL
+	}
+	if r.NextAt, r.LastStatus = stamp(v.Next), v.LastStatus; v.Attempts > 1 || !v.Next.IsZero() {
+		r.Attempts = v.Attempts // of most jobs the times tell it
 	}
 	return r
 }
@@ -354,17 +370,24 @@ func (h *Handler) cancel(w http.ResponseWriter, r *http.Request, j *store.Job) {
 // proxies that would close it.
 const keepAlive = 15 * time.Second
 
-// rank is the number of an event. States may be passed over, but the ranks of
-// those that are told only grow.
-func rank(s store.State) int {
-	switch s {
+// ended is the number of the last event of a job.
+const ended = 3
+
+// rank is the number of an event: 1 when the job is queued and 2 when it runs, 4 and 5 the
+// second time, and so on. States may be passed over, but the ranks of those that are told
+// only grow, but for the last.
+func rank(v store.View) int {
+	switch v.State {
 	case store.Queued:
-		return 1
+		return 1 + 3*v.Attempts
 	case store.Running:
-		return 2
+		return 3*v.Attempts - 1
 	}
-	return 3
+	return ended
 }
+
+// later reports whether an event comes after another one.
+func later(n, than int) bool { return than != ended && (n == ended || n > than) }
 
 // events streams the changes of a job's state (Server-Sent Events), from the
 // present one to the last. A client that comes back for more than the last one
@@ -372,12 +395,12 @@ func rank(s store.State) int {
 func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	v := h.Store.View(j)
 	told, err := strconv.Atoi(r.Header.Get("Last-Event-ID"))
-	if err != nil || told < 0 || told > rank(v.State) {
+	if err != nil || told < 0 || later(told, rank(v)) {
 		told = 0
 	}
 	setState(w, v.State)
 	w.Header().Add("Vary", "Accept")
-	if v.State.Ended() && told == rank(v.State) {
+	if v.State.Ended() && told == ended {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
@@ -387,7 +410,7 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, j *store.Job) {
 	h.stream(w, r, j, told)
 }
 
-// stream sends the events of a job whose ranks are higher than told.
+// stream sends the events of a job that come after the one that was told.
 func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, told int) {
 	hurry := Unhurried(w, r)
 	defer hurry()
@@ -406,7 +429,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, t
 		changed := h.Store.Changed(j)
 		v := h.Store.View(j)
 		var text string
-		if n := rank(v.State); n > told {
+		if n := rank(v); later(n, told) {
 			told = n
 			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, marshal(h.represent(j.ID, v)))
 		}

@@ -64,9 +64,13 @@ type Config struct {
 	ClientKey     string // the header that names the client, or "address"; empty: all are one
 	ClientPlaces  int    // that one client may hold; 0: no limit
 
-	Data     string // the folder of a command whose jobs outlive the process
-	Sync     bool   // there, wait for the disk before a job is accepted
-	Attempts int    // there, how often the process may die while a job runs
+	Attempts   int           // how often a job is started in all
+	RetryOn    string        // as flag; Retry has it parsed
+	MaxDelay   time.Duration // how far ahead a client may say that a job is to run; 0: it may not
+	MaxDelayed int           // jobs that wait for their time
+
+	Data string // the folder of a command whose jobs outlive the process
+	Sync bool   // there, wait for the disk before a job is accepted
 
 	Cluster     string // the name of the cluster that this process is a node of; empty: none
 	Node        string // its name in the cluster
@@ -95,7 +99,22 @@ func (c Config) Dispatcher() holdfast.Config {
 
 // Jobs returns the configuration of the job resource.
 func (c Config) Jobs() holdfast.JobsConfig {
-	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, MaxMemory: c.MaxMemory, PublicURL: c.PublicURL, Patience: c.Patience, Classify: classifier(c)}
+	return holdfast.JobsConfig{MaxBody: c.MaxBody, MaxResponse: min(c.MaxResponse, c.RetainBytes/2), Retain: c.Retain, RetainJobs: c.RetainJobs, RetainBytes: c.RetainBytes, MaxMemory: c.MaxMemory, PublicURL: c.PublicURL, Patience: c.Patience, Classify: classifier(c), Retry: c.Retry(), MaxDelay: cmp.Or(c.MaxDelay, -1), MaxDelayed: c.MaxDelayed}
+}
+
+// Retry returns which jobs are tried again.
+func (c Config) Retry() holdfast.Retry {
+	on, _, err := parseRetryOn(c.RetryOn)
+	if err != nil {
+		panic(err) // the flag's Set has seen it
+	}
+	return holdfast.Retry{Attempts: c.Attempts, On: on}
+}
+
+// RetryUnreached reports whether a job is tried again if the upstream was not reached.
+func (c Config) RetryUnreached() bool {
+	_, connect, _ := parseRetryOn(c.RetryOn)
+	return connect
 }
 
 const wantDuration = "a duration of 0 or more, such as 500ms, 30s or 1h"
@@ -140,6 +159,10 @@ func (c *Config) options() []option {
 		{"trusted-proxies", "TRUSTED_PROXIES", (*proxies)(&c.TrustedProxies), "", "believe the X-Forwarded-* of the proxies in `networks`, such as 10.0.0.0/8,::1"},
 		{"admin", "ADMIN_ADDR", (*text)(&c.Admin), "127.0.0.1:8100", "listen for the operator on `host:port`; empty is off, and one that is not loopback needs a token"},
 		{"admin-token-file", "ADMIN_TOKEN_FILE", (*tokenFile)(&c.AdminToken), "", "ask the operator for the token in `file`, as Bearer or as the password of HTTP Basic"},
+		{"attempts", "ATTEMPTS", &number{&c.Attempts, 1, 1000}, "3", "start an asynchronous job at most `n` times, if it panics, answers as -retry-on says, or, with stored jobs, the process dies while it runs; 1 never tries again"},
+		{"retry-on", "RETRY_ON", (*retryOn)(&c.RetryOn), "", "try an asynchronous job again that answers with one of these `statuses`, 400 to 599, joined by commas; connect stands for an upstream that was not reached"},
+		{"max-delay", "MAX_DELAY", &flags.Duration{D: &c.MaxDelay, Want: wantDuration}, "24h", "let clients say up to `d` ahead when a job is to run, by Run-At or Delay; 0 refuses both"},
+		{"max-delayed", "MAX_DELAYED", &number{&c.MaxDelayed, 1, 10_000_000}, "10000", "let `n` jobs wait for their time or their next attempt, then refuse what may have to"},
 		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each job that has ended"},
 	}
 }
@@ -149,7 +172,6 @@ func (c *Config) durableOptions() []option {
 	return []option{
 		{"data", "DATA", (*folder)(&c.Data), "data", "store jobs in `folder`, which one process may own"},
 		{"sync", "SYNC", (*flags.Boolean)(&c.Sync), "true", "answer 202 when the job is on disk; without it a power failure loses the last jobs that were accepted, and a crash of the process still none"},
-		{"attempts", "ATTEMPTS", &number{&c.Attempts, 1, 1000}, "3", "fail a job once the process has died `n` times while it ran"},
 		{"cluster", "CLUSTER", (*text)(&c.Cluster), "", "be a node of the cluster `name`: the nodes share their jobs"},
 		{"node", "NODE", (*text)(&c.Node), "", "be the node `name` there, which no other one is"},
 		{"node-addr", "NODE_ADDR", (*text)(&c.NodeAddr), "", "let the other nodes hand over jobs and requests at `host:port`, which they can reach"},
@@ -521,6 +543,38 @@ func parsePrefixes(s string) (all []netip.Prefix, err error) {
 		all = append(all, prefix)
 	}
 	return all, nil
+}
+
+// A retryOn is a list of statuses and of the word connect.
+type retryOn string
+
+func (v *retryOn) String() string { return string(*v) }
+
+func (v *retryOn) Set(s string) error {
+	if _, _, err := parseRetryOn(s); err != nil {
+		return err
+	}
+	*v = retryOn(s)
+	return nil
+}
+
+func parseRetryOn(s string) (statuses []int, connect bool, err error) {
+	if s == "" {
+		return nil, false, nil
+	}
+	for text := range strings.SplitSeq(s, ",") {
+		text = strings.TrimSpace(text)
+		status, err := strconv.Atoi(text)
+		switch {
+		case text == "connect":
+			connect = true
+		case err != nil || status < 400 || status > 599:
+			return nil, false, errors.New("want statuses from 400 to 599, and connect, with commas between them, such as connect,429,503")
+		default:
+			statuses = append(statuses, status)
+		}
+	}
+	return statuses, connect, nil
 }
 
 // A Size is a number of bytes, at least 1. Its text form is a whole number,

@@ -83,6 +83,14 @@ func settings() []setting {
 			func(c Config) any { return c.ClientPlaces }, 0, 1, 11_000_000},
 		{"admin", "ADMIN_ADDR", "127.0.0.1:1", "[::1]:2", nil, "",
 			func(c Config) any { return c.Admin }, "127.0.0.1:8100", "127.0.0.1:1", "[::1]:2"},
+		{"attempts", "ATTEMPTS", "1", "1000", []string{"0", "1001", "-1", "x"}, "a whole number from 1 to 1000",
+			func(c Config) any { return c.Jobs().Retry.Attempts }, 3, 1, 1000},
+		{"retry-on", "RETRY_ON", "503", "connect, 429,599", []string{"399", "600", "5xx", "503,", ",", "Connect", "503;429"}, "statuses from 400 to 599, and connect",
+			func(c Config) any { return fmt.Sprint(c.Jobs().Retry.On, c.RetryUnreached()) }, "[] false", "[503] false", "[429 599] true"},
+		{"max-delay", "MAX_DELAY", "0", "36h", []string{"-1s", "1", "1d"}, "a duration of 0 or more",
+			func(c Config) any { return c.Jobs().MaxDelay }, 24 * time.Hour, time.Duration(-1), 36 * time.Hour},
+		{"max-delayed", "MAX_DELAYED", "1", "10000000", []string{"0", "10000001", "x"}, "a whole number from 1 to 10000000",
+			func(c Config) any { return c.Jobs().MaxDelayed }, 10_000, 1, 10_000_000},
 		{"log-jobs", "LOG_JOBS", "true", "false", []string{"1", "yes", "True"}, "true or false",
 			func(c Config) any { return c.LogJobs }, false, true, false},
 	}
@@ -205,7 +213,7 @@ func TestConfigHelp(t *testing.T) {
 			byDefault := fmt.Sprint(s.byDefault)
 			if said, ok := map[string]string{
 				"job-timeout": "0", "max-body": "1MiB", "max-response": "8MiB", "retain": "1h", "retain-bytes": "256MiB", "max-memory": mebibytes(budget.Default()), "upstream": "none", "public-url": "none", "cors-origins": "none",
-				"upstream-timeout": "5m", "upstream-idle": "4s", "trusted-proxies": "none", "client-key": "none",
+				"upstream-timeout": "5m", "upstream-idle": "4s", "trusted-proxies": "none", "client-key": "none", "retry-on": "none", "max-delay": "24h",
 			}[s.flag]; ok {
 				byDefault = said
 			}

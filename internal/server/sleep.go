@@ -91,7 +91,7 @@ func rest(ctx context.Context, d time.Duration) bool {
 // LogJob returns a JobsConfig.OnEnd that logs each job.
 func LogJob(log *slog.Logger) func(holdfast.JobInfo) {
 	return func(i holdfast.JobInfo) {
-		log.Info("job ended", "job", i.ID, "method", i.Method, "target", i.Target, "state", i.State, "status", i.Status, "wait", i.Wait, "run", i.Run)
+		log.Info("job ended", "job", i.ID, "method", i.Method, "target", i.Target, "state", i.State, "status", i.Status, "attempts", i.Attempts, "wait", i.Wait, "run", i.Run)
 	}
 }
 

@@ -22,9 +22,14 @@ func KeyOf(r *http.Request, name string) Key {
 	return digest(nil, []string{name}, r.Header["Authorization"], r.Header["Cookie"])
 }
 
-// PrintOf returns the Print of a request with the given body.
+// PrintOf returns the Print of a request with the given body. One that is to run at another
+// time is another request: to answer it with the first one's job would break a promise.
 func PrintOf(r *http.Request, body []byte) Print {
-	return digest(body, []string{r.Method, r.Host, r.RequestURI, r.URL.String()})
+	what := []string{r.Method, r.Host, r.RequestURI, r.URL.String()}
+	if at, delay := r.Header["Run-At"], r.Header["Delay"]; len(at)+len(delay) > 0 {
+		return digest(body, what, at, delay)
+	}
+	return digest(body, what)
 }
 
 // digest hashes lists of strings, and what follows them. No two differ only in where they
@@ -82,7 +87,7 @@ func (s *Store) Claim(ctx context.Context, key Key, print Print) (*Job, *Claim, 
 		var free <-chan struct{}
 		if s.claims[key] == c { // neither released, nor evicted with its job, nor freed by it
 			j, _ = s.lookupLocked(c.job)
-			if j != nil && j.started == 0 && j.trace != nil && j.trace.ending {
+			if j != nil && j.attempts == 0 && j.trace != nil && j.trace.ending {
 				free = j.changedLocked() // it never runs, and frees the key when that is on disk
 			}
 		}

@@ -36,8 +36,8 @@ type trace struct {
 	record  []byte        // of its acceptance; nil once the journal has it
 	size    int           // of that
 	order   uint64        // its place among all that were accepted
-	starts  int           // how often it has been started
-	cuts    int           // and cut off by a shutdown
+	cuts    int           // how often it was cut off by a shutdown
+	wall    time.Duration // when it was accepted, if that was before a restart, as the clock was then
 	ending  bool          // its end is on the way to the disk
 	written chan struct{} // closed when its acceptance is on disk, or lost
 	err     error         // set before that, if it is lost
@@ -49,12 +49,18 @@ const (
 	kindAccept = 1 + iota // order, time, claim, request, and what the HTTP layer captured
 	kindStart             // time, how many starts that makes, and how many were cut off
 	kindEnd               // print and the record as it is kept, with the response
+	kindWait              // until when, after how many starts, how many were cut off, and the status of the last response
+	kindDead              // as kindEnd, and behind it what the job can be made of again
+	kindAgain             // as kindAccept, of a job that had failed; a kindWait with its starts is behind it
+	kindGone              // a job that had ended is forgotten for good
 )
 
 const (
 	headSize   = 1 + len(ID{})
 	acceptSize = headSize + 2*8 + 1 + len(Key{}) + len(Print{}) + 3
 	startSize  = headSize + 3*8
+	waitSize   = headSize + 4*8
+	goneSize   = headSize
 	endSize    = headSize + len(Print{}) + fixedSize
 )
 
@@ -97,6 +103,9 @@ func (s *Store) journalAcceptLocked(j *Job) {
 	t, b := j.trace, j.trace.record
 	t.order, t.size, t.record = s.order, len(b), nil
 	b[0] = kindAccept
+	if j.again {
+		b[0] = kindAgain
+	}
 	copy(b[1:], j.ID[:])
 	at := binary.LittleEndian.AppendUint64(b[headSize:headSize], t.order)
 	at = binary.LittleEndian.AppendUint64(at, uint64(s.wall(j.accepted)))
@@ -106,11 +115,14 @@ func (s *Store) journalAcceptLocked(j *Job) {
 	s.journal.Append(b, func(err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if t.err = err; err == nil && j.claim != nil {
+		if t.err = err; err == nil && j.claim != nil && !j.again {
 			close(j.claim.decided)
 		}
 		close(t.written)
 	})
+	if j.again {
+		s.appendWaitLocked(j)
+	}
 }
 
 func appendClaim(b []byte, c *Claim) []byte {
@@ -135,19 +147,24 @@ func (s *Store) awaitWritten(j *Job) error {
 	return nil
 }
 
-// journalStartLocked appends a start. Nobody waits for it: a job whose start is lost with
-// the process runs once more, as one whose start is not.
-func (s *Store) journalStartLocked(j *Job) {
-	j.trace.starts++
-	s.appendStartLocked(j)
-}
-
+// appendStartLocked appends how often the job has been started and cut off.
 func (s *Store) appendStartLocked(j *Job) {
 	b := append(make([]byte, 0, startSize), kindStart)
 	b = append(b, j.ID[:]...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.wall(j.started)))
-	b = binary.LittleEndian.AppendUint64(b, uint64(j.trace.starts))
+	b = binary.LittleEndian.AppendUint64(b, uint64(j.attempts))
 	s.journal.Append(binary.LittleEndian.AppendUint64(b, uint64(j.trace.cuts)), nil)
+}
+
+// appendWaitLocked appends that the job waits for another attempt. Nobody waits for that on
+// disk: without it the job runs earlier.
+func (s *Store) appendWaitLocked(j *Job) {
+	b := append(make([]byte, 0, waitSize), kindWait)
+	b = append(b, j.ID[:]...)
+	for _, n := range []uint64{uint64(s.wall(j.next)), uint64(j.attempts), uint64(j.trace.cuts), uint64(j.status)} {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	s.journal.Append(b, nil)
 }
 
 // CutOff says that the process ends in order, and cuts off what runs. These jobs are
@@ -172,9 +189,10 @@ func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) Outcome
 	kept := *j
 	kept.ended, kept.outcome = ended, o
 	b := kept.endRecord(s)
-	s.bounds.Memory.Add(int64(len(b)))               // the worker is free, whatever the disk does
-	if o.State == Done && o.Response.Held() == nil { // its maker has its memory back
-		o.Response = exchange.Cut(b[len(b)-4-o.Response.Size():], nil)
+	s.bounds.Memory.Add(int64(len(b)))                                   // the worker is free, whatever the disk does
+	if size := o.Response.Size(); size > 0 && o.Response.Held() == nil { // its maker has its memory back
+		end := len(b) - len(o.Letter.Captured) - kept.record(s).more()
+		o.Response = exchange.Cut(b[end-4-size:end:end], nil)
 	}
 	s.journal.Append(b, func(err error) {
 		s.mu.Lock()
@@ -190,23 +208,30 @@ func (s *Store) journalEndLocked(j *Job, o Outcome, ended time.Duration) Outcome
 	return o
 }
 
-// endRecord returns the record of the end of a job.
-func (j *Job) endRecord(s *Store) []byte {
-	r := record{
-		id: j.ID, request: j.request, outcome: j.outcome,
+// record returns what is kept of a job that has ended, with times as in the journal.
+func (j *Job) record(s *Store) *record {
+	return &record{
+		id: j.ID, request: j.request, outcome: j.outcome, attempts: j.attempts,
 		accepted: s.wall(j.accepted), started: s.wall(j.started), ended: s.wall(j.ended),
 	}
-	response := 0
-	if j.outcome.State == Done {
-		response = 4 + j.outcome.Response.Size()
+}
+
+// endRecord returns the record of the end of a job.
+func (j *Job) endRecord(s *Store) []byte {
+	r, response, kind := j.record(s), 0, byte(kindEnd)
+	if size := j.outcome.Response.Size(); size > 0 {
+		response = 4 + size
 	}
-	b := make([]byte, 0, endSize+len(j.outcome.Detail)+r.request.size()+response)
-	b = append(append(b, kindEnd), j.ID[:]...)
+	if j.outcome.Letter.Captured != nil {
+		kind = kindDead
+	}
+	b := make([]byte, 0, endSize+len(j.outcome.Detail)+r.request.size()+response+moreSize+len(j.outcome.Letter.Captured))
+	b = append(append(b, kind), j.ID[:]...)
 	var print Print
 	if j.claim != nil {
 		r.claimed, r.key, print = true, j.claim.key, j.claim.print
 	}
-	return r.append(append(b, print[:]...), response)
+	return append(r.append(append(b, print[:]...), response), j.outcome.Letter.Captured...)
 }
 
 // wall returns a time of the store's clock in nanoseconds since 1970; 0 stays 0.
@@ -232,9 +257,12 @@ var errRecord = errors.New("store: a record of the journal is not as this versio
 type Step string
 
 const (
-	Accepted Step = "accepted"
-	Started  Step = "started"
-	Ended    Step = "ended"
+	Accepted  Step = "accepted"
+	Started   Step = "started"
+	Waiting   Step = "waiting" // for another attempt
+	Ended     Step = "ended"
+	Again     Step = "again" // accepted once more, after it had failed
+	Discarded Step = "discarded"
 )
 
 // StepOf returns which job a record of the journal is of, and what it says. An error means
@@ -245,10 +273,20 @@ func StepOf(b []byte) (ID, Step, error) {
 	}
 	id := ID(b[1:headSize])
 	switch kind := b[0]; {
-	case kind == kindAccept && len(b) >= acceptSize:
-		if lengths := b[acceptSize-3 : acceptSize]; len(b) >= acceptSize+int(lengths[0])+int(lengths[1])+int(lengths[2]) {
-			return id, Accepted, nil
+	case (kind == kindAccept || kind == kindAgain) && len(b) >= acceptSize:
+		if lengths := b[acceptSize-3 : acceptSize]; len(b) < acceptSize+int(lengths[0])+int(lengths[1])+int(lengths[2]) {
+			break
 		}
+		if kind == kindAgain {
+			return id, Again, nil
+		}
+		return id, Accepted, nil
+	case kind == kindWait && len(b) == waitSize:
+		return id, Waiting, nil
+	case kind == kindGone && len(b) == goneSize:
+		return id, Discarded, nil
+	case kind == kindDead && len(b) >= endSize && lengthOf(b[endSize-fixedSize:]) < len(b)-endSize+fixedSize:
+		return id, Ended, nil
 	case kind == kindStart && len(b) == startSize:
 		return id, Started, nil
 	case kind == kindEnd && len(b) >= endSize && lengthOf(b[endSize-fixedSize:]) == len(b)-endSize+fixedSize:
@@ -267,18 +305,34 @@ func (s *Store) Replay(b []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch step {
+	case Again:
+		s.kept.remove(id)
+		s.replayAcceptLocked(id, b)
 	case Accepted:
 		s.replayAcceptLocked(id, b)
-	case Started:
+	case Started, Waiting:
 		if j, open := s.open[id]; open {
-			j.started = s.clock(time.Duration(binary.LittleEndian.Uint64(b[headSize:])))
-			j.trace.starts = max(j.trace.starts, int(binary.LittleEndian.Uint64(b[headSize+8:])))
-			j.trace.cuts = max(j.trace.cuts, int(binary.LittleEndian.Uint64(b[headSize+16:])))
+			s.replayAttemptLocked(j, step, b[headSize:])
 		}
 	case Ended:
 		s.replayEndLocked(id, b)
+	case Discarded:
+		s.discardLocked(id)
 	}
 	return nil
+}
+
+func (s *Store) replayAttemptLocked(j *Job, step Step, b []byte) {
+	at := time.Duration(binary.LittleEndian.Uint64(b))
+	starts, cuts := int(binary.LittleEndian.Uint64(b[8:])), int(binary.LittleEndian.Uint64(b[16:]))
+	if starts < j.attempts {
+		return // a copy of what came before
+	}
+	j.attempts, j.trace.cuts = starts, max(j.trace.cuts, cuts)
+	j.started, j.next, j.status = s.clock(at), 0, 0
+	if step == Waiting {
+		j.started, j.next, j.status = 0, max(1, at-time.Duration(s.epoch.UnixNano())), int(binary.LittleEndian.Uint64(b[24:]))
+	}
 }
 
 func (s *Store) replayAcceptLocked(id ID, b []byte) {
@@ -295,7 +349,7 @@ func (s *Store) replayAcceptLocked(id ID, b []byte) {
 		return t
 	}
 	j := &Job{ID: id, request: Request{text(lengths[0]), text(lengths[1]), text(lengths[2])}, accepted: s.clock(accepted), outcome: Outcome{State: Queued}}
-	j.trace = &trace{record: slices.Clone(rest), size: len(b), order: order, written: closed}
+	j.trace = &trace{record: slices.Clone(rest), size: len(b), order: order, wall: accepted, written: closed}
 	if claimed { // whatever job had the key before was forgotten, or there would not be this one
 		j.claim = s.reclaimLocked(id, key, print)
 	}
@@ -340,8 +394,11 @@ func (s *Store) replayEndLocked(id ID, b []byte) {
 	}
 	r := (&log{}).decode(&chunk{b: b}, uint32(endSize-fixedSize))
 	j := r.job()
+	if b[0] == kindDead {
+		j.outcome.Letter.Captured = slices.Clone(b[endSize-fixedSize+lengthOf(b[endSize-fixedSize:]):])
+	}
 	j.accepted, j.started, j.ended = s.clock(r.accepted), s.clock(r.started), s.clock(r.ended)
-	if j.outcome.State == Done && j.outcome.Response.Size() > largeSize { // a smaller one is copied by the log
+	if j.outcome.Response.Size() > largeSize { // a smaller one is copied by the log
 		j.outcome.Response = j.outcome.Response.Clone(s.bounds.Memory)
 	}
 	if r.claimed && !s.claimedAnewLocked(j, r.key) {
@@ -357,8 +414,10 @@ func (s *Store) replayEndLocked(id ID, b []byte) {
 // A Restored is a job that was accepted before a restart and had not ended.
 type Restored struct {
 	*Job
-	Captured []byte // what Capture was given
-	Deaths   int    // how often the process has ended, and not by a shutdown, while it ran
+	Captured []byte    // what Capture was given
+	Deaths   int       // if the process has ended while it ran: how often it was started and not cut off by a shutdown
+	Next     time.Time // when it may start; zero: whenever its turn comes
+	Accepted time.Time // by the clock as it was then, which may have been ahead of the present one
 }
 
 // Restored returns these jobs in the order in which they were accepted. They are queued,
@@ -373,8 +432,15 @@ func (s *Store) Restored() []Restored {
 	s.boundLocked(s.now())
 	var all []Restored
 	for _, j := range s.open {
+		r := Restored{Job: j, Captured: j.trace.record, Accepted: time.Unix(0, int64(j.trace.wall))}
+		switch {
+		case j.next > 0:
+			r.Next = s.epoch.Add(j.next)
+		case j.started > 0:
+			r.Deaths = j.attempts - j.trace.cuts
+		}
 		j.started = 0
-		all = append(all, Restored{j, j.trace.record, j.trace.starts - j.trace.cuts})
+		all = append(all, r)
 		j.trace.record = nil
 	}
 	slices.SortFunc(all, func(a, b Restored) int { return cmp.Compare(a.trace.order, b.trace.order) })
@@ -386,14 +452,14 @@ func (s *Store) Restored() []Restored {
 func (s *Store) Continue(j *Job, attempt int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	j.trace.starts = max(j.trace.starts, attempt) - 1
+	j.attempts = max(j.attempts, attempt) - 1
 }
 
-// Again says that a job which runs beside a journal is started once more, since what ran
+// Restart says that a job which runs beside a journal is started once more, since what ran
 // it is gone, or, with cut, has been shut down. It returns how often the job has been
 // started by that, and how many of those starts were ended by a death. 0 means that it
 // does not run.
-func (s *Store) Again(id ID, cut bool) (attempt, deaths int) {
+func (s *Store) Restart(id ID, cut bool) (attempt, deaths int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	j, open := s.open[id]
@@ -403,9 +469,10 @@ func (s *Store) Again(id ID, cut bool) (attempt, deaths int) {
 	if cut {
 		j.trace.cuts++
 	}
-	deaths = j.trace.starts - j.trace.cuts
-	s.journalStartLocked(j)
-	return j.trace.starts, deaths
+	deaths = j.attempts - j.trace.cuts
+	j.attempts++
+	s.appendStartLocked(j)
+	return j.attempts, deaths
 }
 
 // Standing returns where the job with an id stands. It reports false if there is none, or
@@ -438,16 +505,33 @@ func (s *Store) CopyIfAlive(b []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch j, open := s.open[id]; {
-	case b[0] == kindEnd && s.kept.has(id):
-		s.journal.Append(b, nil)
-	case b[0] == kindAccept && open && !j.trace.ending:
+	case b[0] == kindEnd || b[0] == kindDead:
+		if s.isKeptLocked(id, b) {
+			s.journal.Append(b, nil)
+		}
+	case (b[0] == kindAccept || b[0] == kindAgain) && open && !j.trace.ending:
 		s.journal.Append(b, nil)
 		// The starts may lie between here and the copy, where Replay does not know the job
 		// yet. So each copy of an acceptance brings them along, and they are never copied.
-		if j.trace.starts > 0 {
+		switch {
+		case j.attempts == 0:
+		case j.next > 0:
+			s.appendWaitLocked(j)
+		default:
 			s.appendStartLocked(j)
 		}
 	}
+}
+
+// isKeptLocked reports whether a record of an end is that which is kept. A job that ran
+// again has an earlier one, with fewer attempts or another state.
+func (s *Store) isKeptLocked(id ID, b []byte) bool {
+	kept, ok := s.kept.find(id)
+	if !ok || len(b) < endSize {
+		return false
+	}
+	r := (&log{}).decode(&chunk{b: b}, uint32(endSize-fixedSize))
+	return r.attempts == kept.attempts && r.outcome.State == kept.outcome.State
 }
 
 // Live returns about how many bytes of the journal are still needed.

@@ -186,7 +186,7 @@ func TestEndCopiesTheResponse(t *testing.T) {
 		if err := x.Serve(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		ended := s.End(j, Outcome{State: Done, Response: x.Keep()})
+		ended := s.End(j, Outcome{State: Done, Response: x.Retain()})
 		x.Release()
 		// Others get the memory.
 		var y exchange.Exchange

@@ -29,7 +29,8 @@ type log struct {
 	bytes  int64   // that the records take
 	unread int     // records without the mark of read
 
-	large map[ID]exchange.Response // those that are objects of their own, since so they need no copy
+	large   map[ID]exchange.Response // those that are objects of their own, since so they need no copy
+	letters map[ID]Letter            // of jobs that can run again; they have no place in a chunk, which they might fill
 }
 
 // A chunk has the bytes of records. What is read from it keeps it as a whole.
@@ -37,7 +38,7 @@ type chunk struct {
 	b           []byte // nil when it has no record any more
 	held        *budget.Shared
 	live, large int   // its records in the index, and those of them with a large response
-	apart       int64 // bytes of these
+	apart       int64 // bytes of these, and of letters
 	gaps        int   // records forgotten in the middle
 }
 
@@ -55,7 +56,7 @@ const (
 )
 
 func newLog(b *budget.Budget) log {
-	return log{budget: b, index: make(map[ID]place), large: make(map[ID]exchange.Response)}
+	return log{budget: b, index: make(map[ID]place), large: make(map[ID]exchange.Response), letters: make(map[ID]Letter)}
 }
 
 // A record is what is kept of a job.
@@ -66,6 +67,7 @@ type record struct {
 	claimed                  bool // under key
 	key                      Key
 	request                  Request // cut
+	attempts                 int
 }
 
 // A header is what eviction needs of a record, which is read without an allocation
@@ -82,7 +84,7 @@ type header struct {
 
 // job returns a Job that has ended as the record says.
 func (r *record) job() *Job {
-	return &Job{ID: r.id, request: r.request, accepted: r.accepted, started: r.started, ended: r.ended, outcome: r.outcome}
+	return &Job{ID: r.id, request: r.request, accepted: r.accepted, started: r.started, ended: r.ended, outcome: r.outcome, attempts: r.attempts}
 }
 
 // states are encoded by their place.
@@ -97,12 +99,14 @@ const (
 	fixedSize = lengthsAt + 2*4 + 3
 	indexSize = 2 * (16 + 8) // a map is at most half empty, nearly always
 	claimSize = 256          // the Claim, and its place in a map
+	moreSize  = 4            // how often the job was started, if not once; behind the response
 )
 
 // The marks of a record. One that was read is the only thing in a log that changes.
 const (
 	markClaimed = 1 << iota
 	markRead
+	markMore // it was started more often than once
 )
 
 // add appends a record and returns its outcome as it lies in the log. A response of
@@ -110,14 +114,14 @@ const (
 func (l *log) add(r record) Outcome {
 	response, large, apart := 0, 0, 0
 	switch {
-	case r.outcome.State != Done:
+	case r.outcome.Response.Size() == 0:
 	case r.outcome.Response.Size() > largeSize:
 		l.large[r.id] = r.outcome.Response
 		large, apart = 1, r.outcome.Response.Size()
 	default:
 		response = 4 + r.outcome.Response.Size()
 	}
-	size := fixedSize + len(r.outcome.Detail) + response + r.request.size()
+	size := fixedSize + len(r.outcome.Detail) + response + r.request.size() + r.more()
 	last := len(l.chunks) - 1
 	if last < 0 || len(l.chunks[last].b)+size > cap(l.chunks[last].b) {
 		l.chunks = append(l.chunks, chunk{b: make([]byte, 0, chunkSize), held: l.budget.Share(chunkSize)})
@@ -126,14 +130,20 @@ func (l *log) add(r record) Outcome {
 	c := &l.chunks[last]
 	c.live++
 	c.large += large
-	c.apart += int64(apart)
+	letter := r.outcome.Letter
+	if r.outcome.Letter = (Letter{}); letter.Captured != nil { // whoever reads about the job need not know it
+		l.letters[r.id] = letter
+		l.budget.Add(letter.size())
+	}
+	c.apart += int64(apart) + letter.size()
 	l.index[r.id] = place{l.first + uint32(last), uint32(len(c.b))}
 	l.budget.Add(indexed(r.claimed))
 	c.b = r.append(c.b, response)
 	if response > 0 {
-		r.outcome.Response = exchange.Cut(c.b[len(c.b)-response:], c.held)
+		end := len(c.b) - r.more()
+		r.outcome.Response = exchange.Cut(c.b[end-response:end:end], c.held)
 	}
-	l.bytes += r.size()
+	l.bytes += r.size() + letter.size()
 	l.unread++
 	return r.outcome
 }
@@ -150,6 +160,9 @@ func (r *record) append(b []byte, response int) []byte {
 	if r.claimed {
 		marks = markClaimed
 	}
+	if r.more() > 0 {
+		marks |= markMore
+	}
 	b = append(append(b, marks), r.key[:]...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(r.outcome.Detail)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(response))
@@ -159,14 +172,42 @@ func (r *record) append(b []byte, response int) []byte {
 	if response > 0 {
 		b = r.outcome.Response.Append(b)
 	}
+	if r.more() > 0 {
+		b = binary.LittleEndian.AppendUint32(b, uint32(r.attempts))
+	}
 	return b
+}
+
+// more returns the length of what a record says of attempts: nothing, for most. Whether it
+// was started once or not at all the time of its start tells.
+func (r *record) more() int {
+	if r.attempts == usual(r.started) {
+		return 0
+	}
+	return moreSize
+}
+
+// usual returns how often a job was started, if its record does not say.
+func usual(started time.Duration) int {
+	if started == 0 {
+		return 0
+	}
+	return 1
+}
+
+// size returns what a Letter takes, with its place in a map.
+func (l Letter) size() int64 {
+	if l.Captured == nil {
+		return 0
+	}
+	return int64(len(l.Captured)) + claimSize
 }
 
 func (r Request) size() int { return len(r.Method) + len(r.Target) + len(r.Route) }
 
 // size returns the bytes that the record takes.
 func (r *record) size() int64 {
-	return indexed(r.claimed) + int64(fixedSize+len(r.outcome.Detail)+r.request.size()+r.outcome.Response.Size())
+	return indexed(r.claimed) + int64(fixedSize+len(r.outcome.Detail)+r.request.size()+r.outcome.Response.Size()+r.more())
 }
 
 // indexed returns what a record takes besides its chunk and a large response.
@@ -197,12 +238,18 @@ func (l *log) decode(c *chunk, offset uint32) (r record) {
 	r.outcome.Detail = text(detail)
 	r.request = Request{text(request[0]), text(request[1]), text(request[2])}
 	if response > 0 {
-		r.outcome.Response = exchange.Cut(b[:response], c.held)
-	} else if r.outcome.State == Done {
+		r.outcome.Response = exchange.Cut(b[:response:response], c.held)
+	} else if mayAnswer(r.outcome.State) {
 		r.outcome.Response = l.large[r.id]
+	}
+	if r.attempts = usual(r.started); c.b[offset+marksAt]&markMore != 0 {
+		r.attempts = int(binary.LittleEndian.Uint32(b[response:]))
 	}
 	return r
 }
+
+// mayAnswer reports whether a job in a state may have a response.
+func mayAnswer(s State) bool { return s == Done || s == Failed }
 
 // header reads the header of the record at the beginning of b.
 func (l *log) header(b []byte) (h header) {
@@ -214,9 +261,10 @@ func (l *log) header(b []byte) (h header) {
 	h.size = int64(h.length) + indexed(h.claimed)
 	if _, response, _ := lengths(b); response > 0 {
 		h.size -= 4 // which size leaves out
-	} else if states[b[stateAt]] == Done {
+	} else if mayAnswer(states[b[stateAt]]) {
 		h.size += int64(l.large[h.id].Size())
 	}
+	h.size += l.letters[h.id].size()
 	return h
 }
 
@@ -230,7 +278,11 @@ func lengths(b []byte) (detail, response int, request [3]int) {
 // lengthOf returns the length of the record at the beginning of b.
 func lengthOf(b []byte) int {
 	detail, response, request := lengths(b)
-	return fixedSize + detail + response + request[0] + request[1] + request[2]
+	more := 0
+	if b[marksAt]&markMore != 0 {
+		more = moreSize
+	}
+	return fixedSize + detail + response + request[0] + request[1] + request[2] + more
 }
 
 // find returns the record with an id.
@@ -308,8 +360,9 @@ func (l *log) sorted() log {
 	n.index = make(map[ID]place, len(ends))
 	for _, e := range ends {
 		r := l.decode(&l.chunks[e.where.chunk], e.where.offset)
+		r.outcome.Letter = l.letters[r.id]
 		n.add(r)
-		l.budget.Add(-indexed(r.claimed))
+		l.budget.Add(-indexed(r.claimed) - r.outcome.Letter.size())
 	}
 	for i := range l.chunks {
 		l.empty(i)
@@ -335,6 +388,22 @@ func (l *log) shift() {
 	l.front = 0
 }
 
+// remove forgets the record with an id, wherever it lies.
+func (l *log) remove(id ID) (header, bool) {
+	at, ok := l.index[id]
+	if !ok {
+		return header{}, false
+	}
+	i := int(at.chunk - l.first)
+	r := l.header(l.chunks[i].b[at.offset:])
+	l.forget(i, r)
+	l.chunks[i].gaps++
+	if l.chunks[i].live == 0 && i < len(l.chunks)-1 {
+		l.empty(i)
+	}
+	return r, true
+}
+
 // forget takes the record r of a chunk out of the index.
 func (l *log) forget(chunk int, r header) {
 	c := &l.chunks[chunk]
@@ -343,6 +412,11 @@ func (l *log) forget(chunk int, r header) {
 		delete(l.large, r.id)
 		c.large--
 		c.apart -= int64(large.Size())
+	}
+	if letter, ok := l.letters[r.id]; ok {
+		delete(l.letters, r.id)
+		c.apart -= letter.size()
+		l.budget.Add(-letter.size())
 	}
 	delete(l.index, r.id)
 	c.live--

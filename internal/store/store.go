@@ -3,7 +3,8 @@
 //
 // The HTTP layer reaches a job's record by the methods of Store alone. A job is
 // added before it is submitted to the dispatcher; from there it is accepted,
-// started and ended, in this order and each at most once, or withdrawn. Each of
+// started and ended, in this order and each at most once, or withdrawn. Between a start
+// and the end it may wait and be started again any number of times. Each of
 // these steps is decided in one method, under one lock, so the steps of all jobs
 // have one order.
 //
@@ -91,6 +92,7 @@ type Store struct {
 	ending    int           // jobs whose end is on the way to the disk
 	lastEnd   time.Duration // the latest that was replayed
 	unsorted  bool          // an earlier one came after it
+	retries   uint64        // attempts that were followed by another one
 
 	byAge, byJobs, byBytes uint64        // evicted
 	lastEvicted            time.Duration // when the last of those had ended; 0: none was
@@ -103,8 +105,13 @@ type Job struct {
 	request Request // nor is this
 
 	accepted, started, ended time.Duration
+	attempts                 int           // how often it was started
+	next                     time.Duration // when it may be started; 0: whenever its turn comes
+	status                   int           // of the response of the last attempt, while it waits for the next
 	outcome                  Outcome       // State is where the job stands
 	work                     Work          // nil when the job has ended
+	again                    bool          // it had failed before, as accepted at original
+	original                 time.Duration
 	changed                  chan struct{} // closed at the next change; nil if nobody waits
 	claim                    *Claim        // until the job has ended
 	trace                    *trace        // nil without a journal
@@ -236,6 +243,10 @@ func (s *Store) acceptLocked(j *Job, now time.Duration) {
 	}
 	j.accepted = now
 	s.pending--
+	if j.again {
+		j.accepted = j.original
+		s.kept.remove(j.ID)
+	}
 	c := j.claim
 	if c != nil {
 		c.job = j.ID
@@ -243,7 +254,7 @@ func (s *Store) acceptLocked(j *Job, now time.Duration) {
 	switch {
 	case s.journal != nil:
 		s.journalAcceptLocked(j)
-	case c != nil:
+	case c != nil && !j.again:
 		close(c.decided)
 	}
 }
@@ -266,7 +277,7 @@ func (s *Store) Withdraw(j *Job) {
 }
 
 // Start says that the job runs, and returns how often it has been started by that, or 0 if
-// it runs or has ended. A job is started more than once only after a restart.
+// it runs or has ended.
 func (s *Store) Start(j *Job) (attempt int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -275,14 +286,41 @@ func (s *Store) Start(j *Job) (attempt int) {
 	}
 	now := s.now()
 	s.acceptLocked(j, now)
-	j.outcome.State, j.started = Running, now
-	attempt = 1
-	if s.journal != nil {
-		s.journalStartLocked(j)
-		attempt = j.trace.starts
+	j.outcome.State, j.started, j.next, j.status = Running, now, 0, 0
+	j.attempts++
+	if s.journal != nil { // nobody waits for it: a job whose start is lost with the process runs once more, as one whose start is not
+		s.appendStartLocked(j)
 	}
 	s.changedLocked(j)
-	return attempt
+	return j.attempts
+}
+
+// Delay says before Add that the job is not to start before a time.
+func (s *Store) Delay(j *Job, until time.Time) { j.next = max(1, until.Sub(s.epoch)) }
+
+// Wait says that an attempt is over, and that the job waits for the next one until a time.
+// status is that of the attempt's response, 0 if there is none. Wait reports whether the job
+// was running.
+func (s *Store) Wait(j *Job, until time.Time, status int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j.outcome.State != Running || j.endingLocked() {
+		return false
+	}
+	j.outcome.State, j.started, j.next, j.status = Queued, 0, max(1, until.Sub(s.epoch)), status
+	if s.journal != nil {
+		s.appendWaitLocked(j)
+	}
+	s.retries++
+	s.changedLocked(j)
+	return true
+}
+
+// Attempts returns how often the job was started.
+func (s *Store) Attempts(j *Job) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return j.attempts
 }
 
 // endingLocked reports whether the job has ended, or will as soon as that is on disk.
@@ -292,12 +330,27 @@ func (j *Job) endingLocked() bool {
 
 // An Outcome is how a job has ended: as Done with the response, else with the
 // status and the words by which a client that asks for it is told why there is
-// none.
+// none. A job that has Failed may have a response too: that of its last attempt.
 type Outcome struct {
 	State    State
 	Response exchange.Response
 	Status   int
 	Detail   string
+	Letter   Letter // of a job that has Failed: what it is made of again
+}
+
+// A Letter is what a job can be made of again.
+type Letter struct {
+	Captured []byte // as for Job.Capture; nil: it cannot be made again
+	Route    any    // whatever is known of the handler in this process; nil after a restart
+}
+
+// Answered returns the status of the response, or 0 if there is none.
+func (o Outcome) Answered() int {
+	if o.Response.Size() == 0 {
+		return 0
+	}
+	return o.Response.Status()
 }
 
 // End says how the job has ended, and returns what is known of it then; a second End
@@ -307,10 +360,13 @@ type Outcome struct {
 // place.
 func (s *Store) End(j *Job, o Outcome) View {
 	switch {
-	case o.State != Done:
-		o.Response = exchange.Response{}
+	case o.State != Done && o.State != Failed:
+		o.Response, o.Letter = exchange.Response{}, Letter{}
 	case o.Response.Size() > largeSize && o.Response.Held() == nil: // a smaller one is copied by the log
 		o.Response = o.Response.Clone(s.bounds.Memory) // not under the lock, which all jobs need
+	}
+	if int64(len(o.Letter.Captured)) > s.bounds.Bytes/4 {
+		o.Letter = Letter{} // with a large response it would leave no space for its own record
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -354,6 +410,10 @@ type View struct {
 	Request                  Request
 	Accepted, Started, Ended time.Time // zero: not yet, or never
 	Expires                  time.Time // when it is forgotten at the latest; zero before its end
+
+	Attempts   int       // how often it was started
+	Next       time.Time // when it may be started; zero: as soon as its turn comes
+	LastStatus int       // while it waits for another attempt, the status of the last one's response; 0: there is none
 }
 
 // Wait returns how long the job has waited for its start, or 0 if it has not started.
@@ -390,7 +450,10 @@ func (s *Store) viewLocked(j *Job) View {
 		}
 		return s.epoch.Add(t)
 	}
-	v := View{Outcome: j.outcome, Request: j.request, Accepted: at(j.accepted), Started: at(j.started), Ended: at(j.ended)}
+	v := View{Outcome: j.outcome, Request: j.request, Accepted: at(j.accepted), Started: at(j.started), Ended: at(j.ended), Attempts: j.attempts}
+	if j.outcome.State == Queued {
+		v.Next, v.LastStatus = at(j.next), j.status
+	}
 	if j.outcome.State.Ended() {
 		v.Expires = at(j.ended + s.bounds.Age)
 	}
@@ -475,10 +538,10 @@ func (s *Store) keepLocked(j *Job) {
 }
 
 func (s *Store) takeLocked(j *Job) {
-	r := record{id: j.ID, request: j.request, accepted: j.accepted, started: j.started, ended: j.ended, outcome: j.outcome}
+	r := record{id: j.ID, request: j.request, accepted: j.accepted, started: j.started, ended: j.ended, outcome: j.outcome, attempts: j.attempts}
 	switch {
 	case j.claim == nil:
-	case j.started == 0:
+	case j.attempts == 0:
 		delete(s.claims, j.claim.key)
 	default:
 		r.claimed, r.key = true, j.claim.key
@@ -577,6 +640,8 @@ type Stats struct {
 	Unread                 int           // of those that are kept, and those that will be when their ends are on disk
 	ByAge, ByJobs, ByBytes uint64        // evicted
 	Reach                  time.Duration // what ended less long ago than that is still there
+	Retries                uint64        // attempts that were followed by another one
+	Letters                int           // jobs that have failed, are kept, and can run again
 }
 
 // Stats returns a snapshot.
@@ -588,7 +653,7 @@ func (s *Store) Stats() Stats {
 	st := Stats{
 		Open: len(s.open) - s.pending, Kept: len(s.kept.index), Bytes: s.kept.bytes, Unread: s.kept.unread + s.ending,
 		ByAge: s.byAge, ByJobs: s.byJobs, ByBytes: s.byBytes,
-		Reach: s.bounds.Age,
+		Reach: s.bounds.Age, Retries: s.retries, Letters: len(s.kept.letters),
 	}
 	if s.lastEvicted > 0 {
 		st.Reach = min(st.Reach, now-s.lastEvicted)

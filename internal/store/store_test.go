@@ -253,12 +253,12 @@ func TestRequestIsCut(t *testing.T) {
 	}
 }
 
-// A response that comes with another outcome than Done is not kept: its memory is
+// A response that comes with another outcome than Done or Failed is not kept: its memory is
 // the caller's, who uses it for the next client.
 func TestEndKeepsNoOtherResponse(t *testing.T) {
 	s := New(plenty)
 	j := open(s)
-	s.End(j, Outcome{State: Failed, Response: respond(t, "another client's")})
+	s.End(j, Outcome{State: Canceled, Response: respond(t, "another client's")})
 	if n := s.View(j).Response.Size(); n != 0 {
 		t.Errorf("%d bytes are kept", n)
 	}

@@ -128,7 +128,7 @@ func TestOrders(t *testing.T) {
 	}
 	soon, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	run := func(o order) chan result {
+	send := func(o order) chan result {
 		c := make(chan result, 1)
 		go func() {
 			end, err := a.run(soon, p, o)
@@ -137,14 +137,14 @@ func TestOrders(t *testing.T) {
 		return c
 	}
 	one := order{term: 2, id: store.NewID(), attempt: 1, request: request("/one")}
-	first, second := run(one), run(one)
+	first, second := send(one), send(one)
 	await(t, "the job runs", func() bool { return started.Load() == 1 })
-	two := run(order{term: 2, id: store.NewID(), attempt: 1, request: request("/two")})
+	two := send(order{term: 2, id: store.NewID(), attempt: 1, request: request("/two")})
 	await(t, "both run", func() bool { return started.Load() == 2 })
-	if r := <-run(order{term: 2, id: store.NewID(), request: request("/three")}); !errors.Is(r.err, errBusy) {
+	if r := <-send(order{term: 2, id: store.NewID(), request: request("/three")}); !errors.Is(r.err, errBusy) {
 		t.Errorf("a third job at two workers: %v, want %v", r.err, errBusy)
 	}
-	if r := <-run(order{term: 1, id: one.id, request: request("/one")}); !errors.Is(r.err, errOld) {
+	if r := <-send(order{term: 1, id: one.id, request: request("/one")}); !errors.Is(r.err, errOld) {
 		t.Errorf("an order of an older term: %v, want %v", r.err, errOld)
 	}
 	old := one
@@ -157,13 +157,22 @@ func TestOrders(t *testing.T) {
 			t.Errorf("%q, %v", r.end, r.err)
 		}
 	}
-	if r := <-run(one); r.err != nil || !strings.Contains(string(r.end), "end of /one") {
+	if r := <-send(one); r.err != nil || !strings.Contains(string(r.end), "end of /one") {
 		t.Errorf("the end of a job that has ended: %q, %v", r.end, r.err)
 	}
 	if started.Load() != 2 {
 		t.Errorf("%d jobs were started, want 2", started.Load())
 	}
-	a.forget(t.Context(), p, 2, []store.ID{one.id})
+	later := one
+	later.attempt = 2
+	if r := <-send(later); r.err != nil || started.Load() != 3 {
+		t.Errorf("the next attempt of a job that has ended: %v, %d starts; want another one", r.err, started.Load())
+	}
+	a.forget(t.Context(), p, 2, map[store.ID]run{one.id: {attempt: 1, ended: true}})
+	if _, all := b.runs.list(); len(all) != 2 {
+		t.Errorf("%d ends are held after the former attempt was to be forgotten, want 2", len(all))
+	}
+	a.forget(t.Context(), p, 2, map[store.ID]run{one.id: {attempt: 2, ended: true}})
 	if _, all := b.runs.list(); len(all) != 1 {
 		t.Errorf("%d ends are held, want that of the other job", len(all))
 	}

@@ -64,7 +64,7 @@ func (e *errand) over() {
 // run returns the end of the job. An error that is no NoResponse means that ctx has ended.
 func (e *errand) run(ctx context.Context) ([]byte, error) {
 	for died, cut := false, false; ; {
-		p, err := e.take(ctx, e.id)
+		p, err := e.take(ctx, e.id, e.attempt)
 		if err == nil && (died || cut) {
 			// Not before it has a slot: else a leader that is lost while the job waits for one
 			// would have counted a start that there was not.
@@ -145,7 +145,7 @@ func (e *errand) again(cut bool) error {
 	if !e.followed {
 		return &exchange.NoResponse{Status: http.StatusBadGateway, Detail: "the node that ran the request is gone; it may have run in part"}
 	}
-	attempt, deaths := e.store.Again(e.id, cut)
+	attempt, deaths := e.store.Restart(e.id, cut)
 	if deaths >= e.attempts {
 		return &exchange.NoResponse{Status: http.StatusInternalServerError, Detail: fmt.Sprintf("the server ended %d times while the job ran", deaths)}
 	}
@@ -160,7 +160,13 @@ func answer(w http.ResponseWriter, method string, end []byte) {
 	switch end[0] {
 	case endResponse:
 		clear(w.Header()) // what was preset here was preset there
-		response := exchange.Cut(end[1:], nil)
+		if end[1]&marksNever != 0 {
+			w.Header().Set("Job-Retry", "never")
+		}
+		if end[1]&marksUnreached != 0 {
+			exchange.Unreached(w)
+		}
+		response := exchange.Cut(end[2:], nil)
 		response.CopyHeader(w.Header())
 		response.Write(w, method)
 	case endPanic:

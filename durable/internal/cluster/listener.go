@@ -102,15 +102,11 @@ func (n *Node) serveForget(w http.ResponseWriter, r *http.Request) {
 	if _, ok := n.admit(w, r); !ok {
 		return
 	}
-	packed, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(maxRuns*len(store.ID{}))))
+	packed, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(maxRuns*runSize)))
 	if err != nil {
 		return
 	}
-	var ids []store.ID
-	for ; len(packed) >= len(store.ID{}); packed = packed[len(store.ID{}):] {
-		ids = append(ids, store.ID(packed))
-	}
-	n.runs.forget(ids)
+	n.runs.forget(unpack(packed))
 }
 
 // post sends a message to a node.
@@ -220,18 +216,14 @@ func (n *Node) cancel(ctx context.Context, p *peer, o order) {
 }
 
 // forget tells a node that ends are stored. If that is lost, its next beat names them again.
-func (n *Node) forget(ctx context.Context, p *peer, term uint64, ids []store.ID) {
+func (n *Node) forget(ctx context.Context, p *peer, term uint64, needless map[store.ID]run) {
 	if p.name == n.Node {
-		n.runs.forget(ids)
+		n.runs.forget(needless)
 		return
-	}
-	packed := make([]byte, 0, len(ids)*len(store.ID{}))
-	for _, id := range ids {
-		packed = append(packed, id[:]...)
 	}
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
-	resp, err := n.post(ctx, p.addr, "/forget", http.Header{headTerm: {strconv.FormatUint(term, 10)}}, packed)
+	resp, err := n.post(ctx, p.addr, "/forget", http.Header{headTerm: {strconv.FormatUint(term, 10)}}, pack(needless))
 	if err == nil {
 		resp.Body.Close()
 	}

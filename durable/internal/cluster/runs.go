@@ -19,10 +19,16 @@ import (
 
 // The kinds of ends. An end begins with its kind.
 const (
-	endResponse = iota // and the response, encoded
+	endResponse = iota // and what it says of another attempt, and the response, encoded
 	endFailure         // and the status and the words of an exchange.NoResponse
 	endPanic           // and what the handler has panicked with
 	endReturned        // the node was shut down while the job ran; it is to run elsewhere
+)
+
+// What a response says of another attempt, which is not in the response that is kept.
+const (
+	marksNever     = 1 << iota // none makes sense
+	marksUnreached             // what the handler is for was not reached
 )
 
 // Bounds of the ends that a node holds until the leader has stored them. What is beyond
@@ -46,9 +52,10 @@ type order struct {
 	request []byte        // as exchange.AppendRequest encodes it
 }
 
-// runs are the jobs that this node runs, and the ends that it holds. A job is known by its
-// id alone: an order for one that is here is answered by the run that there is, whatever
-// its attempt and whoever leads by then. So an order may be repeated.
+// runs are the jobs that this node runs, and the ends that it holds. An order for a job that
+// is here is answered by the run that there is, whoever leads by then. So an order may be
+// repeated. Only if the run has ended, and the order is for a later attempt, is it another
+// one: the leader has looked at the end and wants the job to be tried again.
 type runs struct {
 	handler http.Handler
 	limit   int64 // bytes of a response
@@ -86,7 +93,11 @@ func (s *runs) start(o order) (*local, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l, ok := s.all[o.id]; ok && !l.forgotten {
-		return l, nil
+		if l.end == nil || o.attempt <= l.attempt {
+			return l, nil
+		}
+		l.forgotten = true
+		s.dropLocked(l)
 	}
 	if s.leaving || s.running >= s.workers || s.all[o.id] != nil {
 		return nil, errBusy
@@ -139,7 +150,17 @@ func (s *runs) serve(ctx context.Context, r *http.Request, body []byte) (end []b
 	case ctx.Err() == context.DeadlineExceeded:
 		return failureOf(x.Failure(ctx.Err()))
 	}
-	return x.Response().Append([]byte{endResponse})
+	return x.Response().Append([]byte{endResponse, marksOf(x.Verdict())})
+}
+
+func marksOf(v exchange.Verdict) (marks byte) {
+	if v.Never {
+		marks |= marksNever
+	}
+	if v.Failed {
+		marks |= marksUnreached
+	}
+	return marks
 }
 
 func failureOf(status int, detail string) []byte {
@@ -202,13 +223,14 @@ func (s *runs) cancel(id store.ID) {
 	}
 }
 
-// forget drops the ends of jobs that are stored, and cancels those that run for nobody.
-func (s *runs) forget(ids []store.ID) {
+// forget drops the ends of jobs that are stored, and cancels those that run for nobody. A
+// later attempt, which may have begun meanwhile, is none of them.
+func (s *runs) forget(needless map[store.ID]run) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, id := range ids {
+	for id, r := range needless {
 		l, ok := s.all[id]
-		if !ok {
+		if !ok || l.attempt > r.attempt {
 			continue
 		}
 		l.forgotten = true

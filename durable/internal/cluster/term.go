@@ -45,8 +45,9 @@ type Term struct {
 
 // A waiter is a job without a slot.
 type waiter struct {
-	id    store.ID
-	given chan *peer // has room for one
+	id      store.ID
+	attempt int
+	given   chan *peer // has room for one
 }
 
 // Lead begins a term. The other nodes learn of it at once. sure reports whether no other
@@ -158,16 +159,16 @@ func (t *Term) heard(b beat) {
 
 // cleanLocked lets a node forget the ends that are stored, and whatever it does for nobody.
 func (t *Term) cleanLocked(b beat) {
-	var needless []store.ID
+	needless := make(map[store.ID]run)
 	p := t.node.members.find(b.Node)
-	for id := range unpack(b.Runs) {
+	for id, r := range unpack(b.Runs) {
 		at, active := t.active[id]
 		if active && (at == nil || at == p) {
 			continue
 		}
 		state, known := t.store.Standing(id)
 		if active || !known || state.Ended() {
-			needless = append(needless, id)
+			needless[id] = r
 		}
 	}
 	if len(needless) > 0 && p != nil {
@@ -191,10 +192,10 @@ func (t *Term) Sure() bool {
 	}
 }
 
-// take waits for a slot, at the node where the job runs already if there is one.
-func (t *Term) take(ctx context.Context, id store.ID) (*peer, error) {
+// take waits for a slot, at the node where the attempt runs already if there is one.
+func (t *Term) take(ctx context.Context, id store.ID, attempt int) (*peer, error) {
 	t.mu.Lock()
-	w := &waiter{id: id, given: make(chan *peer, 1)}
+	w := &waiter{id: id, attempt: attempt, given: make(chan *peer, 1)}
 	t.active[id] = nil
 	t.waiting = append(t.waiting, w)
 	t.grantLocked()
@@ -229,7 +230,7 @@ func (t *Term) grantLocked() {
 	defer m.mu.Unlock()
 	for len(t.waiting) > 0 {
 		w := t.waiting[0]
-		p := t.chooseLocked(w.id)
+		p := t.chooseLocked(w)
 		if p == nil {
 			return
 		}
@@ -242,10 +243,11 @@ func (t *Term) grantLocked() {
 
 // chooseLocked returns the node for a job: where it runs, else the least loaded, and of two
 // alike this one. It needs members.mu.
-func (t *Term) chooseLocked(id store.ID) (best *peer) {
+func (t *Term) chooseLocked(w *waiter) (best *peer) {
 	free := func(p *peer) float64 { return float64(p.last.Workers-t.used[p]) / float64(max(p.last.Workers, 1)) }
 	for _, p := range t.node.members.nodes {
-		_, runs := p.runs[id]
+		at, runs := p.runs[w.id]
+		runs = runs && (!at.ended || w.attempt <= at.attempt)
 		switch {
 		case p.last.Number <= t.full[p]:
 		case runs:

@@ -121,6 +121,10 @@ func lockFolder(dir string) (*folder, error) {
 	}, nil
 }
 
+// folderVersion is the format of the folder and of the records. Those of format 2 know more
+// kinds than those of format 1: jobs that wait, and jobs that have failed and run again.
+const folderVersion = 2
+
 // checkFormat reads the format of the folder. With create it makes an empty folder one
 // of a log.
 func (f *folder) checkFormat(create bool) error {
@@ -130,17 +134,20 @@ func (f *folder) checkFormat(create bool) error {
 		if _, err := os.Stat(filepath.Join(f.dir, storeName)); !create || err == nil {
 			return fmt.Errorf("it holds no log: the file %s is missing", formatName)
 		}
-		return writeSynced(name, fmt.Sprintf(formatText, version))
+		return writeSynced(name, fmt.Sprintf(formatText, folderVersion))
 	}
 	if err != nil {
 		return err
 	}
 	var format int
 	if _, err := fmt.Sscanf(string(text), formatText, &format); err != nil {
-		return fmt.Errorf("the file %s has %.40q; want %q", formatName, text, fmt.Sprintf(formatText, version))
+		return fmt.Errorf("the file %s has %.40q; want %q", formatName, text, fmt.Sprintf(formatText, folderVersion))
 	}
-	if format != version {
-		return fmt.Errorf("the log has format %d; this version of Holdfast reads format %d", format, version)
+	switch {
+	case format < 1 || format > folderVersion:
+		return fmt.Errorf("the log has format %d; this version of Holdfast reads format 1 to %d", format, folderVersion)
+	case create && format < folderVersion: // what is written from here on, an older version could not read
+		return writeSynced(name, fmt.Sprintf(formatText, folderVersion))
 	}
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// version is the format of the folder and of the messages.
+// version is the format of the messages.
 const version = 1
 
 // A message begins with a header of this layout, little-endian:

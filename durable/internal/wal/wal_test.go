@@ -593,7 +593,7 @@ func listing(t *testing.T, dir string) string {
 
 func TestFolderOfAnotherFormat(t *testing.T) {
 	tests := []struct{ name, format, want string }{
-		{"newer", "holdfast log, format 2\n", "the log has format 2; this version of Holdfast reads format 1"},
+		{"newer", "holdfast log, format 3\n", "the log has format 3; this version of Holdfast reads format 1 to 2"},
 		{"foreign", "something else", `has "something else"`},
 		{"lost", "", "it holds no log: the file format is missing"},
 	}
@@ -620,6 +620,27 @@ func TestFolderOfAnotherFormat(t *testing.T) {
 				t.Errorf("the folder has changed from\n%sto\n%s", before, after)
 			}
 		})
+	}
+}
+
+// A folder of the format before is read, and becomes one of this format when it is written.
+func TestFolderOfTheFormerFormat(t *testing.T) {
+	l := open(t, t.TempDir(), true)
+	dir := l.options.Dir
+	closeLog(t, l)
+	name := filepath.Join(dir, formatName)
+	if err := os.WriteFile(name, []byte("holdfast log, format 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Check(t.Context(), dir, nil); err != nil {
+		t.Error(err)
+	}
+	if text, _ := os.ReadFile(name); string(text) != "holdfast log, format 1\n" {
+		t.Errorf("Check has made it %q", text)
+	}
+	closeLog(t, open(t, dir, true))
+	if text, _ := os.ReadFile(name); string(text) != "holdfast log, format 2\n" {
+		t.Errorf("Open has made it %q", text)
 	}
 }
 
