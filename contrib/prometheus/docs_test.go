@@ -95,7 +95,8 @@ func TestReadme(t *testing.T) {
 
 // notShown are the metrics that the dashboard leaves out.
 var notShown = []string{
-	"holdfast_open_jobs",       // they are included in queued and running
+	"holdfast_open_jobs",                                                      // they are included in queued and running
+	"holdfast_delayed_jobs", "holdfast_retries_total", "holdfast_failed_jobs", // the jobs page shows them
 	"holdfast_overflow_policy", // a setting; blocked, refused and dropped show its effect
 }
 

@@ -172,7 +172,7 @@ func TestProcessServes(t *testing.T) {
 	p.must(413, "POST", "/aaa", strings.Repeat(" ", 1<<20+1))
 	p.must(413, "POST", "/bbb", strings.Repeat(" ", 1<<20+1))
 	id := p.must(202, "POST", "/bbb", sleepFor(0), "Job-Id: forged").id()
-	p.AwaitLog(regexp.MustCompile(` job ended job=` + short(id) + ` method=POST target=/bbb state=done status=200 wait=\S+ run=\S+\n`))
+	p.AwaitLog(regexp.MustCompile(` job ended job=` + short(id) + ` method=POST target=/bbb state=done status=200 attempts=1 wait=\S+ run=\S+\n`))
 	p.signal(os.Interrupt)
 	p.stopped()
 	if ran := p.ran(); len(ran) != 1 {
