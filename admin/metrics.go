@@ -23,6 +23,10 @@ func (h *Handler) serveMetrics(w http.ResponseWriter, r *http.Request) {
 		snapshot.Log = new(metrics.Log(h.config.Log()))
 		families = slices.Concat(families, metrics.OfLog())
 	}
+	if h.config.Cluster != nil {
+		snapshot.Cluster = clusterOf(h.config.Cluster())
+		families = slices.Concat(families, metrics.OfCluster())
+	}
 	var text bytes.Buffer
 	for _, f := range families {
 		writeFamily(&text, &f, f.Samples(snapshot))
@@ -32,6 +36,14 @@ func (h *Handler) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Write(text.Bytes())
+}
+
+func clusterOf(s ClusterStats) *metrics.Cluster {
+	c := &metrics.Cluster{Term: s.Term}
+	for _, n := range s.Nodes {
+		c.Nodes = append(c.Nodes, metrics.Node{Name: n.Name, Workers: n.Workers, Running: n.Running, Silent: n.Silent})
+	}
+	return c
 }
 
 // The characters that the format escapes in a HELP line, and in a label's value.

@@ -86,6 +86,23 @@ func TestLogOfStoredJobs(t *testing.T) {
 	}
 }
 
+// Where several nodes share the jobs, the operator sees which there are.
+func TestNodes(t *testing.T) {
+	f := newFixture(t, holdfast.Config{Workers: 1}, func(c *Config) {
+		c.Cluster = func() ClusterStats {
+			return ClusterStats{Name: "c", Leader: "a", Term: 7, Nodes: []ClusterNode{{Name: "a", Workers: 2, Running: 1}, {Name: "b", Workers: 3, Silent: 0.5}}}
+		}
+	})
+	if c := f.stats().Cluster; c == nil || c.Leader != "a" || c.Term != 7 || len(c.Nodes) != 2 || c.Nodes[1].Silent != 0.5 {
+		t.Errorf("/stats says %+v of the cluster", c)
+	}
+	f.expect(f.do("GET", "/metrics", ""), 200, "holdfast_cluster_term 7\n", `holdfast_cluster_node_workers{node="b"} 3`, `holdfast_cluster_node_running{node="a"} 1`, `holdfast_cluster_node_silent_seconds{node="b"} 0.5`)
+	f = newFixture(t, holdfast.Config{Workers: 1}, nil)
+	if w := f.do("GET", "/metrics", ""); strings.Contains(w.Body.String(), "holdfast_cluster") || f.stats().Cluster != nil {
+		t.Error("there is a cluster where there is only this process")
+	}
+}
+
 // Text from a table that grows must not break the format.
 func TestMetricsAreEscaped(t *testing.T) {
 	var text bytes.Buffer

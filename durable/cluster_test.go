@@ -32,6 +32,7 @@ type fleet struct {
 	args  [3][]string
 	dirs  [3]string
 	addrs [3]string // of the public listeners
+	admin [3]string // of the operator's
 	nodes [3]*proctest.Process
 }
 
@@ -46,11 +47,11 @@ func sail(t *testing.T, args ...string) *fleet {
 	var peers, nodes []string
 	for i := range f.nodes {
 		peers, nodes = append(peers, freeAddr(t)), append(nodes, freeAddr(t))
-		f.addrs[i], f.dirs[i] = freeAddr(t), t.TempDir()
+		f.addrs[i], f.admin[i], f.dirs[i] = freeAddr(t), freeAddr(t), t.TempDir()
 	}
 	for i := range f.nodes {
 		f.args[i] = append([]string{
-			"-addr", f.addrs[i], "-admin", "", "-data", f.dirs[i], "-cluster", "fleet", "-node", fmt.Sprint("n", i+1),
+			"-addr", f.addrs[i], "-admin", f.admin[i], "-data", f.dirs[i], "-cluster", "fleet", "-node", fmt.Sprint("n", i+1),
 			"-cluster-addr", peers[i], "-peers", strings.Join(peers, ","), "-node-addr", nodes[i], "-cluster-secret-file", file,
 		}, args...)
 		f.start(i)
@@ -159,6 +160,57 @@ func TestConformanceOfNodes(t *testing.T) {
 	}
 }
 
+// The operator sees the whole cluster at each node, and the guard of the node that was
+// asked lets nobody else in.
+func TestOperatorOfNodes(t *testing.T) {
+	f := sail(t)
+	f.allReady()
+	f.await(0, f.postTo(0, "/bbb", `{"sleep_time":0}`), "done")
+	leaders := make(map[string]bool)
+	for i, admin := range f.admin {
+		// request names another host
+		if status, _, text, err := request("http://"+admin+"/stats", "GET", ""); status != http.StatusMisdirectedRequest {
+			t.Errorf("n%d answers to the name of another host: %d %s, %v", i+1, status, text, err)
+		}
+		ask := func(method, path, body string) (int, string) {
+			r, _ := http.NewRequest(method, "http://"+admin+path, strings.NewReader(body))
+			resp, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			return resp.StatusCode, string(text)
+		}
+		var stats struct {
+			Dispatcher struct{ Workers, Accepted int }
+			Cluster    struct {
+				Leader string
+				Nodes  []struct{ Name string }
+			}
+		}
+		_, text := ask("GET", "/stats", "")
+		if err := json.Unmarshal([]byte(text), &stats); err != nil || len(stats.Cluster.Nodes) != 3 || stats.Dispatcher.Workers != 300 || stats.Dispatcher.Accepted != 1 {
+			t.Errorf("/stats of n%d is %s, %v", i+1, text, err)
+		}
+		leaders[stats.Cluster.Leader] = true
+		if status, text := ask("GET", "/jobs", ""); status != http.StatusOK || !strings.Contains(text, `"done"`) {
+			t.Errorf("/jobs of n%d: %d %s", i+1, status, text)
+		}
+		if status, text := ask("PATCH", "/dispatcher", `{"workers":5}`); status != http.StatusBadRequest || !strings.Contains(text, "each node has workers of its own") {
+			t.Errorf("PATCH at n%d: %d %s", i+1, status, text)
+		}
+		for _, path := range []string{"/", "/healthz", "/readyz", "/debug/pprof/cmdline", "/metrics"} {
+			if status, text := ask("GET", path, ""); status != http.StatusOK {
+				t.Errorf("%s of n%d: %d %s", path, i+1, status, text)
+			}
+		}
+	}
+	if len(leaders) != 1 || leaders[""] {
+		t.Errorf("the nodes say that %v lead", leaders)
+	}
+}
+
 // An upstream that blocks requests for /hang until they are let go, and remembers which
 // came.
 type harbour struct {
@@ -190,9 +242,11 @@ func newHarbour(t *testing.T) (*harbour, *httptest.Server) {
 	return h, s
 }
 
-func (f *fleet) post(i int, path string) string {
+func (f *fleet) post(i int, path string) string { return f.postTo(i, path, "body") }
+
+func (f *fleet) postTo(i int, path, body string) string {
 	f.t.Helper()
-	status, header, text := f.do(i, "POST", path, "body")
+	status, header, text := f.do(i, "POST", path, body)
 	if status != http.StatusAccepted {
 		f.t.Fatalf("POST %s: %d %s", path, status, text)
 	}

@@ -6,7 +6,8 @@
 // cancellation are the same. Each decision is written to a log before a client is told of
 // it: that a job was accepted before the 202, and how it has ended before it is shown as
 // ended. The log is a NATS JetStream, which runs in the process and opens no port; its
-// folder is all there is.
+// folder is all there is. [Open] is for one process; with [Join] several share the jobs,
+// and the log is replicated among them.
 //
 // Jobs run at least once. A job that was running when the process ended is started again,
 // and its handler can tell: the request has a Job-Attempt header, 1 for the first start,

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"holdfast"
 )
 
@@ -195,4 +197,29 @@ func TestJoin(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
+}
+
+// With the log at external servers the nodes need no folders, and one takes over from the
+// other.
+func TestJoinAtNATS(t *testing.T) {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, MaxPayload: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(s.Shutdown)
+	c := found(t, 2, func(node string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "done") })
+	}, func(c *NodeConfig) {
+		c.Dir, c.Addr, c.Peers, c.NATS, c.NoSync = "", "", nil, s.ClientURL(), true
+	})
+	leads := c.leader()
+	url := leads.life(t).post("/", "")
+	leads.life(t).await(url, "done")
+	leads.quit()
+	next := c.leader()
+	if status, body := next.life(t).response(url); status != http.StatusOK || body != "done" {
+		t.Errorf("the response is %d %s at the next leader", status, body)
+	}
+	next.life(t).await(next.life(t).post("/", ""), "done")
 }

@@ -24,6 +24,20 @@ type Snapshot struct {
 	Urgencies  []holdfast.UrgencyStats
 	Jobs       *holdfast.JobsStats // nil if there is no Jobs
 	Log        *Log                // nil if jobs end with the process
+	Cluster    *Cluster            // nil if there is only this process
+}
+
+// A Cluster is what its leader knows of the nodes.
+type Cluster struct {
+	Term  uint64
+	Nodes []Node
+}
+
+// A Node is one node of a cluster.
+type Node struct {
+	Name             string
+	Workers, Running int
+	Silent           float64 // seconds since it was heard
 }
 
 // A Log is the state of the log of jobs that outlive the process.
@@ -180,6 +194,27 @@ func outcomes(s *Snapshot) []Sample {
 		labeled(holdfast.StateCanceled.String(), st.Canceled),
 		labeled(holdfast.StateDropped.String(), st.Dropped),
 		labeled(holdfast.StateAbandoned.String(), st.Abandoned),
+	}
+}
+
+// OfCluster returns the table of a cluster's leader. The others have no metrics of their
+// own: who asks them gets these.
+func OfCluster() []Family {
+	node := func(name, help string, value func(Node) float64) Family {
+		return Family{name, Gauge, help, "node", func(s *Snapshot) (samples []Sample) {
+			for _, n := range s.Cluster.Nodes {
+				samples = append(samples, Sample{LabelValue: n.Name, Value: value(n)})
+			}
+			return samples
+		}}
+	}
+	return []Family{
+		{"holdfast_cluster_term", Gauge, "Number of the term, which grows with each leader.", "", func(s *Snapshot) []Sample {
+			return []Sample{{Value: float64(s.Cluster.Term)}}
+		}},
+		node("holdfast_cluster_node_workers", "Jobs that may run at a node at once.", func(n Node) float64 { return float64(n.Workers) }),
+		node("holdfast_cluster_node_running", "Jobs that run at a node.", func(n Node) float64 { return float64(n.Running) }),
+		node("holdfast_cluster_node_silent_seconds", "Time since a node was heard; after 2 s it is gone.", func(n Node) float64 { return n.Silent }),
 	}
 }
 
