@@ -26,7 +26,7 @@ import (
 const patient = 3 * time.Minute
 
 var (
-	ports = []string{"8099", "8100", "8080", "8081", "8000"} // of the pages
+	ports = []string{"8099", "8098", "8097", "8100", "8080", "8081", "8000", "9011", "9012", "9013", "9021", "9022", "9023"} // of the pages
 	tools = regexp.MustCompile(`\b(ab|curl|git|make|openssl|python3)\b`)
 
 	// serves finds commands that do not end, each with the port on which it then listens.
@@ -38,6 +38,9 @@ var (
 		{regexp.MustCompile(`^go run main\.go plan\b`), "", ""},
 		{regexp.MustCompile(`^(go run main\.go|bin/holdfast)\b`), "8099", ""},
 		{regexp.MustCompile(`^(go -C durable run \./cmd/holdfast\b|bin/durable$)`), "8099", ""},
+		{regexp.MustCompile(`^bin/durable -node n1 `), "8099", ""},
+		{regexp.MustCompile(`^bin/durable -node n2 `), "8098", ""},
+		{regexp.MustCompile(`^bin/durable -node n3 `), "8097", ""},
 		{regexp.MustCompile(`^go run \.$`), "8080", ""},
 		{regexp.MustCompile(`^python3 -m http\.server\b`), "8000", ""},
 		{regexp.MustCompile(`^go -C examples/payload run \.$`), "8099", " -addr 127.0.0.1:8099"},
