@@ -34,7 +34,7 @@ func TestHistory(t *testing.T) {
 	for life := range max(*kills/2, 2) {
 		p := launch(t, dir, "-upstream", upstream.URL, "-workers", "3", "-queue", "20", "-overflow", "reject", "-attempts", "1000")
 		p.Addr()
-		g.serves.Store(&server{p.Addr(), life + 1, g.Now()})
+		g.serves.Store(&serving{p.Addr(), life + 1, g.Now()})
 		time.Sleep(time.Duration(100+rng.IntN(300)) * time.Millisecond)
 		g.serves.Store(nil)
 		p.Cmd.Process.Kill()
@@ -56,15 +56,15 @@ func TestHistory(t *testing.T) {
 // see. They are the upstream, too.
 type gossips struct {
 	*history.History
-	serves atomic.Pointer[server] // nil while there is none
+	serves atomic.Pointer[serving] // nil while there is none
 	latest atomic.Int64           // the number of the newest job
 	runs   atomic.Int64
 	mu     sync.Mutex
 	urls   map[string]string // of jobs
 }
 
-// A server is one life of it.
-type server struct {
+// A serving server is one life of it.
+type serving struct {
 	addr string
 	life int
 	from int64
@@ -111,7 +111,7 @@ func (g *gossips) client(rng *rand.Rand, stop <-chan struct{}) {
 	}
 }
 
-func (g *gossips) submit(s *server, job string) {
+func (g *gossips) submit(s *serving, job string) {
 	o := g.do(s, history.Op{Kind: history.Submit, Job: job}, "POST", "/async/work")
 	if o.Status == http.StatusAccepted {
 		g.mu.Lock()
@@ -121,12 +121,12 @@ func (g *gossips) submit(s *server, job string) {
 }
 
 // look asks for the response, which comes with the state.
-func (g *gossips) look(s *server, job, url string) {
+func (g *gossips) look(s *serving, job, url string) {
 	g.do(s, history.Op{Kind: history.Look, Job: job, URL: url}, "GET", url+"/response")
 }
 
 // do sends a request and adds what came of it.
-func (g *gossips) do(s *server, o history.Op, method, path string) history.Op {
+func (g *gossips) do(s *serving, o history.Op, method, path string) history.Op {
 	o.Life = s.life
 	r, _ := http.NewRequest(method, "http://"+s.addr+path, nil)
 	r.Host = "holdfast.test"

@@ -17,6 +17,7 @@ import (
 	"holdfast/durable/internal/cluster"
 	"holdfast/durable/internal/secret"
 	"holdfast/durable/internal/wal"
+	"holdfast/internal/budget"
 	"holdfast/internal/httpjob"
 )
 
@@ -219,7 +220,8 @@ func (n *Node) cluster(listener net.Listener, shared *secret.Secret) cluster.Con
 		Addr: net.JoinHostPort(host, port), Listener: listener, Server: shared.Server(), Client: shared.Client(),
 		Conn: n.member.Conn(), Size: c.size(),
 		Workers: c.Workers, Handler: c.Handler, MaxResponse: cmp.Or(c.Jobs.MaxResponse, 8<<20), MaxRequest: maxContent,
-		Local: n.local, Logger: c.Logger,
+		Memory: budget.New(cmp.Or(c.Jobs.MaxMemory, budget.Default()), func(int64, func() bool) {}, func() int { return 1 }),
+		Local:  n.local, Logger: c.Logger,
 	}
 }
 

@@ -34,6 +34,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/logline"
 )
 
@@ -48,10 +49,11 @@ type Config struct {
 	Conn          *nats.Conn   // between the nodes
 	Size          int          // nodes of the cluster, as far as it is known
 
-	Workers     int          // jobs that run here at once
-	Handler     http.Handler // serves their requests
-	MaxResponse int64        // bytes
-	MaxRequest  int64        // bytes of a request that is passed on
+	Workers     int            // jobs that run here at once
+	Handler     http.Handler   // serves their requests
+	MaxResponse int64          // bytes
+	MaxRequest  int64          // bytes of a request that is passed on
+	Memory      *budget.Budget // of those whose server counts nothing
 
 	// Local returns what serves the requests of a kind while this node leads, else nil.
 	Local func(kind Kind) http.Handler

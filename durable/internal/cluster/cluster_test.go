@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"holdfast/durable/internal/secret"
+	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 	"holdfast/internal/store"
 )
@@ -271,6 +272,21 @@ func TestPass(t *testing.T) {
 	close(more)
 	if rest, err := io.ReadAll(resp.Body); err != nil || string(rest) != "rest" || resp.Trailer.Get("X-End") != "end" {
 		t.Errorf("%q, %v, trailer %v", rest, err, resp.Trailer)
+	}
+}
+
+// Without it clients of a node fill its memory with requests that the leader has yet to get.
+func TestPassHasABudget(t *testing.T) {
+	h := newHarness(t)
+	memory := budget.New(1<<20, func(int64, func() bool) {}, func() int { return 1 })
+	a := h.node("a", nil, func(c *Config) { c.Memory = memory })
+	answer := httptest.NewRecorder()
+	a.Pass(answer, httptest.NewRequest("POST", "/", strings.NewReader(strings.Repeat("x", 1<<20))), Public)
+	if answer.Code != http.StatusServiceUnavailable || memory.Refused() != 1 {
+		t.Errorf("%d %s, %d refused; want 503 for want of memory", answer.Code, answer.Body, memory.Refused())
+	}
+	if held := memory.Held(); held != 0 {
+		t.Errorf("%d bytes are held after the answer", held)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/exchange"
 	"holdfast/internal/problem"
 )
@@ -55,7 +56,13 @@ func noLeader(w http.ResponseWriter) {
 
 // Pass passes a request on to the leader, and answers as that does. The body is read first.
 func (n *Node) Pass(w http.ResponseWriter, r *http.Request, kind Kind) {
-	body, ok := problem.ReadBody(w, r, n.MaxRequest)
+	hold := budget.From(w)
+	if hold == nil {
+		hold = new(budget.Hold)
+		hold.Open(n.Memory, 0)
+		defer hold.Close()
+	}
+	body, ok := problem.ReadBodyInto(hold, w, r, n.MaxRequest)
 	if !ok {
 		return
 	}
