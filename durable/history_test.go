@@ -57,7 +57,7 @@ func TestHistory(t *testing.T) {
 type gossips struct {
 	*history.History
 	serves atomic.Pointer[serving] // nil while there is none
-	latest atomic.Int64           // the number of the newest job
+	latest atomic.Int64            // the number of the newest job
 	runs   atomic.Int64
 	mu     sync.Mutex
 	urls   map[string]string // of jobs
