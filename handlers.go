@@ -75,9 +75,10 @@ type JobsConfig struct {
 	// Delay. If zero, 24 hours is used; if negative, such a request is answered with 400.
 	MaxDelay time.Duration
 
-	// MaxDelayed is how many jobs may wait for their time, or between two attempts. Beyond
-	// that, a request that would have to, or might have to, gets 503; jobs that were
-	// accepted before are still tried again. If zero, 10,000 is used.
+	// MaxDelayed is how many jobs may wait for the time that their clients have named, with
+	// a quarter of MaxMemory, and how many between two attempts. Beyond that, a request that
+	// would have to wait, or might have to be tried again, gets 503; jobs that were accepted
+	// before are still tried again. If zero, 10,000 is used.
 	MaxDelayed int
 
 	// PublicURL is where clients find the root of the server, such as
@@ -173,7 +174,7 @@ func (cfg *JobsConfig) complete() error {
 // jobs returns what the Jobs of a complete configuration do their work with.
 func (cfg *JobsConfig) jobs(d *Dispatcher) *httpjob.Jobs {
 	j := &httpjob.Jobs{
-		Queue: queue{d}, MaxResponse: cfg.MaxResponse, MaxDelay: cfg.MaxDelay, Room: later.New(cfg.MaxDelayed),
+		Queue: queue{d}, MaxResponse: cfg.MaxResponse, MaxDelay: cfg.MaxDelay, Room: later.New(cfg.MaxDelayed, cfg.MaxMemory/4),
 		Retry: httpjob.Retry{Attempts: cfg.Retry.Attempts, On: slices.Clone(cfg.Retry.On)},
 	}
 	j.Refusals = httpjob.Refusals{Full: ErrQueueFull, Share: ErrShare, Dropped: ErrDropped, Closed: ErrClosed, Abandoned: ErrAbandoned, Nested: ErrNested}

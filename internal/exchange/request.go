@@ -8,11 +8,12 @@ import (
 	"net/url"
 	"slices"
 
+	"holdfast/internal/budget"
 	"holdfast/internal/problem"
 )
 
 // Size returns about how long the request is when it is encoded.
-func (x *Exchange) Size() int { return 512 + len(x.body) }
+func (x *Exchange) Size() int { return 512 + int(budget.Copy(x.request.Header)) + len(x.body) }
 
 // SetHeader sets a field of the captured request. It comes before Serve.
 func (x *Exchange) SetHeader(name, value string) { x.request.Header.Set(name, value) }

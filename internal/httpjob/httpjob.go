@@ -333,7 +333,7 @@ func (j *Jobs) accept(r *http.Request, t *turn, body []byte, key string) (*store
 	if err := j.Store.Ready(); err != nil {
 		return nil, err
 	}
-	if err := j.roomFor(t); err != nil {
+	if err := j.roomFor(); err != nil {
 		return nil, err
 	}
 	// What the operator says is about the job, what the client says is not: it is about

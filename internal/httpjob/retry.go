@@ -55,12 +55,11 @@ func (j *Jobs) retries() bool { return j.Retry.Attempts > 1 }
 // that they have seen the request before.
 func (j *Jobs) tellsAttempts() bool { return j.retries() || j.Store.Durable() }
 
-// roomFor returns errFull if a request would become a job that has no room to wait for its
-// time. As long as that is so, no other job is accepted that might have to wait there. Those
-// that were accepted before come in whatever its bound, so what is in the room is less than
-// that and the places of the queue together, and no retry is lost.
-func (j *Jobs) roomFor(t *turn) error {
-	if (j.retries() || !t.until.IsZero()) && j.Room.Full() {
+// roomFor returns errFull if a request would become a job that might find no room between
+// two attempts. Those that were accepted before come in whatever the bound, so what waits
+// there is less than that and the places of the queue together, and no retry is lost.
+func (j *Jobs) roomFor() error {
+	if j.retries() && j.Room.Full() {
 		return errFull
 	}
 	return nil
@@ -86,6 +85,9 @@ func (x *execution) beginPause() *pause {
 		p.item.Urgency = x.class.Urgency
 	}
 	p.item.Enter, p.item.Owner = func() { x.enter(p) }, x
+	if x.jobs.Store.Attempts(x.record) == 0 { // it waits since its client has said so
+		p.item.Named, p.item.Size = true, int64(x.exchange.Size())
+	}
 	x.mu.Lock()
 	x.pause = p
 	x.mu.Unlock()

@@ -369,12 +369,13 @@ func TestDelayUnderAKey(t *testing.T) {
 }
 
 // Jobs that wait for their time hold nobody up, and a full room refuses those that would
-// have to wait there, or might have to; but never a retry.
+// have to wait there, or might have to; but never a retry. Whoever names times fills only
+// the room of those who do.
 func TestFullRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 10_000
 		var ran atomic.Int64
-		f := newRetried(t, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{}, func(w http.ResponseWriter, r *http.Request) { ran.Add(1) })
+		f := newRetried(t, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{MaxMemory: 1 << 30, Retry: holdfast.Retry{Attempts: 3}}, func(w http.ResponseWriter, r *http.Request) { ran.Add(1) })
 		defer f.stop(t)
 		for range n {
 			f.id(t, f.post("", "Delay", "3600"))
@@ -413,6 +414,28 @@ func TestFullRoom(t *testing.T) {
 		pass(time.Minute)
 		if st := f.jobs.Stats(); st.Failed != 2 || st.Retries != 2 {
 			t.Errorf("%+v, want both to have failed after a retry", st)
+		}
+	})
+}
+
+// Bodies of jobs that are far ahead leave memory for the others.
+func TestDelayedBodies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newRetried(t, holdfast.Config{Workers: 1, Queue: 1}, holdfast.JobsConfig{MaxMemory: 16 << 20, RetainBytes: 1 << 20, MaxBody: 1 << 20}, func(w http.ResponseWriter, r *http.Request) {})
+		defer f.stop(t)
+		body, n := strings.Repeat("x", 1<<18), 0
+		for f.post(body, "Delay", "3600").Code == 202 {
+			n++
+		}
+		if n < 10 || n > 16 {
+			t.Errorf("%d delayed requests of 256 KiB were accepted, want those that a quarter of 16 MiB holds", n)
+		}
+		if w := f.post(body); w.Code != 202 {
+			t.Errorf("%d %s, want 202 for a request that need not wait", w.Code, w.Body)
+		}
+		pass(time.Hour)
+		if w := f.post(body, "Delay", "1"); w.Code != 202 {
+			t.Errorf("%d, want 202 when the others have run", w.Code)
 		}
 	})
 }

@@ -13,8 +13,12 @@ import (
 // and there is none while nothing is due: so an Enter that blocks holds back the others,
 // which stay in the room. Create a Room with New. Its methods may be called by any number
 // of goroutines at once, and none of them blocks.
+//
+// Those whose times others have named are bounded apart from the rest: whoever names times
+// that are far ahead must not take the room of those who have come in otherwise.
 type Room struct {
-	max int
+	max      int
+	maxBytes int64
 
 	mu       sync.Mutex // protects the following fields and those of every Item that is in the room
 	waiting  queue      // the earliest first
@@ -23,6 +27,8 @@ type Room struct {
 	entering bool // a goroutine is letting items in
 	closed   bool
 	added    uint64
+	named    int   // items with Named
+	bytes    int64 // of these
 }
 
 // An Item is what waits in a Room. Its exported fields are set before it is added, and not
@@ -31,6 +37,8 @@ type Item struct {
 	Urgency int    // the lower goes first
 	Enter   func() // called when it has left the room, since its time has come
 	Owner   any    // whatever whoever closes the room is to know
+	Named   bool   // its time was named by somebody who is not to be trusted
+	Size    int64  // of one that was named, in bytes
 
 	at    time.Time
 	order uint64 // of the items that were added
@@ -38,9 +46,10 @@ type Item struct {
 	index int
 }
 
-// New returns an empty Room, which is full when max items are in it.
-func New(max int) *Room {
-	r := &Room{max: max}
+// New returns an empty Room. It has room for max items that are Named, which have maxBytes
+// at most, and is full when there are max others.
+func New(max int, maxBytes int64) *Room {
+	r := &Room{max: max, maxBytes: maxBytes}
 	r.waiting.less = func(a, b *Item) bool {
 		return a.at.Before(b.at) || a.at.Equal(b.at) && a.order < b.order
 	}
@@ -50,14 +59,15 @@ func New(max int) *Room {
 	return r
 }
 
-// Add lets it wait until a time, and reports whether there was room. If must is true, there
-// is, however many are there. A closed Room has none.
+// Add lets it wait until a time, and reports whether there was room. Without must it has to
+// be Named; with must there is room, however many are there. A closed Room has none.
 func (r *Room) Add(it *Item, at time.Time, must bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed || !must && r.lenLocked() >= r.max {
+	if r.closed || !must && (r.named >= r.max || r.bytes+it.Size > r.maxBytes) {
 		return false
 	}
+	r.countLocked(it, 1)
 	r.added++
 	it.at, it.order = at, r.added
 	heap.Push(&r.waiting, it)
@@ -76,6 +86,7 @@ func (r *Room) Remove(it *Item) bool {
 		return false
 	}
 	heap.Remove(it.in, it.index)
+	r.countLocked(it, -1)
 	return true
 }
 
@@ -86,11 +97,19 @@ func (r *Room) Len() int {
 	return r.lenLocked()
 }
 
-// Full reports whether there is no room for one more.
+// Full reports whether there are max items or more that are not Named.
 func (r *Room) Full() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.lenLocked() >= r.max
+	return r.lenLocked()-r.named >= r.max
+}
+
+// countLocked counts n items like it.
+func (r *Room) countLocked(it *Item, n int) {
+	if it.Named {
+		r.named += n
+		r.bytes += int64(n) * it.Size
+	}
 }
 
 // Closed reports whether Close was called.
@@ -111,7 +130,9 @@ func (r *Room) Close() (left []*Item) {
 	}
 	for _, q := range []*queue{&r.due, &r.waiting} {
 		for len(q.items) > 0 {
-			left = append(left, heap.Pop(q).(*Item))
+			it := heap.Pop(q).(*Item)
+			r.countLocked(it, -1)
+			left = append(left, it)
 		}
 	}
 	return left
@@ -158,7 +179,9 @@ func (r *Room) nextLocked() *Item {
 	if len(r.due.items) == 0 {
 		return nil
 	}
-	return heap.Pop(&r.due).(*Item)
+	it := heap.Pop(&r.due).(*Item)
+	r.countLocked(it, -1)
+	return it
 }
 
 // A queue is a heap of items that know where they are in it.

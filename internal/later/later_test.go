@@ -16,7 +16,7 @@ type log struct {
 }
 
 func (l *log) item(name string, urgency int) *Item {
-	return &Item{Urgency: urgency, Enter: func() {
+	return &Item{Urgency: urgency, Named: true, Size: 1, Enter: func() {
 		l.lines = append(l.lines, fmt.Sprintf("%s %v", name, time.Since(l.began)))
 	}}
 }
@@ -24,7 +24,7 @@ func (l *log) item(name string, urgency int) *Item {
 func TestOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &log{began: time.Now()}
-		r := New(10)
+		r := New(10, 1<<20)
 		gate := make(chan struct{})
 		slow := &Item{Enter: func() { <-gate; l.lines = append(l.lines, "slow") }}
 		r.Add(slow, l.began.Add(time.Second), false)
@@ -44,7 +44,7 @@ func TestOrder(t *testing.T) {
 func TestOnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &log{began: time.Now()}
-		r := New(10_000)
+		r := New(10_000, 1<<20)
 		var want []string
 		for i := range 10_000 {
 			// Each finds a timer that is set for another one.
@@ -52,8 +52,8 @@ func TestOnTime(t *testing.T) {
 			r.Add(l.item("", 0), l.began.Add(at), false)
 			want = append(want, fmt.Sprintf(" %v", time.Duration(i+1)*time.Second))
 		}
-		if !r.Full() || r.Add(l.item("one more", 0), l.began, false) || r.Len() != 10_000 {
-			t.Errorf("a room for 10,000 has %d, or is not full", r.Len())
+		if r.Add(l.item("one more", 0), l.began, false) || r.Len() != 10_000 {
+			t.Errorf("a room for 10,000 has %d", r.Len())
 		}
 		time.Sleep(10_000 * time.Second)
 		synctest.Wait()
@@ -66,14 +66,25 @@ func TestOnTime(t *testing.T) {
 func TestRemove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &log{began: time.Now()}
-		r := New(1)
-		first, must := l.item("first", 0), l.item("must", 0)
+		r := New(1, 100)
+		first, second, must := l.item("first", 0), l.item("second", 0), l.item("must", 0)
+		must.Named, first.Size = false, 101
+		if r.Add(first, l.began.Add(time.Second), false) {
+			t.Error("an item came in that is larger than the room")
+		}
+		first.Size = 100
 		r.Add(first, l.began.Add(time.Second), false)
-		if !r.Add(must, l.began.Add(2*time.Second), true) {
-			t.Error("a full room refused what must be let in")
+		if r.Full() || r.Add(second, l.began, false) {
+			t.Error("the room is full for others, or there is room for another one whose time was named")
+		}
+		if !r.Add(must, l.began.Add(2*time.Second), true) || !r.Full() {
+			t.Error("a full room refused what must be let in, or was not full then")
 		}
 		if !r.Remove(first) || r.Remove(first) {
 			t.Error("an item was not removed once")
+		}
+		if !r.Add(second, l.began.Add(time.Hour), false) {
+			t.Error("an item that has left is counted")
 		}
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
@@ -86,7 +97,7 @@ func TestRemove(t *testing.T) {
 func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &log{began: time.Now()}
-		r := New(10)
+		r := New(10, 1<<20)
 		gate := make(chan struct{})
 		r.Add(&Item{Enter: func() { <-gate }}, l.began, false)
 		synctest.Wait()

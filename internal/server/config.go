@@ -162,7 +162,7 @@ func (c *Config) options() []option {
 		{"attempts", "ATTEMPTS", &number{&c.Attempts, 1, 1000}, "3", "start an asynchronous job at most `n` times, if it panics, answers as -retry-on says, or, with stored jobs, the process dies while it runs; 1 never tries again"},
 		{"retry-on", "RETRY_ON", (*retryOn)(&c.RetryOn), "", "try an asynchronous job again that answers with one of these `statuses`, 400 to 599, joined by commas; connect stands for an upstream that was not reached"},
 		{"max-delay", "MAX_DELAY", &flags.Duration{D: &c.MaxDelay, Want: wantDuration}, "24h", "let clients say up to `d` ahead when a job is to run, by Run-At or Delay; 0 refuses both"},
-		{"max-delayed", "MAX_DELAYED", &number{&c.MaxDelayed, 1, 10_000_000}, "10000", "let `n` jobs wait for their time or their next attempt, then refuse what may have to"},
+		{"max-delayed", "MAX_DELAYED", &number{&c.MaxDelayed, 1, 10_000_000}, "10000", "let `n` jobs wait for the time that their clients have named, and as many for their next attempt, then refuse what may have to"},
 		{"log-jobs", "LOG_JOBS", (*flags.Boolean)(&c.LogJobs), "false", "log each job that has ended"},
 	}
 }
