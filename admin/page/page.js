@@ -57,6 +57,7 @@ function render() {
   renderBursts(latest.bursts);
   renderAdvice(latest.advice, d);
   renderUrgencies(latest.urgencies);
+  renderNodes(latest.cluster);
   renderTimes(d, latest.minute);
   renderKept(latest.kept);
   renderLog(latest.log);
@@ -192,14 +193,28 @@ function renderTimes(d, minute) {
 function renderUrgencies(urgencies) {
   // Where requests are not told apart there is one row, which the page has already said.
   show("urgencies", urgencies.length > 1 || urgencies.some((u) => u.clients.some((c) => c.client) || u.refused.share + u.refused.late + u.refused.expired > 0));
-  const rows = items($("urgency-rows"), urgencies.length, "tr");
-  urgencies.forEach((u, i) => {
+  rows("urgency-rows", urgencies.map((u) => {
     const r = u.refused;
     const clients = u.clients.slice(0, 3).map((c) => `${c.client || "no name"} ${count(c.queued)}`).join(", ");
-    const values = [u.urgency, count(u.queued), duration(u.oldest_age_seconds), count(r.full), count(r.share), count(r.late), count(r.expired), count(r.closed), count(u.dropped), count(u.in_vain), clients || DASH];
-    const cells = items(rows[i], values.length, "td");
+    return [u.urgency, count(u.queued), duration(u.oldest_age_seconds), count(r.full), count(r.share), count(r.late), count(r.expired), count(r.closed), count(u.dropped), count(u.in_vain), clients || DASH];
+  }));
+}
+
+// rows fills the body of a table.
+function rows(id, all) {
+  const lines = items($(id), all.length, "tr");
+  all.forEach((values, i) => {
+    const cells = items(lines[i], values.length, "td");
     values.forEach((v, k) => { if (cells[k].textContent !== String(v)) cells[k].textContent = v; });
   });
+}
+
+function renderNodes(c) {
+  show("nodes", c != null);
+  if (c == null) return;
+  text("nodes-title", `Nodes of ${c.name}`);
+  text("nodes-term", `${c.leader || "No node"} leads, in term ${count(c.term)}.`);
+  rows("node-rows", c.nodes.map((n) => [n.name, count(n.workers), count(n.running), count(n.held), duration(n.silent_seconds) + " ago", n.version || DASH, n.addr]));
 }
 
 function renderKept(k) {
@@ -207,7 +222,10 @@ function renderKept(k) {
   show("pages", k !== null); // without Jobs there is no page of them
   if (k === null) return;
   text("kept-open", count(k.open));
+  text("kept-delayed", count(k.delayed));
+  text("kept-retries", count(k.retries));
   text("kept-jobs", count(k.jobs));
+  text("kept-failed", count(k.failed));
   text("kept-bytes", bytes(k.bytes));
   text("kept-held", bytes(k.held_bytes));
   text("kept-refused", count(k.refused_memory));
