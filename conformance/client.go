@@ -335,15 +335,9 @@ func readJob(t *testing.T, asked, text, id string) job {
 		a.want(t, "the presence of started_at in the state "+j.State, !j.StartedAt.IsZero(), true)
 	}
 	a.want(t, "the presence of an error in the state "+j.State, j.Error != "", j.ended() && j.State != "done")
-	last := j.AcceptedAt
-	for _, at := range []time.Time{j.StartedAt, j.EndedAt} {
-		if at.IsZero() {
-			continue
-		}
-		if at.Before(last) {
-			t.Errorf("%s: accepted_at %v, started_at %v, ended_at %v; want them in this order", asked, j.AcceptedAt, j.StartedAt, j.EndedAt)
-		}
-		last = at
+	times := slices.DeleteFunc([]time.Time{j.AcceptedAt, j.StartedAt, j.EndedAt}, time.Time.IsZero)
+	if !slices.IsSortedFunc(times, time.Time.Compare) {
+		t.Errorf("%s: accepted_at %v, started_at %v, ended_at %v; want them in this order", asked, j.AcceptedAt, j.StartedAt, j.EndedAt)
 	}
 	return j
 }

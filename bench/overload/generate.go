@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"runtime"
@@ -186,18 +187,7 @@ func (t *target) one(id int, a arrival, c class, due time.Time) (time.Duration, 
 		t.fault(0, err)
 		return 0, failed
 	}
-	for name, values := range t.header {
-		request.Header[name] = values
-	}
-	if c.Urgency >= 0 {
-		request.Header.Set("Priority", "u="+strconv.Itoa(c.Urgency))
-	}
-	if name := c.client(a.client); name != "" {
-		request.Header.Set(t.clientHeader, name)
-	}
-	if t.gone != nil {
-		request.Header.Set(idHeader, strconv.Itoa(id))
-	}
+	t.sign(request.Header, id, a, c)
 	response, err := t.client.Do(request)
 	status := 0
 	if err == nil {
@@ -214,6 +204,20 @@ func (t *target) one(id int, a arrival, c class, due time.Time) (time.Duration, 
 		t.fault(status, err)
 	}
 	return took, result
+}
+
+// sign sets what tells a request from others.
+func (t *target) sign(h http.Header, id int, a arrival, c class) {
+	maps.Copy(h, t.header)
+	if c.Urgency >= 0 {
+		h.Set("Priority", "u="+strconv.Itoa(c.Urgency))
+	}
+	if name := c.client(a.client); name != "" {
+		h.Set(t.clientHeader, name)
+	}
+	if t.gone != nil {
+		h.Set(idHeader, strconv.Itoa(id))
+	}
 }
 
 // judge returns the outcome of a request of a class.

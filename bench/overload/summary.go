@@ -64,23 +64,12 @@ func summarizeClass(name string, samples []sample, w window, of func(sample) boo
 		if !w.holds(s.due) {
 			continue
 		}
-		r.Sent++
+		r.count(s.outcome)
 		switch s.outcome {
 		case good:
-			r.Good++
 			answers = append(answers, s.took.Seconds())
-		case late:
-			r.Late++
 		case refused:
-			r.Refused++
 			refusals = append(refusals, s.took.Seconds())
-		case failed:
-			r.Failed++
-		case left:
-			r.Left++
-		case unsent:
-			r.Sent--
-			r.Unsent++
 		}
 	}
 	slices.Sort(answers)
@@ -90,6 +79,26 @@ func summarizeClass(name string, samples []sample, w window, of func(sample) boo
 	r.P50, r.P99, r.P999 = quantile(answers, 0.5), quantile(answers, 0.99), quantile(answers, 0.999)
 	r.RefusedP50, r.RefusedP99 = quantile(refusals, 0.5), quantile(refusals, 0.99)
 	return r
+}
+
+func (r *summary) count(o outcome) {
+	if o == unsent {
+		r.Unsent++
+		return
+	}
+	r.Sent++
+	switch o {
+	case good:
+		r.Good++
+	case late:
+		r.Late++
+	case refused:
+		r.Refused++
+	case failed:
+		r.Failed++
+	case left:
+		r.Left++
+	}
 }
 
 func ratio(a, b int) float64 {

@@ -416,19 +416,17 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, t
 	defer hurry()
 	send := func(text string) error {
 		hurry()
-		_, err := io.WriteString(w, text)
-		if err == nil {
-			err = http.NewResponseController(w).Flush()
+		defer Unhurried(w, r)
+		if _, err := io.WriteString(w, text); err != nil {
+			return err
 		}
-		Unhurried(w, r)
-		return err
+		return http.NewResponseController(w).Flush()
 	}
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
 	for {
-		changed := h.Store.Changed(j)
-		v := h.Store.View(j)
-		var text string
+		changed, v := h.Store.Changed(j), h.Store.View(j)
+		text := ""
 		if n := rank(v); later(n, told) {
 			told = n
 			text = fmt.Sprintf("id: %d\nevent: state\ndata: %s\n\n", n, marshal(h.represent(j.ID, v)))

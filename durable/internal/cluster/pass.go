@@ -71,16 +71,8 @@ func (n *Node) Pass(w http.ResponseWriter, r *http.Request, kind Kind) {
 		noLeader(w)
 		return
 	}
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := n.while(r.Context(), leader)
 	defer cancel()
-	go func() {
-		select {
-		case <-leader.gone:
-		case <-n.gone.Done():
-		case <-ctx.Done():
-		}
-		cancel()
-	}()
 	var sent atomic.Bool
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	resp, err := n.post(traced, leader.addr, "/pass", http.Header{headKind: {string(kind)}}, exchange.AppendRequest(nil, r, body))
@@ -98,6 +90,20 @@ func (n *Node) Pass(w http.ResponseWriter, r *http.Request, kind Kind) {
 		return
 	}
 	n.play(w, bufio.NewReader(resp.Body))
+}
+
+// while returns a context that also ends when the leader is gone, or this node is.
+func (n *Node) while(ctx context.Context, leader *peer) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-leader.gone:
+		case <-n.gone.Done():
+		case <-ctx.Done():
+		}
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 // play answers with what the leader has answered.
