@@ -68,8 +68,9 @@ func DecodeRequest(b []byte) (r *http.Request, body []byte, err error) {
 	r = &http.Request{ProtoMajor: int(b[1]), ProtoMinor: int(b[2]), URL: new(url.URL), Header: make(http.Header), Trailer: make(http.Header)}
 	b = b[3:]
 	for _, s := range [...]*string{&r.Method, &r.Host, &r.RequestURI, &r.RemoteAddr, &r.Proto, &r.Pattern, &r.URL.Scheme, &r.URL.Opaque, &r.URL.Host, &r.URL.Path, &r.URL.RawPath, &r.URL.RawQuery} {
-		n, size := binary.Uvarint(b)
-		*s, b = string(b[size:size+int(n)]), b[size+int(n):]
+		var n int
+		n, b = cutNumber(b)
+		*s, b = string(b[:n]), b[n:]
 	}
 	b = cutFields(cutFields(b, r.Header), r.Trailer)
 	if len(r.Trailer) == 0 {

@@ -63,6 +63,7 @@ func FuzzDecodeRequest(f *testing.F) {
 	x.Capture(http.NotFoundHandler(), httptest.NewRequest("POST", "/a?b", nil), nil, 100)
 	f.Add(x.AppendRequest(nil))
 	f.Add([]byte{})
+	f.Add([]byte("000\x040000\x00\x00\x0200\x0200\x0200\x0200\x0200\x0200\x0200\x0200\x0200\x020\xf2\xf2\xf2\xf2\xf2\xf2\xf2\xf20")) // a field with 2^60 values
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, body, err := DecodeRequest(b)
 		if err == nil && (r == nil || r.URL == nil || len(body) > len(b)) {

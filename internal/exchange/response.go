@@ -428,10 +428,9 @@ func appendField(b []byte, name string, values []string) []byte {
 // cutFields sets the fields at the beginning of b in h, and returns the rest of b.
 // A field without values keeps the server from setting that field.
 func cutFields(b []byte, h http.Header) []byte {
-	number := func() int {
-		n, size := binary.Uvarint(b)
-		b = b[size:]
-		return int(n)
+	number := func() (n int) {
+		n, b = cutNumber(b)
+		return n
 	}
 	text := func(n int) string {
 		s := string(b[:n])
@@ -449,6 +448,16 @@ func cutFields(b []byte, h http.Header) []byte {
 		}
 	}
 	return b
+}
+
+// cutNumber returns the number at the beginning of b, and the rest of b. It panics if there is
+// none: without that, the end of b would be any number of zeros.
+func cutNumber(b []byte) (int, []byte) {
+	n, size := binary.Uvarint(b)
+	if size <= 0 {
+		panic("exchange: no number")
+	}
+	return int(n), b[size:]
 }
 
 // Status returns the status of the response.
