@@ -25,18 +25,38 @@ const maxSleep = 86400
 // {"sleep_time":n}. The request is parsed once, at the door, so that a wrong one is
 // answered before it could become a job.
 func Sleep(maxBody int64, wrap func(http.Handler) http.Handler) http.Handler {
+	// Once, and not for each request: what wraps it learns how long it runs.
+	next := wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if seconds, ok := sleepTime(w, r, maxBody); ok {
+			sleep(w, r, seconds)
+		}
+	}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, ok := problem.ReadBody(w, r, maxBody)
-		if !ok {
-			return
+		if seconds, ok := sleepTime(w, r, maxBody); ok {
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), sleepKey{}, seconds)))
 		}
-		seconds, err := parseSleep(body)
-		if err != nil {
-			problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
-			return
-		}
-		wrap(sleep(seconds)).ServeHTTP(w, r)
 	})
+}
+
+// sleepKey is the key of what a request says, an int64, among the values of its context.
+type sleepKey struct{}
+
+// sleepTime returns what a request says, or answers what is wrong with it. A request that was
+// stored comes back without the values of its context.
+func sleepTime(w http.ResponseWriter, r *http.Request, maxBody int64) (seconds int64, ok bool) {
+	if seconds, ok := r.Context().Value(sleepKey{}).(int64); ok {
+		return seconds, true
+	}
+	body, ok := problem.ReadBody(w, r, maxBody)
+	if !ok {
+		return 0, false
+	}
+	seconds, err := parseSleep(body)
+	if err != nil {
+		problem.Write(w, http.StatusBadRequest, fmt.Sprintf(`%v; want {"sleep_time": n}, n a whole number of seconds from 0 to %d`, err, maxSleep))
+		return 0, false
+	}
+	return seconds, true
 }
 
 // Again returns the handler of requests that were queued before a restart: of the demo, or
@@ -56,17 +76,15 @@ func Again(gateway http.Handler) http.Handler {
 	})
 }
 
-// sleep is the handler that sleeps for so many seconds.
-type sleep int64
-
-func (s sleep) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !rest(r.Context(), time.Duration(s)*time.Second) {
+// sleep sleeps for so many seconds, and answers.
+func sleep(w http.ResponseWriter, r *http.Request, seconds int64) {
+	if !rest(r.Context(), time.Duration(seconds)*time.Second) {
 		problem.Write(w, http.StatusServiceUnavailable, "the sleep was interrupted")
 		return
 	}
 	body := make([]byte, 0, 32)
 	body = append(body, `{"sleep_time":`...)
-	body = strconv.AppendInt(body, int64(s), 10)
+	body = strconv.AppendInt(body, seconds, 10)
 	body = append(body, "}\n"...)
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))

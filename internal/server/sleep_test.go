@@ -24,9 +24,11 @@ func recorded(rec *httptest.ResponseRecorder) answer {
 // post asks a handler, and returns what it got and, if the request was let in, what
 // would sleep.
 func post(maxBody int64, body string, header ...string) (a answer, reached bool, seconds int64) {
-	h := Sleep(maxBody, func(h http.Handler) http.Handler {
-		reached, seconds = true, int64(h.(sleep))
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, seconds) })
+	h := Sleep(maxBody, func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			reached, seconds = true, r.Context().Value(sleepKey{}).(int64)
+			fmt.Fprint(w, seconds)
+		})
 	})
 	req := httptest.NewRequest("POST", "/bbb", strings.NewReader(body))
 	for i := 0; i+1 < len(header); i += 2 {
@@ -144,7 +146,9 @@ func TestBodyLimit(t *testing.T) {
 		}
 	}
 	// Of a body that breaks off nothing is done.
-	h := Sleep(100, func(http.Handler) http.Handler { t.Error("it would sleep"); return nil })
+	h := Sleep(100, func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it would sleep") })
+	})
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest("POST", "/bbb", io.MultiReader(strings.NewReader(sleepFor(0)), iotest.ErrReader(io.ErrUnexpectedEOF))))
 	recorded(rec).check(t, 400)
@@ -239,6 +243,21 @@ func TestConstantLength(t *testing.T) {
 
 // The oracle is encoding/json: what parseSleep accepts, it reads in the same
 // way. The reverse need not be so.
+// A wrapper of each request's own would learn nothing, and take 16 KiB for each job.
+func TestSleepIsWrappedOnce(t *testing.T) {
+	wrapped := 0
+	h := Sleep(100, func(h http.Handler) http.Handler {
+		wrapped++
+		return h
+	})
+	for range 3 {
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/bbb", strings.NewReader(sleepFor(0))))
+	}
+	if wrapped != 1 {
+		t.Errorf("the handler was wrapped %d times for 3 requests, want once", wrapped)
+	}
+}
+
 func FuzzParseSleep(f *testing.F) {
 	for _, seed := range []string{
 		`{"sleep_time":0}`, `{"sleep_time": 86400 }`, `{"sleep_time":86401}`, `{"sleep_time":-0}`, `{"sleep_time":-1}`, `{"sleep_time":1.0}`, `{"sleep_time":1e1}`,
