@@ -14,6 +14,8 @@ package budget
 import (
 	"net/http"
 	"sync/atomic"
+
+	"holdfast/internal/wrapped"
 )
 
 // A Budget is a number of bytes and how many of them are held. Its methods may be called
@@ -264,16 +266,10 @@ func (s *Shared) Alone() bool { return s == nil || s.holders.Load() <= 1 }
 
 // From returns the Hold of the request that w answers, or nil if nobody holds one for it.
 func From(w http.ResponseWriter) *Hold {
-	for {
-		if holding, ok := w.(interface{ Hold() *Hold }); ok {
-			return holding.Hold()
-		}
-		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return nil
-		}
-		w = outer.Unwrap()
+	if holding, ok := wrapped.Find[interface{ Hold() *Hold }](w); ok {
+		return holding.Hold()
 	}
+	return nil
 }
 
 // Of returns the Budget that a handler of Jobs counts in, or nil if it is no such

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"holdfast/internal/budget"
+	"holdfast/internal/wrapped"
 )
 
 // ErrTooLarge is the error for a response above its limit.
@@ -300,18 +301,10 @@ func (x *Exchange) Verdict() Verdict {
 // Unreached says that the handler that answers with w has not reached what it is for, and
 // that nothing has been done for the request. If w records no response, it does nothing.
 func Unreached(w http.ResponseWriter) {
-	for {
-		switch v := w.(type) {
-		case *recorder:
-			v.mu.Lock()
-			v.verdict.Failed = !v.ended
-			v.mu.Unlock()
-			return
-		case interface{ Unwrap() http.ResponseWriter }:
-			w = v.Unwrap()
-		default:
-			return
-		}
+	if r, ok := wrapped.Find[*recorder](w); ok {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.verdict.Failed = !r.ended
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"holdfast/internal/budget"
+	"holdfast/internal/wrapped"
 )
 
 // ReadBody returns the body of a request. It answers 413 if the body has more than limit
@@ -38,7 +39,9 @@ func ReadBodyInto(hold *budget.Hold, w http.ResponseWriter, r *http.Request, lim
 	from := r.Body
 	if r.ContentLength < 0 || r.ContentLength > small {
 		// The connection is closed behind a body that is too large.
-		from = http.MaxBytesReader(unwrap(w), r.Body, limit)
+		// A MaxBytesReader can tell only the server's own writer to close the connection. The
+		// server then gives a client that is still sending time to read its answer.
+		from = http.MaxBytesReader(wrapped.Innermost(w), r.Body, limit)
 	}
 	body, paid, err := ReadAll(from, r.ContentLength, limit, hold)
 	_, cut := errors.AsType[*http.MaxBytesError](err)
@@ -173,18 +176,5 @@ func Forget(r *http.Request) {
 // connection of its own, then says 502.
 func Linger(w http.ResponseWriter) {
 	// The server does so behind a body that is too large, and behind nothing else.
-	http.MaxBytesReader(unwrap(w), io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
-}
-
-// unwrap returns the server's own ResponseWriter. A MaxBytesReader can tell only
-// that one to close the connection. The server then gives a client that is still
-// sending time to read its answer.
-func unwrap(w http.ResponseWriter) http.ResponseWriter {
-	for {
-		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return w
-		}
-		w = outer.Unwrap()
-	}
+	http.MaxBytesReader(wrapped.Innermost(w), io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 }

@@ -228,14 +228,14 @@ func TestNewBody(t *testing.T) {
 }
 
 // wrapped hides net/http's ResponseWriter, as a middleware does.
-type wrapped struct{ http.ResponseWriter }
+type nested struct{ http.ResponseWriter }
 
-func (w wrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w nested) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // A client that sends too much gets an answer, and then the connection is closed.
 func TestReadBodyCloses(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, ok := ReadBody(wrapped{wrapped{w}}, r, 10); ok {
+		if _, ok := ReadBody(nested{nested{w}}, r, 10); ok {
 			t.Error("the body was accepted")
 		}
 	}))
@@ -264,7 +264,7 @@ func TestReadBodyLingers(t *testing.T) {
 			s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				var hold budget.Hold
 				hold.Open(budget.New(4000, nil, func() int { return 1 }), 0)
-				if _, ok := ReadBodyInto(&hold, wrapped{w}, r, 10_000); ok {
+				if _, ok := ReadBodyInto(&hold, nested{w}, r, 10_000); ok {
 					t.Error("the body was accepted")
 				}
 			})}

@@ -17,6 +17,7 @@ import (
 	"holdfast/internal/header"
 	"holdfast/internal/problem"
 	"holdfast/internal/store"
+	"holdfast/internal/wrapped"
 )
 
 // A Handler serves the jobs of a store. Whoever knows the id of a job may do with
@@ -164,10 +165,10 @@ func (h *Handler) Await(w http.ResponseWriter, r *http.Request, j *store.Job, un
 // Unhurried lifts the server's WriteTimeout, if there is one, and returns what lets
 // it begin: the server itself lets it begin with the request, so that a wait would
 // use it up. To set it after the wait is not enough, since in HTTP/2 the stream is
-// reset when it has passed. A ResponseWriter that has such a method itself sees to
-// that by itself.
+// reset when it has passed. A ResponseWriter that has such a method itself, or wraps one
+// that does, sees to that by itself.
 func Unhurried(w http.ResponseWriter, r *http.Request) (hurry func()) {
-	if own, ok := w.(interface{ Unhurried() func() }); ok {
+	if own, ok := wrapped.Find[interface{ Unhurried() func() }](w); ok {
 		return own.Unhurried()
 	}
 	s, ok := r.Context().Value(http.ServerContextKey).(*http.Server)

@@ -15,6 +15,7 @@ import (
 	"holdfast/internal/lazy"
 	"holdfast/internal/problem"
 	"holdfast/internal/store"
+	"holdfast/internal/wrapped"
 )
 
 // An errand is a job on its way to a node, and, if that is lost, to another one.
@@ -184,16 +185,9 @@ func (p nodePanic) Error() string { return "at its node: " + string(p) }
 
 // fail says that there is no response.
 func fail(w http.ResponseWriter, why *exchange.NoResponse) {
-	for {
-		if recorder, ok := w.(interface{ Fail(*exchange.NoResponse) }); ok {
-			recorder.Fail(why)
-			return
-		}
-		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			problem.Write(w, why.Status, why.Detail)
-			return
-		}
-		w = outer.Unwrap()
+	if recorder, ok := wrapped.Find[interface{ Fail(*exchange.NoResponse) }](w); ok {
+		recorder.Fail(why)
+		return
 	}
+	problem.Write(w, why.Status, why.Detail)
 }

@@ -3,8 +3,6 @@ package cluster
 import (
 	"errors"
 	"net/http"
-
-	"holdfast/internal/resource"
 )
 
 // Reads returns a handler for what tells of jobs: next answers, but only while this node is
@@ -13,7 +11,7 @@ import (
 // process can be stopped for any time.
 func (t *Term) Reads(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		next.ServeHTTP(&sureWriter{ResponseWriter: w, term: t, request: r}, r)
+		next.ServeHTTP(&sureWriter{ResponseWriter: w, term: t}, r)
 	})
 }
 
@@ -22,18 +20,12 @@ var errUnsure = errors.New("cluster: this node cannot be sure any more that it l
 // A sureWriter answers 503 in place of what it cannot be sure of.
 type sureWriter struct {
 	http.ResponseWriter
-	term    *Term
-	request *http.Request
-	headed  bool
-	unsure  bool
+	term   *Term
+	headed bool
+	unsure bool
 }
 
 func (w *sureWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// Unhurried is what package resource asks for, which sees only the outermost writer.
-func (w *sureWriter) Unhurried() (hurry func()) {
-	return resource.Unhurried(w.ResponseWriter, w.request)
-}
 
 func (w *sureWriter) WriteHeader(status int) {
 	if w.headed {
