@@ -107,8 +107,8 @@ type Retry struct {
 
 // Jobs turns requests into jobs of a dispatcher, and serves the jobs to clients. Its
 // methods, and the handlers that they return, may be called by any number of
-// goroutines at once.
-// Wrap a handler once, and not for each request: what wraps it learns how long it runs.
+// goroutines at once. Wrap a handler once, and not for each request: what wraps it learns
+// how long it runs.
 //
 // A wrapped handler needs no change. As a job it gets the request's method, target,
 // header and body, the values of the request's context, and a ResponseWriter that

@@ -45,13 +45,7 @@ func (x *Exchange) Keep() { x.kept = true }
 // Serve calls the handler, with ctx as the request's context. It does not recover from
 // panics of the handler. An error says why there is no response.
 func (x *Exchange) Serve(ctx context.Context) error {
-	r := x.request.WithContext(ctx)
-	if x.kept {
-		r = x.request.Clone(ctx)
-		r.Body = problem.NewBody(x.body)
-	} else {
-		x.request, x.body = r, nil
-	}
+	r := x.forHandler(ctx)
 	// The server does this only for its own request.
 	defer func() {
 		if r.MultipartForm != nil {
@@ -64,6 +58,17 @@ func (x *Exchange) Serve(ctx context.Context) error {
 	x.handler.ServeHTTP(x.recorder, r)
 	x.response, x.err = x.recorder.end()
 	return x.err
+}
+
+// forHandler returns the request that the next call gets.
+func (x *Exchange) forHandler(ctx context.Context) *http.Request {
+	if x.kept {
+		r := x.request.Clone(ctx)
+		r.Body = problem.NewBody(x.body)
+		return r
+	}
+	x.request, x.body = x.request.WithContext(ctx), nil
+	return x.request
 }
 
 // Again lets go of what the last call has left, before another one. It comes after Keep.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"net/http"
-	"slices"
 	"time"
 
 	"holdfast/internal/budget"
@@ -23,8 +22,7 @@ func Of(h http.Handler) *Jobs {
 	return nil
 }
 
-// journal prepares what the journal gets of the request. A handler can tell by the key
-// that it has seen the request before, so each job has one.
+// journal gives the record what the job is made of again after a restart.
 func (x *execution) journal(t *turn) { x.record.Capture(x.encode(t.until)) }
 
 // timed marks a captured request that says when it is to run.
@@ -81,8 +79,8 @@ func (x *execution) restore(record *store.Job, b []byte) (until time.Time, err e
 }
 
 // Restore submits the jobs again that had not ended before a restart, in the order in
-// which they were accepted; h serves their requests. A job that was running
-// attempts times when the process died fails: it may be what has ended it. All others have a place when
+// which they were accepted; h serves their requests. A job that was running attempts times
+// when the process died fails: it may be what has ended it. All others have a place when
 // Restore returns, also if there are fewer places than before. Beside it no other request
 // may come. Restore returns how many jobs those are.
 //
@@ -91,9 +89,8 @@ func (x *execution) restore(record *store.Job, b []byte) (until time.Time, err e
 func (j *Jobs) Restore(h http.Handler, attempts int, elsewhere map[store.ID]int) (int, error) {
 	rt := j.newRoute(h, Limits{})
 	j.restoring = rt
-	var again []*execution
-	var waiting []time.Duration
-	goOn := 0
+	var first, again []*execution
+	var waiting []time.Duration // of those in again
 	for _, r := range j.Store.Restored() {
 		attempt, goesOn := elsewhere[r.ID]
 		goesOn = goesOn && r.Next.IsZero() // else that attempt is over, and was looked at
@@ -109,8 +106,7 @@ func (j *Jobs) Restore(h http.Handler, attempts int, elsewhere map[store.ID]int)
 			return 0, fmt.Errorf("the request of job %s: %w", r.ID.Short(), err)
 		}
 		if goesOn {
-			again, waiting = slices.Insert(again, goOn, x), slices.Insert(waiting, goOn, 0)
-			goOn++
+			first = append(first, x)
 			continue
 		}
 		if !r.Next.IsZero() || j.Store.Attempts(r.Job) > 0 {
@@ -119,10 +115,13 @@ func (j *Jobs) Restore(h http.Handler, attempts int, elsewhere map[store.ID]int)
 		// A clock that was ahead, and has been set back, does not make it wait for longer.
 		again, waiting = append(again, x), append(waiting, min(time.Until(until), until.Sub(r.Accepted)+time.Millisecond))
 	}
+	for _, x := range first {
+		x.resume(0)
+	}
 	for i, x := range again {
 		x.resume(waiting[i])
 	}
-	return len(again), nil
+	return len(first) + len(again), nil
 }
 
 // resume lets a job that was accepted before a restart go on: wait for what is left until

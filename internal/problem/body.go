@@ -38,9 +38,8 @@ func ReadBodyInto(hold *budget.Hold, w http.ResponseWriter, r *http.Request, lim
 	}
 	from := r.Body
 	if r.ContentLength < 0 || r.ContentLength > small {
-		// The connection is closed behind a body that is too large.
-		// A MaxBytesReader can tell only the server's own writer to close the connection. The
-		// server then gives a client that is still sending time to read its answer.
+		// Behind a body that is too large the server's own writer, and no other, closes the
+		// connection, and gives a client that is still sending time to read its answer.
 		from = http.MaxBytesReader(wrapped.Innermost(w), r.Body, limit)
 	}
 	body, paid, err := ReadAll(from, r.ContentLength, limit, hold)

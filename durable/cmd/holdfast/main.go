@@ -1,7 +1,6 @@
 // Holdfast is the server whose jobs outlive the process. It has the flags of the one in
-// the root, and more: -data, -sync and -attempts, and -cluster with what a node of several
-// needs. With check as the first argument, it says what
-// a folder holds and what is wrong with it.
+// the root, and more: -data and -sync, and -cluster with what a node of several needs. With
+// check as the first argument, it says what a folder holds and what is wrong with it.
 package main
 
 import (

@@ -209,6 +209,13 @@ func (m *members) dropLocked(p *peer) {
 	delete(m.nodes, p.name)
 }
 
+// find returns the node with a name, nil if it is not there.
+func (m *members) find(name string) *peer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.nodes[name]
+}
+
 // leads returns the term, and the node that leads it, nil if there is none.
 func (m *members) leads() (uint64, *peer) {
 	m.mu.Lock()

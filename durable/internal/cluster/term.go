@@ -176,12 +176,6 @@ func (t *Term) cleanLocked(b beat) {
 	}
 }
 
-func (m *members) find(name string) *peer {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.nodes[name]
-}
-
 // Sure reports whether no other node has led until this call.
 func (t *Term) Sure() bool {
 	select {
