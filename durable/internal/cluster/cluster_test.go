@@ -166,6 +166,10 @@ func TestOrders(t *testing.T) {
 	}
 	later := one
 	later.attempt = 2
+	if r := <-send(later); r.err != nil || started.Load() != 2 {
+		t.Errorf("an order of a leader that has not seen the end: %v, %d starts; want the end that there is", r.err, started.Load())
+	}
+	later.seen = 1
 	if r := <-send(later); r.err != nil || started.Load() != 3 {
 		t.Errorf("the next attempt of a job that has ended: %v, %d starts; want another one", r.err, started.Load())
 	}

@@ -43,6 +43,7 @@ func (t *Term) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.term, e.attempt = t.number, 1
 	if e.id, e.followed = r.Context().Value(httpjob.IDKey{}).(store.ID); e.followed {
 		e.attempt, _ = strconv.Atoi(r.Header.Get("Job-Attempt"))
+		e.seen = e.attempt - 1 // whatever came of those before, the job is to run once more
 	} else {
 		e.id = store.NewID() // its client waits for the answer, and nobody else ever will
 	}
@@ -65,7 +66,7 @@ func (e *errand) over() {
 // run returns the end of the job. An error that is no NoResponse means that ctx has ended.
 func (e *errand) run(ctx context.Context) ([]byte, error) {
 	for died, cut := false, false; ; {
-		p, err := e.take(ctx, e.id, e.attempt)
+		p, err := e.take(ctx, e.id, e.seen)
 		if err == nil && (died || cut) {
 			// Not before it has a slot: else a leader that is lost while the job waits for one
 			// would have counted a start that there was not.
@@ -90,7 +91,7 @@ func (e *errand) run(ctx context.Context) ([]byte, error) {
 			<-ctx.Done() // the dispatcher of a term that is over is shut down
 			return nil, ctx.Err()
 		case err == nil:
-			cut = true
+			cut, e.seen = true, e.attempt
 			e.refused(p)
 		case errors.Is(err, errBusy):
 			e.refused(p)

@@ -20,6 +20,7 @@ const (
 	headTerm    = "Holdfast-Term"
 	headJob     = "Holdfast-Job"
 	headAttempt = "Holdfast-Attempt"
+	headSeen    = "Holdfast-Seen"
 	headLimit   = "Holdfast-Limit" // in nanoseconds
 	headKind    = "Holdfast-Kind"
 )
@@ -61,12 +62,13 @@ func (n *Node) serveRun(w http.ResponseWriter, r *http.Request) {
 	var known bool
 	o.id, known = store.ParseID(r.Header.Get(headJob))
 	attempt, err := strconv.Atoi(r.Header.Get(headAttempt))
-	limit, err2 := strconv.ParseInt(r.Header.Get(headLimit), 10, 64)
-	if !known || err != nil || err2 != nil {
-		http.Error(w, "want an id, an attempt and a limit", http.StatusBadRequest)
+	seen, err2 := strconv.Atoi(r.Header.Get(headSeen))
+	limit, err3 := strconv.ParseInt(r.Header.Get(headLimit), 10, 64)
+	if !known || err != nil || err2 != nil || err3 != nil {
+		http.Error(w, "want an id, an attempt, the one that was looked at, and a limit", http.StatusBadRequest)
 		return
 	}
-	o.attempt, o.limit = attempt, time.Duration(limit)
+	o.attempt, o.seen, o.limit = attempt, seen, time.Duration(limit)
 	if o.request, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxWire)); err != nil {
 		http.Error(w, "the request did not come whole", http.StatusBadRequest)
 		return
@@ -122,7 +124,7 @@ func (n *Node) post(ctx context.Context, addr, path string, header http.Header, 
 func (o *order) header() http.Header {
 	return http.Header{
 		headTerm: {strconv.FormatUint(o.term, 10)}, headJob: {o.id.String()},
-		headAttempt: {strconv.Itoa(o.attempt)}, headLimit: {strconv.FormatInt(int64(o.limit), 10)},
+		headAttempt: {strconv.Itoa(o.attempt)}, headSeen: {strconv.Itoa(o.seen)}, headLimit: {strconv.FormatInt(int64(o.limit), 10)},
 	}
 }
 

@@ -48,14 +48,16 @@ type order struct {
 	term    uint64
 	id      store.ID
 	attempt int
+	seen    int           // the attempt whose end the leader has looked at last; 0: none
 	limit   time.Duration // that the job may run; 0: none
 	request []byte        // as exchange.AppendRequest encodes it
 }
 
 // runs are the jobs that this node runs, and the ends that it holds. An order for a job that
-// is here is answered by the run that there is, whoever leads by then. So an order may be
-// repeated. Only if the run has ended, and the order is for a later attempt, is it another
-// one: the leader has looked at the end and wants the job to be tried again.
+// is here is answered by the run that there is, whatever its attempt and whoever leads by
+// then. So an order may be repeated, and a node that was taken for lost need not run a job
+// twice. Only a run whose end the leader has looked at is followed by another one: the job
+// is to be tried again.
 type runs struct {
 	handler http.Handler
 	limit   int64 // bytes of a response
@@ -93,7 +95,7 @@ func (s *runs) start(o order) (*local, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l, ok := s.all[o.id]; ok && !l.forgotten {
-		if l.end == nil || o.attempt <= l.attempt {
+		if l.end == nil || l.attempt > o.seen {
 			return l, nil
 		}
 		l.forgotten = true

@@ -45,9 +45,9 @@ type Term struct {
 
 // A waiter is a job without a slot.
 type waiter struct {
-	id      store.ID
-	attempt int
-	given   chan *peer // has room for one
+	id    store.ID
+	seen  int        // as of the order
+	given chan *peer // has room for one
 }
 
 // Lead begins a term. The other nodes learn of it at once. sure reports whether no other
@@ -186,10 +186,10 @@ func (t *Term) Sure() bool {
 	}
 }
 
-// take waits for a slot, at the node where the attempt runs already if there is one.
-func (t *Term) take(ctx context.Context, id store.ID, attempt int) (*peer, error) {
+// take waits for a slot, at the node where the job runs already if there is one.
+func (t *Term) take(ctx context.Context, id store.ID, seen int) (*peer, error) {
 	t.mu.Lock()
-	w := &waiter{id: id, attempt: attempt, given: make(chan *peer, 1)}
+	w := &waiter{id: id, seen: seen, given: make(chan *peer, 1)}
 	t.active[id] = nil
 	t.waiting = append(t.waiting, w)
 	t.grantLocked()
@@ -241,7 +241,7 @@ func (t *Term) chooseLocked(w *waiter) (best *peer) {
 	free := func(p *peer) float64 { return float64(p.last.Workers-t.used[p]) / float64(max(p.last.Workers, 1)) }
 	for _, p := range t.node.members.nodes {
 		at, runs := p.runs[w.id]
-		runs = runs && (!at.ended || w.attempt <= at.attempt)
+		runs = runs && (!at.ended || at.attempt > w.seen)
 		switch {
 		case p.last.Number <= t.full[p]:
 		case runs:
