@@ -107,11 +107,20 @@ func (c *crew) look(e entry, response bool) {
 	}
 	from := c.history.Now()
 	status, h, text, err := c.ask("GET", path, "")
-	o.Status, o.Lost, o.State = status, err != nil, h.Get("Job-State")
-	if response && o.State == "done" {
-		o.Response = fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(text)))
+	o.Status, o.Lost = status, err != nil
+	if o.State, o.Response = seen(h, text); !response {
+		o.Response = ""
 	}
 	c.history.Add(from, o)
+}
+
+// seen returns what an answer about a job says of its state, and of its response if it is
+// done.
+func seen(h http.Header, body string) (state, response string) {
+	if state = h.Get("Job-State"); state == "done" {
+		response = fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(body)))
+	}
+	return state, response
 }
 
 func request(url, method, body string, header ...string) (int, http.Header, string, error) {

@@ -4,8 +4,6 @@ package durable
 
 import (
 	"fmt"
-	"hash/crc32"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -128,28 +126,19 @@ func (g *gossips) look(s *serving, job, url string) {
 // do sends a request and adds what came of it.
 func (g *gossips) do(s *serving, o history.Op, method, path string) history.Op {
 	o.Life = s.life
-	r, _ := http.NewRequest(method, "http://"+s.addr+path, nil)
-	r.Host = "holdfast.test"
+	var header []string
 	if o.Kind == history.Submit {
-		r.Header.Set("Idempotency-Key", `"`+o.Job+`"`)
+		header = []string{"Idempotency-Key", `"` + o.Job + `"`}
 	}
 	from := g.Now()
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		o.Lost = true
-		g.Add(from, o)
-		return o
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	o.Status, o.Lost = resp.StatusCode, err != nil
-	switch o.Kind {
-	case history.Submit:
-		o.URL = resp.Header.Get("Location")
-	case history.Look:
-		if o.State = resp.Header.Get("Job-State"); o.State == "done" {
-			o.Response = fmt.Sprintf("%08x", crc32.ChecksumIEEE(body))
-		}
+	status, h, body, err := request("http://"+s.addr+path, method, "", header...)
+	o.Status, o.Lost = status, err != nil
+	switch {
+	case o.Lost:
+	case o.Kind == history.Submit:
+		o.URL = h.Get("Location")
+	case o.Kind == history.Look:
+		o.State, o.Response = seen(h, body)
 	}
 	g.Add(from, o)
 	return o
