@@ -417,11 +417,9 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, t
 	defer hurry()
 	send := func(text string) error {
 		hurry()
-		defer Unhurried(w, r)
-		if _, err := io.WriteString(w, text); err != nil {
-			return err
-		}
-		return http.NewResponseController(w).Flush()
+		err := sendNow(w, text)
+		Unhurried(w, r)
+		return err
 	}
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
@@ -451,4 +449,12 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, j *store.Job, t
 			return
 		}
 	}
+}
+
+// sendNow writes text past the server's buffer.
+func sendNow(w http.ResponseWriter, text string) error {
+	if _, err := io.WriteString(w, text); err != nil {
+		return err
+	}
+	return http.NewResponseController(w).Flush()
 }
